@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from absl import flags, logging
 
 from mechdiff.cli import hints, output
 from mechdiff.core import devices, keys, old_names, presets, processes
-from mechdiff.core.config import ExperimentConfig, override, to_dict
+from mechdiff.core.config import DRAWN, ExperimentConfig, override, to_dict
 from mechdiff.core.errors import MechdiffError
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
@@ -289,11 +289,49 @@ def opened(
     return Opened(denoiser, trained, images_of, images_of.scored_set(timesteps, key))
 
 
-def chooser(config: ExperimentConfig, workdir: Path, celeba: str | None, images: str | None) -> Callable:
-    """`choosing.chooser`, with the statements of --classes and --conditions on the images."""
+def check_names(names: Sequence[str]) -> None:
+    """Refuses models of one name in results, where the later would take the place of the earlier.
+
+    Args:
+      names: of all models, as the launcher calls their results.
+
+    Raises:
+      flags.Error: two are alike.
+    """
+    alike = [name for place, name in enumerate(names) if name in names[:place]]
+    if alike:
+        raise flags.Error(
+            f"two models are called alike, {alike[0]}, and so would be their results; rename one's folder"
+        )
+
+
+def last_folders(model: str | Path) -> str:
+    """A model's name by the last two words of its path: seeds of several trainings are told apart."""
+    return "/".join(Path(model).parts[-2:])
+
+
+def chooser(
+    config: ExperimentConfig, workdir: Path, celeba: str | None, images: str | None, mixed: bool = False
+) -> Callable:
+    """`choosing.chooser`, with the statements of --classes and --conditions on the images.
+
+    Args:
+      mixed: models of several data sets are examined by one command, and --celeba is for those that it fits;
+        else a line on stderr says where it has no effect.
+    """
     classes, conditions = (FLAGS[name].value for name in ("classes", "conditions"))  # unparsed in tests
     sources = ConditionSources(classes=classes, conditions=conditions)
-    return choosing.chooser(config, celeba, workdir / "cache", images, sources)
+    choose = choosing.chooser(config, celeba, workdir / "cache", images, sources)
+
+    def said(
+        denoiser: Examinable, trained: ExperimentConfig, record: dict | None = None
+    ) -> inputs.EvalImages:
+        if celeba and trained.data.name in DRAWN:
+            words = f"{denoiser.name}: it is examined on {trained.data.name} images, which are drawn"
+            print(f"warning: --celeba={celeba} has no effect on {words}", file=sys.stderr, flush=True)
+        return choose(denoiser, trained, record)
+
+    return choose if mixed else said
 
 
 def save(workdir: Path, name: str, result: xr.Dataset, config: ExperimentConfig, **facts: object) -> None:

@@ -38,11 +38,10 @@ REPEATS = flags.DEFINE_integer("repeats", 10, "Resamples on which circuits are f
 
 
 def main(config, workdir):
+    _launch.check_names([load.name_of(model) for model in MODEL.value])
     use_all_cores()
     root, folder = jax.random.key(config.seed), files.ensure_writable(workdir / "circuits")
     discovered, held_out, rows = {}, {}, []  # by ablation and network
-    if len({load.name_of(model) for model in MODEL.value}) < len(MODEL.value):
-        raise flags.Error("two models are called alike, and so would be their results; rename one's folder")
     for model in MODEL.value:
         denoiser, _, images, _ = _launch.opened(config, workdir, model, CELEBA.value, IMAGES.value)
         for ablation in config.sweep.ablations:

@@ -9,6 +9,7 @@ examined later can be added by the same command.
 from absl import flags
 
 from mechdiff.core.errors import ConfigError
+from mechdiff.core.text_table import counted
 from mechdiff.storage import locks
 from mechdiff.study import collecting
 
@@ -24,7 +25,7 @@ def main(config, workdir):
         raise ConfigError("nothing to collect; give a folder of examined networks with --examined=FOLDER")
     with locks.lock(workdir):
         names = collecting.collect(EXAMINED.value, workdir)
-    print(f"{workdir}: {len(names)} networks")
+    print(f"{workdir}: {counted(len(names), 'network')}")
     return {"models": names}
 
 

@@ -18,6 +18,7 @@ from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
 from mechdiff.core.errors import ConfigError
 from mechdiff.interventions.build import leave_one_out
+from mechdiff.models import load
 from mechdiff.stats.clusters import PERSON
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
@@ -35,6 +36,7 @@ idle = {"sweep.ablations": _launch.BY_ZERO}
 
 
 def main(config, workdir):
+    _launch.check_names([load.name_of(model) for model in MODEL.value])
     use_all_cores()
     results, rows, inputs = {}, [], {}
     sweep = dataclasses.replace(config.sweep, ablations=("zero",))

@@ -37,7 +37,7 @@ FROM = flags.DEFINE_string(
 )
 TO = flags.DEFINE_string("to", None, "Folder in which the model is put, as model/.", required=True)
 SAMPLES = flags.DEFINE_integer("samples", 4, "Images drawn for its sample sheet; 0: none.", lower_bound=0)
-STEPS = flags.DEFINE_integer("steps", 50, "DDIM steps of each.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", None, "DDIM steps of each; default: 50, at most T.", lower_bound=1)
 flags.DEFINE_string("weights", None, "Which of several: raw, ema, a variant such as fp16, or a file's name.")
 flags.DEFINE_enum("dialect", None, tuple(adm_options.DIALECTS), "Whose defaults absent ADM flags have.")
 flags.DEFINE_enum(

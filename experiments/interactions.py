@@ -12,6 +12,7 @@ import dataclasses
 
 from absl import flags
 
+from mechdiff import stats
 from mechdiff.circuits import redundancy
 from mechdiff.core import keys
 from mechdiff.core.config import to_dict
@@ -35,6 +36,7 @@ idle = {"sweep.ablations": _launch.BY_ZERO}
 
 
 def main(config, workdir):
+    stats.weights.check_units(config.sweep.images)
     use_all_cores()
     files.ensure_writable(workdir)
     denoiser, _, images, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value, IMAGES.value)

@@ -10,11 +10,13 @@ import jax
 import numpy as np
 from absl import flags
 
+from mechdiff.analysis import saved_effects
 from mechdiff.core import keys
 from mechdiff.core.devices import use_all_cores
 from mechdiff.data.synthetic import FACTORS
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models import load
+from mechdiff.storage import files
 from mechdiff.sweeps import interchange
 
 from . import _launch
@@ -27,6 +29,8 @@ idle = {"sweep.images": "give --pairs=N", "sweep.ablations": "activations are ex
 
 
 def main(config, workdir):
+    interchange.check_factors(ONLY.value)
+    files.ensure_writable(workdir)
     use_all_cores()
     denoiser, trained, _ = load.load_denoiser(MODEL.value)
     timesteps = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
@@ -35,7 +39,8 @@ def main(config, workdir):
     effects = interchange.interchange_effects(denoiser, timesteps, pairs)
     _launch.save(workdir, "interchange", effects, config, models=[denoiser.name])
     _, share = interchange.transfer_by_component(effects, seed=config.seed)
-    print(f"{denoiser.name}: components that carry most of each factor, {PAIRS.value} pairs of faces")
+    few = saved_effects.few_images(PAIRS.value)
+    print(f"{denoiser.name}: components that carry most of each factor, {PAIRS.value} pairs of faces{few}")
     carriers = {}
     for factor, estimate, low, high in zip(ONLY.value, share.estimate, share.low, share.high, strict=True):
         if np.isnan(estimate).all():

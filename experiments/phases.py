@@ -7,7 +7,6 @@ smooth drift fits better. Result: WORKDIR/phases.json.
 """
 
 import dataclasses
-from pathlib import Path
 
 import jax
 from absl import flags
@@ -30,10 +29,12 @@ UNTRAINED = flags.DEFINE_boolean("untrained", False, "With every model also a fr
 
 
 def main(config, workdir):
+    phases.check_sizes(config.sweep.images, config.sweep.timesteps)
+    _launch.check_names([_launch.last_folders(model) for model in MODEL.value])
     use_all_cores()
     records, inputs = {}, {}
-    for folder in map(Path, MODEL.value):
-        name = "/".join(folder.parts[-2:])
+    for folder in MODEL.value:
+        name = _launch.last_folders(folder)
         denoiser, _, images, eval_set = _launch.opened(
             config, workdir, folder, CELEBA.value, IMAGES.value, name=name
         )

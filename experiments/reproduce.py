@@ -41,7 +41,7 @@ def main(config, workdir):
             collection.open_collection(IMAGES.value)
         models = {name: shipped.folder(name) for name in config.study.models} or trained(config, workdir)
         manifest = run_manifest(to_dict(config), models=sorted(models))
-        choose = _launch.chooser(config, workdir, CELEBA.value, IMAGES.value)
+        choose = _launch.chooser(config, workdir, CELEBA.value, IMAGES.value, mixed=True)
         for name, folder in models.items():
             where = workdir / "subjects" / name
             examined = examine.examine(name, folder, choose, config.sweep, config.seed, where)

@@ -14,7 +14,7 @@ from mechdiff.analysis import roles
 from mechdiff.analysis.roles.image_features import image_feature_names
 from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
-from mechdiff.models import untrained
+from mechdiff.models import load, untrained
 from mechdiff.storage import files, labelled
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.study import role_results
@@ -36,6 +36,7 @@ idle = {"sweep.ablations": _launch.BY_ZERO}
 
 
 def main(config, workdir):
+    _launch.check_names([load.name_of(model) for model in MODEL.value])
     use_all_cores()
     if FRESH.value < roles.untrained_needed():
         print(f"--fresh={FRESH.value} is few: no p will be small enough for a lone role", file=sys.stderr)

@@ -27,7 +27,7 @@ from . import _launch
 
 MODEL = flags.DEFINE_string("model", None, _launch.MODEL_HELP, required=True)
 COUNT = flags.DEFINE_integer("count", 64, "Images.", lower_bound=1)
-STEPS = flags.DEFINE_integer("steps", 50, "DDIM steps.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", None, "DDIM steps; default: 50, at most T.", lower_bound=1)
 ABLATE = flags.DEFINE_string("ablate", "", "Regular expression of component names to leave out.")
 WINDOW = flags.DEFINE_list("window", [], "Timesteps LOW,HIGH in which the ablation acts.")
 

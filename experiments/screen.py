@@ -8,7 +8,6 @@ Result: WORKDIR/screen.json.
 """
 
 import dataclasses
-from pathlib import Path
 
 import jax
 from absl import flags
@@ -44,10 +43,11 @@ idle = {"sweep.ablations": "give --ablation=NAME"}
 
 
 def main(config, workdir):
+    _launch.check_names([_launch.last_folders(model) for model in MODEL.value])
     use_all_cores()
     screens, inputs, largest = {"trained": {}, "untrained": {}}, {}, {}
-    for folder in map(Path, MODEL.value):
-        name = "/".join(folder.parts[-2:])
+    for folder in MODEL.value:
+        name = _launch.last_folders(folder)
         denoiser, trained, images, eval_set = _launch.opened(
             config, workdir, folder, CELEBA.value, IMAGES.value, name=name
         )

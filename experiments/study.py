@@ -20,6 +20,7 @@ import jax
 from absl import flags
 
 from mechdiff.core.config import to_dict
+from mechdiff.core.text_table import counted
 from mechdiff.storage import files, locks, mismatch
 from mechdiff.study import choosing, examination, plan
 from mechdiff.training import loop
@@ -45,7 +46,8 @@ def main(config, workdir):
         _check_same_study(config, workdir / "study.json")
         _keep_programs(workdir / "cache" / "programs")
         todo = [network for network in planned if not _packed(network.name, workdir).exists()]
-        print(f"{len(planned)} networks, {len(planned) - len(todo)} of them packed before", flush=True)
+        before = len(planned) - len(todo)
+        print(f"{counted(len(planned), 'network')}, {before} of them packed before", flush=True)
         for number, network in enumerate(todo, start=1):
             trained, examined_in = _make(network, config, workdir)
             print(plan.progress(network.name, trained, examined_in, len(todo) - number), flush=True)

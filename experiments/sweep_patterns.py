@@ -14,6 +14,7 @@ from mechdiff.analysis import effects
 from mechdiff.cli import tables
 from mechdiff.core.devices import use_all_cores
 from mechdiff.stats.clusters import PERSON
+from mechdiff.storage import files
 from mechdiff.sweeps import attention_patterns
 
 from . import _launch
@@ -28,6 +29,9 @@ idle = {"sweep.ablations": "give --sources=LIST"}
 
 
 def main(config, workdir):
+    attention_patterns.check_sources(SOURCES.value)
+    stats.weights.check_units(config.sweep.images)
+    files.ensure_writable(workdir)
     use_all_cores()
     denoiser, _, images, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value, IMAGES.value)
     swept = attention_patterns.pattern_effects(

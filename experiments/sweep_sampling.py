@@ -16,7 +16,6 @@ from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
 from mechdiff.core.errors import ConfigError
 from mechdiff.diffusion.samplers import ddim_step, ddpm_step
-from mechdiff.diffusion.schedules import ddim_timesteps
 from mechdiff.models import factories, load
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
@@ -29,7 +28,7 @@ from . import _launch
 MODEL = flags.DEFINE_string("model", None, _launch.MODEL_HELP, required=True)
 WINDOWS = flags.DEFINE_integer("windows", 5, "Parts that the visited timesteps are cut into.", lower_bound=1)
 SAMPLES = flags.DEFINE_integer("samples", 16, "Samples under every intervention.", lower_bound=2)
-STEPS = flags.DEFINE_integer("steps", 50, "Timesteps visited.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", None, "Timesteps visited; default: 50, at most all.", lower_bound=1)
 SAMPLER = flags.DEFINE_enum("sampler", "ddim", ["ddim", "ddpm"], "How a step is made.")
 idle = {
     "sweep.images": "give --samples=N",
@@ -42,7 +41,7 @@ def main(config, workdir):
     use_all_cores()
     denoiser, _, record = load.load_denoiser(MODEL.value)
     load.check_known(record, denoiser.name)
-    timesteps = ddim_timesteps(denoiser.schedule.steps, min(STEPS.value, denoiser.schedule.steps))
+    timesteps = drawing.sampled_timesteps(denoiser, STEPS.value)
     windows = even_windows(timesteps, WINDOWS.value)
     forecast.print_memory_forecast(denoiser, config.sweep, ablations=("zero",), replacements=len(timesteps))
     files.ensure_writable(workdir)
@@ -57,7 +56,7 @@ def main(config, workdir):
     settings = dataclasses.replace(sampling.SETTINGS, precision=config.sweep.precision)
     swept = sampling.sampling_sweep(denoiser, samples, windows, workdir / "trajectories", config=settings)
     shared, naive = network_calls(timesteps, windows, swept.sizes["component"])
-    print(f"{shared:,} network calls per sample instead of {naive:,}: {naive / shared:.2f} x fewer")
+    print(calls_in_words(shared, naive))
     if statement := precision.sampling_statement(swept):
         print(f"{statement}; –: not above it")
     above_error = swept.distance.isel(ablation=0, sample=0).copy(data=precision.above_error(swept)[0])
@@ -71,6 +70,17 @@ def main(config, workdir):
     ]
     tables.print_records("distance of samples to those without ablation, by window of timesteps", rows)
     return {"folder": workdir / "trajectories", "distances": rows}
+
+
+def calls_in_words(shared: int, naive: int) -> str:
+    """Network calls of every sample, and how many fewer they are where that is so: with one window nothing is
+    shared, and clean samples are drawn besides.
+
+    Args:
+      shared, naive: of `rollout.network_calls`.
+    """
+    less = f" instead of {naive:,}: {naive / shared:.2f} x fewer" if shared < naive else ""
+    return f"{shared:,} network calls per sample{less}"
 
 
 def condition_of(denoiser, record, count):

@@ -12,6 +12,7 @@ from mechdiff.cli import tables
 from mechdiff.core.devices import use_all_cores
 from mechdiff.core.errors import ConfigError
 from mechdiff.interventions.components import select
+from mechdiff.storage import files
 from mechdiff.sweeps import scaling
 
 from . import _launch
@@ -32,6 +33,7 @@ def main(config, workdir):
             f"--gates={','.join(GATES.value)}: {error}; give numbers such as 0,0.5,1,2"
         ) from None
     gates = scaling.as_gates(gates)
+    files.ensure_writable(workdir)
     use_all_cores()
     denoiser, _, images, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value, IMAGES.value)
     names = select(denoiser.identity, COMPONENTS.value)

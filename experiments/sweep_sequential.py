@@ -15,8 +15,8 @@ from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
+from mechdiff.sweeps import sequential
 from mechdiff.sweeps.execution import forecast
-from mechdiff.sweeps.sequential import sequential_sweep
 from mechdiff.sweeps.stopping import StoppingRule
 
 from . import _launch
@@ -29,14 +29,16 @@ idle = {"sweep.ablations": _launch.BY_ZERO}
 
 
 def main(config, workdir):
+    rule = StoppingRule(WIDTH.value)
+    sequential.check_count(config.sweep.images)
     use_all_cores()
     files.ensure_writable(workdir)
     denoiser, _, images, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value, IMAGES.value)
     forecast.print_memory_forecast(denoiser, config.sweep, ablations=("zero",))
-    result = sequential_sweep(
+    result = sequential.sequential_sweep(
         denoiser,
         images.swept_set(eval_set.timesteps, eval_set.key),
-        StoppingRule(WIDTH.value),
+        rule,
         workdir / "certify",
         block=config.sweep.image_block,
         precision=config.sweep.precision,

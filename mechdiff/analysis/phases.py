@@ -30,7 +30,16 @@ from jaxtyping import Float, Int
 
 from mechdiff import stats
 from mechdiff.analysis import effects
-from mechdiff.analysis.segmentation import MOST, SMALLEST, Matrix, Scores, held_out, segment, standardized
+from mechdiff.analysis.segmentation import (
+    MOST,
+    SMALLEST,
+    Matrix,
+    Scores,
+    bounded,
+    held_out,
+    segment,
+    standardized,
+)
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import ROUNDING
 from mechdiff.stats import Interval
@@ -86,6 +95,17 @@ def effect_matrix(
     """ln(L_t(do c) / L0_t) under each weighting of the images."""
     ratio = 1 + effects.relative_loss_increase(clean, loss, weights) / 100
     return np.moveaxis(np.log(np.maximum(ratio, SMALLEST)), 2, 0).swapaxes(1, 2)
+
+
+def check_sizes(images: int, timesteps: int) -> None:
+    """Checks the size of a sweep before it is made; ConfigError if it is too small for `measure`."""
+    _check_images(images)
+    bounded(timesteps, MOST)
+
+
+def _check_images(images: int) -> None:
+    if images < 4:
+        raise ConfigError(f"{images} images can't be split into halves; at least 4")
 
 
 def measure(
@@ -204,8 +224,7 @@ def _gain(score: Scores) -> Scores:
 
 def _halves(rng: np.random.Generator, images: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Weights of `count` random halves and of their complements, `(count, images)` each."""
-    if images < 4:
-        raise ConfigError(f"{images} images can't be split into halves; at least 4")
+    _check_images(images)
     order = stats.random_orders(rng, images, count)
     first = (order < images // 2).astype(np.float64)
     return tuple(half / half.sum(axis=1, keepdims=True) for half in (first, 1 - first))

@@ -33,7 +33,7 @@ def segment(
     Raises:
       ConfigError: fewer than 2 timesteps, or `most` below 1.
     """
-    most = _bounded(matrix.shape[-2], most)
+    most = bounded(matrix.shape[-2], most)
     cost = _costs(matrix)
     draws, ends = cost.shape[0], cost.shape[1]
     best, back = cost[:, 0, :], []  # best[:, j]: timesteps 0 .. j - 1 in the phases so far
@@ -103,7 +103,8 @@ def _score(error: Matrix) -> Float[np.ndarray, " draws"]:
     return -(1 + np.log(2 * np.pi * mean_square)) / 2
 
 
-def _bounded(timesteps: int, most: int) -> int:
+def bounded(timesteps: int, most: int) -> int:
+    """The largest number of phases of so many timesteps, at most `most`; ConfigError if there are too few."""
     if timesteps < 2 or most < 1:
         raise ConfigError(f"{timesteps} timesteps, most={most}: phases need at least 2 timesteps and 1 phase")
     return min(timesteps, most)

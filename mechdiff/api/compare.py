@@ -15,13 +15,14 @@ from mechdiff.analysis.paired import PairedDifference, paired_difference
 from mechdiff.api.images import Given, eval_images
 from mechdiff.api.loading import load
 from mechdiff.api.model import Model
-from mechdiff.api.result import Result, sweep
+from mechdiff.api.result import Result, references, sweep
 from mechdiff.core import ranges
 from mechdiff.core.config import UNetConfig, to_dict
 from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.interventions.describe import table
 from mechdiff.models.load import steps_of
 from mechdiff.storage import files, labelled
+from mechdiff.study.eval_images import EvalImages
 
 if TYPE_CHECKING:  # methods import it when they draw: matplotlib would make every loading longer
     from mechdiff.report.single import Plot
@@ -185,7 +186,8 @@ def compare(before: Any, after: Any, images: Given = None, **settings: Any) -> C
       settings: of `result.sweep`.
 
     Raises:
-      ConfigError: models of images of different shape, or of different noise schedules.
+      ConfigError: models of images of different shape, of different noise schedules, or that would be swept
+        on different images.
 
     Example (of trained models in experiments/tours/your_model_and_images.ipynb):
       >>> import numpy as np
@@ -250,10 +252,40 @@ def _compared(before: Result, after: Result, unet: UNetConfig | None) -> Compari
 
 def _swept(models: Sequence[Any], images: Given, chooser: Any, settings: dict[str, Any]) -> list[Result]:
     """Sweeps of all models on the same images; where none are given, on those of `chooser`."""
+    n = settings.get("n", 16)
     if images is None:
-        n = settings.get("n", 16)
         images = eval_images(chooser, None, n, n)
-    return [sweep(model, images, **settings) for model in models]
+    reference = references(settings.get("ablation", "zero"), n)
+    # All are prepared before the first sweep: whether they are the same is known before anything is computed.
+    shown = [eval_images(model, images, n, reference) for model in models]
+    for model, own in zip(models[1:], shown[1:], strict=True):
+        _check_same_images(models[0].name, shown[0], model.name, own)
+    return [sweep(model, own, **settings) for model, own in zip(models, shown, strict=True)]
+
+
+def _check_same_images(name: str, images: EvalImages, other: str, others: EvalImages) -> None:
+    """Refuses scored images that differ: with those that each model prepares, effects can't be paired.
+
+    Args:
+      name, images: of one model, and those that it would be swept on.
+      other, others: the same of another.
+
+    Raises:
+      ConfigError: they differ; says why, and the way out.
+    """
+    if np.array_equal(images.scored, others.scored):
+        return
+    prepared, otherwise = (str(side.facts.get("preprocessing")) for side in (images, others))
+    if prepared != otherwise:
+        raise ConfigError(
+            f"{name} and {other} prepare images differently ({prepared} / {otherwise}), so effects can't be "
+            "paired image by image; give an array of images in the models' own size (.npy), which is taken "
+            "as it is"
+        )
+    raise ConfigError(
+        f"{name} and {other} would be swept on different images: those that a model was trained on are left "
+        "out, and they were not trained on the same; give images that none of them was trained on"
+    )
 
 
 def _common_unet(models: Sequence[Any]) -> UNetConfig | None:

@@ -198,7 +198,7 @@ class Model:
         n: int = 8,
         *,
         seed: int = 0,
-        steps: int = 50,
+        steps: int | None = None,
         condition: Any = None,
         precision: Precision = "float32",
     ) -> Samples:

@@ -172,7 +172,7 @@ def sweep(
     if folder is not None and not isinstance(folder, str | Path):
         raise ConfigError(f"folder={shorten(folder)}: expected a path")
     config = SweepConfig(
-        ablations=(ablation,), images=n, timesteps=timesteps, reference_images=_references(ablation, n)
+        ablations=(ablation,), images=n, timesteps=timesteps, reference_images=references(ablation, n)
     )
     shown, eval_set = images_and_set(model, images, n, timesteps, seed, config.reference_images)
     root = jax.random.key(seed)
@@ -219,7 +219,8 @@ def check_untouched(model: Any, ablation: str) -> None:
         )
 
 
-def _references(ablation: str, n: int) -> int:
+def references(ablation: str, n: int) -> int:
+    """How many images `sweep` takes for replacements."""
     return 0 if ablation == "zero" else n
 
 

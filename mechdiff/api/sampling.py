@@ -16,12 +16,11 @@ from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.errors import NumericsError
 from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.samplers import Sampler, initial_noise, keys_of_steps, one_step
-from mechdiff.diffusion.schedules import ddim_timesteps
 from mechdiff.interventions.record import Intervention
 from mechdiff.models import conditions
 from mechdiff.models.denoiser import Examinable
 from mechdiff.storage.run_log import progress
-from mechdiff.sweeps.execution.drawing import sample_clip, sample_condition
+from mechdiff.sweeps.execution.drawing import sample_clip, sample_condition, sampled_timesteps
 
 BLOCK = 16  # images of one program
 OF_ROWS = PartitionSpec(None, "images")  # replacements: timesteps, images, ...
@@ -33,7 +32,7 @@ def sample(
     n: int,
     *,
     seed: int = 0,
-    steps: int = 50,
+    steps: int | None = None,
     sources: Sources | None = None,
     condition: Any = None,
 ) -> Images:
@@ -43,17 +42,17 @@ def sample(
 
     Args:
       seed: of the noise.
-      steps: of DDIM, evenly spread over [0, T); at most T.
+      steps: of DDIM, evenly spread over [0, T); None: 50, or all of a network with fewer timesteps.
       sources: of replacements that depend on the timestep.
       condition: leaves `(n, ...)`; None: of a network with classes, all of them in turn.
 
     Raises:
-      ConfigError: `n` or `steps` below 1, or fewer source images than `n`.
+      ConfigError: `n` or `steps` below 1, more steps than T, or fewer source images than `n`.
     """
-    n, steps, seed = ranges.whole("n", n, 1), ranges.whole("steps", steps, 1), ranges.seed(seed)
+    n, seed = ranges.whole("n", n, 1), ranges.seed(seed)
+    timesteps = sampled_timesteps(denoiser, None if steps is None else ranges.whole("steps", steps, 1))[::-1]
     condition = sample_condition(denoiser, n) if condition is None else condition
     conditions.check(denoiser.network, condition)  # labels are out of range here, or never seen to be
-    timesteps = ddim_timesteps(denoiser.schedule.steps, min(steps, denoiser.schedule.steps))[::-1]
     shared, of_images = replacements_of(denoiser, intervention, sources or {}, timesteps, n)
     check_rows(of_images, n)
     block, clip = min(BLOCK, n), sample_clip(denoiser)

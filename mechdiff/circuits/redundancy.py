@@ -14,7 +14,7 @@ from mechdiff.circuits.interactions import pair_effects, pair_scores
 from mechdiff.circuits.score_agreement import Agreement, agreement
 from mechdiff.core import keys
 from mechdiff.core.errors import ConfigError
-from mechdiff.core.text_table import text_table
+from mechdiff.core.text_table import counted, text_table
 from mechdiff.core.types import AnyArray
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.components import Component
@@ -124,10 +124,22 @@ def pair_lines(pairs: xr.Dataset) -> list[str]:
         values = [f"{float(pair[name]):.3f}" for name in ("single_a", "single_b", "score", "estimate")]
         bounds = f"[{float(pair.low):.3f}, {float(pair.high):.3f}]"
         rows.append([names, *values, bounds, f"{float(pair.p):.4f}", "audited" if pair.audited else ""])
-    groups = [
-        f"{name}: {group.n} pairs, rank correlation of sizes {group.spearman:.2f}, "
-        f"equal signs {group.sign:.0%}, "
-        f"{group.recall:.0%} of the {group.k} largest among the {group.k} best scores"
-        for name, group in pair_agreement(pairs).items()
-    ]
+    groups = [agreement_line(name, group) for name, group in pair_agreement(pairs).items()]
     return [*text_table(heads, rows), *groups]
+
+
+def agreement_line(name: str, group: Agreement) -> str:
+    """How well scores of some pairs agree with their exact interactions, as far as so many pairs can say.
+
+    Args:
+      name: of the pairs, as `pair_agreement` calls them.
+    """
+    parts = [f"{name}: {counted(group.n, 'pair')}"]
+    if np.isfinite(group.spearman):
+        parts.append(f"rank correlation of sizes {group.spearman:.2f}")
+    parts.append(f"equal signs {group.sign:.0%}")
+    if group.k > 1:
+        parts.append(f"{group.recall:.0%} of the {group.k} largest among the {group.k} best scores")
+    elif group.n > 1:
+        parts.append(f"the largest {'has' if group.recall else 'does not have'} the best score")
+    return ", ".join(parts)

@@ -3,6 +3,7 @@
 import math
 import numbers
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 from mechdiff.core.errors import ConfigError, shorten
@@ -18,6 +19,15 @@ def within(name: str, value: float, low: float, high: float) -> None:
     """Raises ConfigError if a setting is outside [low, high]."""
     if not low <= value <= high:
         raise ConfigError(f"{name}={value} is out of range; {low} to {high}")
+
+
+def distinct(name: str, values: Sequence) -> None:
+    """Raises ConfigError if a list of choices is empty, or names one of them twice."""
+    if not values:
+        raise ConfigError(f"{name}: none is given; give at least one")
+    twice = [value for place, value in enumerate(values) if value in values[:place]]
+    if twice:
+        raise ConfigError(f"{name}: {twice[0]} is given twice; give each once")
 
 
 def whole(name: str, value: Any, low: int | None = None, *, meaning: str = "") -> int:

@@ -1,8 +1,18 @@
-"""Tables as plain text, for printed results."""
+"""Tables and counts as plain text, for printed results."""
 
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
+
+
+def counted(count: int, noun: str) -> str:
+    """A count with its noun.
+
+    Example:
+      >>> counted(1, "network"), counted(0, "network"), counted(1200, "network")
+      ('1 network', '0 networks', '1,200 networks')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def text_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -65,7 +65,8 @@ def find(places: Sequence[str | Path]) -> list[Examination]:
 
 
 def collect(places: Sequence[str | Path], folder: Path) -> list[str]:
-    """Puts packed networks, and how they were made, into `folder`; those already there stay.
+    """Puts packed networks, and how they were made, into `folder`; those already there stay, and none of them
+    is replaced by another.
 
     Args:
       places: as in `find`.
@@ -74,14 +75,23 @@ def collect(places: Sequence[str | Path], folder: Path) -> list[str]:
       Names of all networks that `folder` then holds.
 
     Raises:
-      ConfigError, CheckpointError, DataError: nothing to collect, or a damaged file.
+      ConfigError, CheckpointError, DataError: nothing to collect, a network of the same name as a different
+        one there, or a damaged file.
     """
     examinations = find(places)
     anew = {examination.name: _made_with(examination) for examination in examinations}
     before = _before(folder)
-    cells = files.ensure_writable(folder / packing.CELLS)
-    for examination in examinations:
-        files.write_atomic(cells / examination.path.name, _content(examination.path))
+    cells = folder / packing.CELLS
+    contents = {cells / examination.path.name: _content(examination.path) for examination in examinations}
+    for (target, content), examination in zip(contents.items(), examinations, strict=True):
+        if target.exists() and target.read_bytes() != content:
+            raise ConfigError(
+                f"{target} and {examination.path} are different networks of one name; rename one, or remove "
+                "the first if the other is to take its place"
+            )
+    files.ensure_writable(cells)
+    for target, content in contents.items():
+        files.write_atomic(target, content)
     made = dict(sorted((before | anew).items()))
     images = images_table([cells / f"{name}.zip" for name in made])
     files.write_atomic(folder / "images.csv", images.to_csv(index=False))

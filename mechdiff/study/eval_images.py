@@ -118,6 +118,15 @@ def images_to_evaluate(config: SweepConfig) -> int:
     return config.images * (config.timesteps if config.nested else 1)
 
 
+def images_taken(there: int, config: SweepConfig) -> int:
+    """How many of the images that are there the settings take, fewer for reference where no ablation needs
+    them; 0: they are too few."""
+    scored = images_to_evaluate(config)
+    if there >= scored + config.reference_images:
+        return scored + config.reference_images
+    return there if there >= scored and not config.needs_reference else 0
+
+
 def split_images(
     pixels: Images, config: SweepConfig, label: str, people: Int[np.ndarray, " count"] | None = None
 ) -> EvalImages:

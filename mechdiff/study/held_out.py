@@ -17,11 +17,12 @@ from mechdiff.storage import checksums, image_grid
 from mechdiff.study.eval_images import (
     EvalImages,
     conditioned,
+    images_taken,
     images_to_evaluate,
     settings_in_words,
     split_images,
 )
-from mechdiff.sweeps.execution.drawing import BRIEF_STEPS, SAMPLE_STEPS, draw_samples, sample_condition
+from mechdiff.sweeps.execution.drawing import BRIEF_STEPS, draw_samples, sample_condition
 
 NAMES = {"celeba": "CelebA", "tfds": "CelebA (TFDS)", "gaussian": "Gaussian"}  # of data sets, for a reader
 
@@ -30,7 +31,7 @@ def held_out_images(
     data: DataConfig, size: int, config: SweepConfig, cache: Path, classes: int = 0
 ) -> EvalImages:
     """Held-out images of a data set: `images` to score (nested: as many for every timestep), and the next
-    `reference_images` for replacements.
+    `reference_images` for replacements; fewer of these where no ablation needs them.
 
     Args:
       classes: of the network, by `data.classes`; 0: it takes none.
@@ -38,25 +39,26 @@ def held_out_images(
     Raises:
       DataError: the data set holds too few.
     """
-    needed = images_to_evaluate(config) + config.reference_images
-    splits = _held_out(data, size, needed, cache)
+    wanted = images_to_evaluate(config) + config.reference_images
+    splits = _held_out(data, size, wanted, cache)
     name = splits[0].name
     pixels = np.concatenate([split.images for split in splits])
     people = np.concatenate(
         [np.full(len(split), -1) if split.people is None else split.people for split in splits]
     )
-    if len(pixels) < needed:
+    taken = images_taken(len(pixels), config)
+    if not taken:
         raise DataError(
-            f"{name}: {len(pixels)} held-out images, but {settings_in_words(config)} = {needed}; lower them"
+            f"{name}: {len(pixels)} held-out images, but {settings_in_words(config)} = {wanted}; lower them"
         )
     facts = {
         "name": NAMES.get(name, name),
-        "count": needed,
+        "count": taken,
         "of": len(pixels),
         "sha256": splits[0].digest,
         "preprocessing": "drawn at that size" if name in DRAWN else data.preprocessing.description,
         "held_out": True,
-        "ids": [str(name) for split in splits for name in split.ids][:needed],
+        "ids": [str(name) for split in splits for name in split.ids][:taken],
     }
     images = split_images(to_float(pixels), config, f"held-out {NAMES.get(name, name)} images", people)
     images = dataclasses.replace(images, facts=facts)
@@ -66,7 +68,7 @@ def held_out_images(
     if not classes:
         return images
     labels = np.concatenate([class_labels(split, data.classes, classes) for split in splits])
-    return conditioned(images, labels[:needed], config)
+    return conditioned(images, labels[:taken], config)
 
 
 def _held_out(data: DataConfig, size: int, needed: int, cache: Path) -> list[Dataset]:
@@ -109,7 +111,7 @@ def own_samples(denoiser: Examinable, config: SweepConfig, seed: int, brief: boo
     key = keys.stream(jax.random.key(seed), "own samples")
     count = images_to_evaluate(config) + config.reference_images
     condition = sample_condition(denoiser, count)
-    steps = BRIEF_STEPS if brief else SAMPLE_STEPS
+    steps = min(BRIEF_STEPS, denoiser.schedule.steps) if brief else None
     drawn = draw_samples(denoiser, key, count, steps, condition=condition, quickly=brief)
     label = "the model's own samples (not real images)" + (f", {steps} steps of DDIM" if brief else "")
     images = split_images(to_float(to_bytes(drawn)), config, label)

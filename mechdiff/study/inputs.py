@@ -20,6 +20,7 @@ from mechdiff.study.condition_sources import CHANNELS, ConditionSources, conditi
 from mechdiff.study.eval_images import (
     EvalImages,
     conditioned,
+    images_taken,
     images_to_evaluate,
     settings_in_words,
     split_images,
@@ -107,20 +108,12 @@ def _held_out_rows(
     no ablation needs those for reference."""
     recorded = images.recorded if trained_on else images.digests
     rows = [row for row in images.rows if recorded[row][:DIGEST_LENGTH] not in (trained_on or ())]
-    needed = _how_many(len(rows), config)
+    needed = images_taken(len(rows), config)
     if not needed:
         left_out = len(images.rows) - len(rows)
         known = f" and {left_out} that {denoiser.name} was trained on" if left_out else ""
         raise DataError(f"{images.name}: {len(rows)} different images{known}, {_too_few(config)}")
     return rows[:needed]
-
-
-def _how_many(there: int, config: SweepConfig) -> int:
-    """How many of the images that are there the settings take; 0: they are too few."""
-    scored = images_to_evaluate(config)
-    if there >= scored + config.reference_images:
-        return scored + config.reference_images
-    return there if there >= scored and not config.needs_reference else 0
 
 
 def _too_few(config: SweepConfig) -> str:
@@ -152,7 +145,7 @@ def accompanying_images(
         )
     if not np.isfinite(images).all():
         raise DataError(f"{denoiser.name} came with images that hold NaN or Inf; expected finite numbers")
-    needed = _how_many(len(images), config)
+    needed = images_taken(len(images), config)
     if not needed:
         raise DataError(f"{denoiser.name} came with {len(images)} images, {_too_few(config)}")
     if condition is None and conditioned_on(denoiser):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mechdiff.core.config import DataConfig, ExperimentConfig, StudyConfig
 from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.core.text_table import counted
 from mechdiff.storage import files, packed
 from mechdiff.study import packing
 
@@ -88,7 +89,8 @@ def progress(name: str, trained: float, examined: float, left: int) -> str:
       'tiny-celeba-seed0: trained in 95 s, examined in 55 s; 5 networks left: 12 min at this pace'
     """
     rest = f"{left * (trained + examined) / 60:.0f} min at this pace"
-    return f"{name}: trained in {trained:.0f} s, examined in {examined:.0f} s; {left} networks left: {rest}"
+    done = f"{name}: trained in {trained:.0f} s, examined in {examined:.0f} s"
+    return f"{done}; {counted(left, 'network')} left: {rest}"
 
 
 def _data(data: DataConfig, name: str, celeba: str) -> DataConfig:

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import xarray as xr
 
+from mechdiff.core import ranges
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.diffusion.eval_set import EvalSet
@@ -145,9 +146,10 @@ def pattern_effects(
       Dataset as of `sweeps.ablation_sweep`: `loss` and `change`, dims `ablation, component, t, image`, and
       `clean_loss`, dims `t, image`.
     Raises:
-      ConfigError: an unknown source, a network without heads or named patterns, values named as patterns that
-        are not, or more donors than images.
+      ConfigError: an unknown source or one twice, a network without heads or named patterns, values named as
+        patterns that are not, or more donors than images.
     """
+    check_sources(ablations)
     heads = heads_of(denoiser, heads)
     check_patterns(denoiser, eval_set)
     swept = [_replaced(denoiser, eval_set, heads, ablation, draws, block) for ablation in ablations]
@@ -166,6 +168,14 @@ def pattern_effects(
     )
 
 
+def check_sources(sources: Sequence[str]) -> None:
+    """Checks sources of patterns; ConfigError for none, an unknown one, or one twice."""
+    ranges.distinct("sources of patterns", sources)
+    for source in sources:
+        if source not in PATTERN_SOURCES:
+            raise ConfigError(unknown("source of patterns", source, PATTERN_SOURCES))
+
+
 def _replaced(
     denoiser: Examinable,
     eval_set: EvalSet,
@@ -175,8 +185,6 @@ def _replaced(
     block: int,
 ) -> SweepLosses:
     """Losses with the pattern of one head at a time replaced, from one source."""
-    if ablation not in PATTERN_SOURCES:
-        raise ConfigError(unknown("source of patterns", ablation, PATTERN_SOURCES))
     named = isinstance(denoiser.network, TracedNetwork)
     patterns = constant_patterns(denoiser.network, "uniform" if ablation == "frozen" else ablation)
     source = None

@@ -21,7 +21,7 @@ import xarray as xr
 from jaxtyping import Array, Float, Int
 
 from mechdiff import stats
-from mechdiff.core import keys
+from mechdiff.core import keys, ranges
 from mechdiff.core.batches import batches
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.numerics import ROUNDING
@@ -48,6 +48,14 @@ def factor_pairs(
     return np.stack([face.image for face, _ in pairs]), np.stack([twin.image for _, twin in pairs])
 
 
+def check_factors(factors: Sequence[str]) -> None:
+    """Checks names of factors; ConfigError for none, an unknown one, or one twice."""
+    ranges.distinct("factors", factors)
+    for factor in factors:
+        if factor not in FACTORS:
+            raise ConfigError(unknown("factor", factor, FACTORS))
+
+
 def transfer_fraction(outputs: PassOutputs) -> tuple[tuple[Array, Array], Array]:
     """For each component and image <eps_do - eps, eps' - eps> and |eps_do - eps|^2, and for each image
     |eps' - eps|^2, as means over pixels. `PassOutputs.per_image` is eps'."""
@@ -71,7 +79,7 @@ class PairSet:
       condition: what both faces of each pair are conditioned on, leaves `(count, ...)`; None: nothing.
 
     Raises:
-      ConfigError: an unknown factor, or no pairs.
+      ConfigError: an unknown factor, none or one twice, or no pairs.
 
     Example:
       >>> PairSet(jax.random.key(0), factors=("glasses",), count=4).complexity
@@ -85,9 +93,7 @@ class PairSet:
     condition: PyTree = None
 
     def __post_init__(self):
-        for factor in self.factors:
-            if factor not in FACTORS:
-                raise ConfigError(unknown("factor", factor, FACTORS))
+        check_factors(self.factors)
         if self.count < 1:
             raise ConfigError(f"pairs={self.count}: at least one pair of faces is needed")
 

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float32
 
+from mechdiff.core import ranges
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.eval_set import EvalSet
@@ -28,11 +29,12 @@ def as_gates(values: Sequence[float]) -> Float32[np.ndarray, " gates"]:
     """The values of a gate as an array.
 
     Raises:
-      ConfigError: none, or one that is not finite.
+      ConfigError: none, one that is not finite, or one twice.
     """
     gates = np.asarray(values, np.float32)
     if gates.size == 0 or not np.isfinite(gates).all():
         raise ConfigError(f"gates {gates.tolist()}: give one or more finite numbers, such as {GATE_VALUES}")
+    ranges.distinct("gates", gates.tolist())
     return gates
 
 
@@ -58,7 +60,8 @@ def scaling_curves(
     Returns:
       Dataset with `loss` and `change`, dims `gate, component, t, image`, and `clean_loss`, dims `t, image`.
     Raises:
-      ConfigError: no gate values, ones that are not finite, or an ablation without its replacements.
+      ConfigError: no gate values, ones that are not finite or not different, or an ablation without its
+        replacements.
     """
     values = as_gates(gate_values)
     ablated = leave_one_out(denoiser.identity, chosen)[1]

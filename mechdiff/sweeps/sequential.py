@@ -63,12 +63,17 @@ def sequential_sweep(
     Raises:
       ConfigError: fewer than 32 images.
     """
-    if eval_set.count < FIRST_LOOK:
-        raise ConfigError(f"{eval_set.count} images; at least {FIRST_LOOK} are needed before the first look")
+    check_count(eval_set.count)
     chosen = chosen_components(denoiser, chosen)
     devices.warn_of(precision)
     with devices.multiplying(precision):
         return _Run(denoiser, eval_set, chosen, rule, block, rows, precision).go(folder)
+
+
+def check_count(images: int) -> None:
+    """Raises ConfigError if there are too few images for a sequential sweep."""
+    if images < FIRST_LOOK:
+        raise ConfigError(f"{images} images; at least {FIRST_LOOK} are needed before the first look")
 
 
 @dataclasses.dataclass(frozen=True)

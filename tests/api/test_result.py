@@ -8,14 +8,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from PIL import Image
 
 from mechdiff.analysis import paired
 from mechdiff.api import compare, load, show
 from mechdiff.api.images import eval_images
 from mechdiff.api.model import Model
+from mechdiff.core.config import override
 from mechdiff.core.errors import CheckpointError, ConfigError, MechdiffError
 from mechdiff.data import to_bytes
+from mechdiff.data.collection import open_collection
 from mechdiff.storage import checksums, image_grid
+from mechdiff.study.inputs import DIGEST_LENGTH, TRAINING_IMAGES
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +105,22 @@ def test_a_model_compared_with_itself_has_not_changed(model, images, result, tmp
     assert "tiny (before), twin (after)" in repr(compared) and "no p can fall below 0.19" in repr(compared)
     assert compared.before.dataset.attrs["inputs"] in compared._repr_html_()
     assert len(compared.dataset.attrs["parameters_sha256"]) == 2
+
+
+def test_models_that_would_be_swept_on_different_images_are_refused_before_any_sweep(
+    model, images, tmp_path, monkeypatch
+):
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 255, (9, 12, 3), np.uint8)).save(tmp_path / f"{i}.png")
+    monkeypatch.setattr(sys.modules[compare.__module__], "sweep", lambda *_, **__: pytest.fail("swept"))
+    squashed = override(model.config, ["data.preprocessing.crop=squash"])
+    with pytest.raises(ConfigError, match=r"center crop, .* / squashed to .*array of images in the models'"):
+        compare(model, dataclasses.replace(model, config=squashed), str(tmp_path), n=2)
+    first = open_collection(tmp_path)
+    seen = {TRAINING_IMAGES: [first.digests[first.rows[0]][:DIGEST_LENGTH]]}
+    with pytest.raises(ConfigError, match=r"different images: .* none of them was trained on"):
+        compare(model, dataclasses.replace(model, record=seen), str(tmp_path), n=2)
 
 
 def made_up(rng, effect=0.0, images=16, components=6):

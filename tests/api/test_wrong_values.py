@@ -19,6 +19,7 @@ WRONG = {  # what the message says -> what is called, of a model and images
     r"timesteps \[\]": lambda model, images: model.attention(images, n=2, timesteps=[]),
     "seed=None": lambda model, images: model.sweep(images, n=2, seed=None),
     "seed='a'": lambda model, images: model.sample(2, seed="a"),
+    "999 timesteps wanted of a schedule with": lambda model, images: model.sample(2, steps=999),
     "unknown precision 'fp8'": lambda model, images: model.sample(2, precision="fp8"),
     "t of type <U1 and shape": lambda model, images: model.predict(images, "a"),
     r"components \[\]": lambda model, images: model.ablate([]),

@@ -1,6 +1,7 @@
 """Second-order effects of pairs against finite differences and exact ablations, and which are verified."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +113,12 @@ def test_the_best_pairs_and_an_audit_are_verified_on_other_images(denoiser, imag
     largest = int(np.argmax(np.abs(result.estimate.values)))
     assert lines[1].split()[:3] == [result.a.values[largest], "+", result.b.values[largest]]
     assert f"{float(result.estimate[largest]):.3f}" in lines[1]
-    assert sum(line.endswith("audited") for line in lines) == 1 and lines[-1].startswith("audited: 1 pairs")
+    assert sum(line.endswith("audited") for line in lines) == 1
+    # A single pair has no rank correlation, and no largest.
+    assert re.fullmatch(r"audited: 1 pair, equal signs (0|100)%", lines[-1])
+    two = dataclasses.replace(expected, n=2, spearman=float("nan"), sign=0.5, recall=0.0)
+    line = redundancy.agreement_line("verified", two)
+    assert line == "verified: 2 pairs, equal signs 50%, the largest does not have the best score"
 
 
 @pytest.mark.parametrize("bad", [{"top": 0}, {"audit": -1}])

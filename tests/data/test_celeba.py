@@ -3,6 +3,7 @@
 Most tests draw a small pack of their own; those of the real images skip where these are absent.
 """
 
+import dataclasses
 import io
 import json
 import os
@@ -152,6 +153,9 @@ def test_where_test_images_are_too_few_to_examine_a_model_validation_helps_out(p
     many = SweepConfig(images=len(test) + len(validation), reference_images=1, image_block=1)
     with pytest.raises(DataError, match="held-out images, but sweep"):
         held_out.held_out_images(config, 16, many, tmp_path)
+    zero = held_out.held_out_images(config, 16, dataclasses.replace(many, ablations=("zero",)), tmp_path)
+    assert (len(zero.scored), len(zero.reference)) == (many.images, 0)  # zero ablation needs none
+    assert zero.facts["count"] == len(zero.facts["ids"]) == many.images
 
 
 def as_table(folder: Path, mark: str, ending: str = ".csv") -> None:

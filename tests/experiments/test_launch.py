@@ -1,6 +1,7 @@
 """The shell of the launchers: exit codes, one line for every error, interruptions that say how to go on."""
 
 import errno
+import importlib
 import json
 import re
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -15,6 +17,7 @@ from absl.testing import flagsaver
 from reference import launching
 
 from experiments import _launch
+from mechdiff.core import presets
 from mechdiff.core.errors import MechdiffError
 
 ROOT = Path(__file__).parents[2]
@@ -282,6 +285,25 @@ def test_settings_that_a_launcher_follows_are_taken(setting, tmp_path, capsys):
     assert "no effect" not in only_line(capsys)
 
 
+@pytest.mark.parametrize("name", ["circuits", "phases", "screen", "roles", "entropy"])
+def test_models_of_one_name_are_refused_before_any_is_read(name, tmp_path, capsys):
+    two = (f"--model={tmp_path}/a/run/model", f"--model={tmp_path}/b/run/model")
+    assert launching.launch(name, f"--workdir={tmp_path}", *two) == 2
+    assert only_line(capsys).startswith("error: two models are called alike, run")
+
+
+def test_celeba_without_effect_on_a_network_of_synthetic_faces_is_said(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(_launch.choosing, "chooser", lambda *_: lambda *_: "images")
+    network, config = SimpleNamespace(name="faces"), presets.preset("tiny")
+    for mixed in (False, True):
+        choose = _launch.chooser(config, tmp_path, "celeba/", None, mixed)
+        assert choose(network, config) == "images"
+    assert only_line(capsys) == (
+        "warning: --celeba=celeba/ has no effect on faces: it is examined on synthetic images, which are "
+        "drawn"
+    )
+
+
 EXPERIMENTS = ROOT / "experiments"
 ARMS = ("mechdiff_arm", "torch_baseline")  # programs that benchmarks start
 LAUNCHERS = [
@@ -332,9 +354,40 @@ def test_flags_of_the_first_edition_are_read_under_their_names_of_today(name, tm
     [
         ("sweep_scaling", "--gates=0,nan", "gates [0.0, nan]: give one or more finite numbers"),
         ("sweep_scaling", "--gates=0,half", "--gates=0,half: could not convert"),
+        ("sweep_scaling", "--gates=0,1,1", "gates: 1.0 is given twice; give each once"),
+        ("sweep_patterns", "--sources=uniform,uniform", "sources of patterns: uniform is given twice"),
+        ("sweep_patterns", "--sources=uniform,foo", "unknown source of patterns 'foo'"),
+        ("sweep_patterns", "--set=sweep.images=1", "1 unit(s): at least 2 images"),
+        ("interchange", "--factors=glasses,glasses", "factors: glasses is given twice; give each once"),
+        ("interchange", "--factors=glass", "unknown factor 'glass'; closest: glasses"),
+        ("interactions", "--set=sweep.images=1", "1 unit(s): at least 2 images"),
+        ("phases", "--set=sweep.images=3", "3 images can't be split into halves; at least 4"),
+        ("phases", "--set=sweep.timesteps=1", "1 timesteps, most=8: phases need at least 2"),
+        ("sweep_sequential", "--set=sweep.images=16", "16 images; at least 32 are needed"),
+        ("sweep_sequential", "--width=nan", "width=nan must be a finite number above 0"),
         ("circuits", "--tau=1", "flag --tau=1: 1.0 is not a number in the range [0.01, 0.9999]"),
     ],
 )
-def test_numbers_out_of_range_are_refused_before_any_model_is_read(name, flag, line, tmp_path, capsys):
+def test_values_out_of_range_or_given_twice_are_refused_before_any_model_is_read(
+    name, flag, line, tmp_path, capsys
+):
     assert launching.launch(name, f"--workdir={tmp_path}", "--model=absent", flag) == 2
     assert line in only_line(capsys)
+
+
+@pytest.mark.parametrize("name", ["interchange", "sweep_scaling", "sweep_patterns"])
+def test_a_file_as_workdir_is_refused_before_any_model_is_read(name, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert launching.launch(name, f"--workdir={tmp_path}/file", "--model=absent") == 2
+    assert "a file stands where a folder is needed" in only_line(capsys)
+
+
+def test_network_calls_are_said_to_be_fewer_only_where_they_are():
+    module = importlib.import_module("experiments.sweep_sampling")
+    try:
+        assert module.calls_in_words(500, 1000) == (
+            "500 network calls per sample instead of 1,000: 2.00 x fewer"
+        )
+        assert module.calls_in_words(1030, 1000) == "1,030 network calls per sample"
+    finally:
+        launching.forget(module)

@@ -117,6 +117,16 @@ def test_what_can_not_be_collected_is_one_line(examinations, tmp_path):
         collecting.collect([examinations], tmp_path / "study")
 
 
+def test_a_network_collected_before_is_not_replaced_by_another_of_its_name(examinations, tmp_path):
+    collecting.collect([examinations / "a"], tmp_path / "study")
+    kept = tmp_path / "study" / "cells" / "held-celeba-0.zip"
+    before, other = kept.read_bytes(), examinations / "b" / "cells" / "held-celeba-1.zip"
+    other.rename(other.with_name("held-celeba-0.zip"))
+    with pytest.raises(ConfigError, match="different networks of one name; rename one, or remove"):
+        collecting.collect([examinations / "b", examinations / "c"], tmp_path / "study")
+    assert kept.read_bytes() == before and len(list(kept.parent.iterdir())) == 1
+
+
 def test_another_kind_of_results_is_not_overwritten(examinations, tmp_path):
     files.ensure_writable(tmp_path / "study")
     files.write_json(tmp_path / "study" / "manifest.json", {"config": {}})

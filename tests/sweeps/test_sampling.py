@@ -1,5 +1,6 @@
 """Sampling sweeps against plain sampling under an intervention, and their count of network calls."""
 
+import dataclasses
 import functools
 
 import jax
@@ -19,16 +20,26 @@ from mechdiff.diffusion.samplers import (
     one_step,
     sample,
 )
-from mechdiff.diffusion.schedules import ddim_timesteps
+from mechdiff.diffusion.schedules import ddim_timesteps, linear_schedule
 from mechdiff.interventions.build import ablate, windowed
 from mechdiff.models.unet import components, denoise
 from mechdiff.sweeps import activations, sampling, sampling_plan
-from mechdiff.sweeps.execution import rollout
+from mechdiff.sweeps.execution import drawing, rollout
 
 KEY = jax.random.key(8)
 SAMPLES = 3
 LEVELS = ddim_timesteps(50, 6)
 WINDOWS = rollout.even_windows(LEVELS, 3)
+
+
+def test_samples_are_drawn_in_50_steps_unless_there_are_fewer_but_never_in_fewer_than_asked_for(
+    denoiser,
+):
+    few, many = (dataclasses.replace(denoiser, schedule=linear_schedule(steps)) for steps in (8, 1000))
+    assert [len(drawing.sampled_timesteps(network)) for network in (few, many)] == [8, 50]
+    assert len(drawing.sampled_timesteps(many, 100)) == 100
+    with pytest.raises(ConfigError, match="9 timesteps wanted of a schedule with 8; choose 1 to 8"):
+        drawing.sampled_timesteps(few, 9)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from mechdiff import stats
 from mechdiff.analysis import complexity, effects
 from mechdiff.core.errors import NotTestable
 from mechdiff.core.numerics import ROUNDING
+from mechdiff.core.text_table import counted
 from mechdiff.stats import Interval
 from mechdiff.stats.small_samples import over_seeds
 from mechdiff.study.records import Network
@@ -71,7 +72,7 @@ def seed_pairs(networks: Sequence[Network]) -> tuple[list[Network], list[Network
 def too_few(natural: Sequence, simple: Sequence, least: int) -> str:
     """Message: one of the data sets has fewer than `least` networks."""
     return (
-        f"needs at least {least} networks of either data set; there are {len(natural)} of CelebA "
+        f"needs at least {counted(least, 'network')} of either data set; there are {len(natural)} of CelebA "
         f"and {len(simple)} of synthetic faces"
     )
 

@@ -27,7 +27,7 @@ def draw_samples(
     denoiser: Examinable,
     key: jax.Array,
     count: int,
-    steps: int = SAMPLE_STEPS,
+    steps: int | None = None,
     *,
     condition: PyTree = None,
     guidance: float = 1.0,
@@ -36,7 +36,7 @@ def draw_samples(
     """`count` images sampled by DDIM in blocks of one shape; image i depends on (key, i) only.
 
     Args:
-      steps: of DDIM; at most T.
+      steps: of DDIM; see `sampled_timesteps`.
       condition: leaves `(count, ...)`; None: for a network with classes, all classes in turn.
       guidance: scale of `samplers.guided`; other than 1 only for a network with a null class.
       quickly: by a program that compiles faster, see `devices.jitted`.
@@ -44,13 +44,14 @@ def draw_samples(
       `(count, height, width, channels)`.
 
     Raises:
-      ConfigError: a network that is conditioned on images, without them; guidance without a null class.
+      ConfigError: a network that is conditioned on images, without them; guidance without a null class; more
+        steps than T.
     """
     condition = sample_condition(denoiser, count) if condition is None else condition
     conditions.check(denoiser.network, condition)  # here: values of labels can't be checked once traced
     null = null_condition(denoiser, condition) if guidance != 1 else condition
     block = memory.images_at_once(min(SAMPLE_BLOCK, count), footprint.row_bytes(denoiser.network))
-    timesteps = ddim_timesteps(denoiser.schedule.steps, min(steps, denoiser.schedule.steps)).tolist()
+    timesteps = sampled_timesteps(denoiser, steps).tolist()
     mesh = devices.over(block)
     placed = devices.everywhere(mesh, denoiser)
     program = {"mesh": mesh, "timesteps": tuple(timesteps), "guidance": guidance}
@@ -62,6 +63,19 @@ def draw_samples(
         pair = jax.tree.map(lambda leaf, places=places: np.take(leaf, places, axis=0), (condition, null))
         drawn.append(np.asarray(run(placed, key, indices, pair, **program)))
     return np.concatenate(drawn)[:count]
+
+
+def sampled_timesteps(denoiser: Examinable, steps: int | None = None) -> Int[np.ndarray, " steps"]:
+    """Timesteps that DDIM visits, increasing.
+
+    Args:
+      steps: how many; None: `SAMPLE_STEPS`, or all of a network that has fewer.
+
+    Raises:
+      ConfigError: fewer than one, or more than T.
+    """
+    last = denoiser.schedule.steps
+    return ddim_timesteps(last, min(SAMPLE_STEPS, last) if steps is None else steps)
 
 
 def _drawn(

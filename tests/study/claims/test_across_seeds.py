@@ -31,3 +31,7 @@ def test_measures_of_complexity_and_their_ratios():
     assert "untrained: effective components" in got
     lower = dataclasses.replace(made[1], complexity=0)
     assert set(across_seeds.ladder([*made, lower])) == {0, 4} and len(across_seeds.ladder(made)[4]) == 3
+
+
+def test_a_missing_network_is_one_network():
+    assert across_seeds.too_few([], [], 1).startswith("needs at least 1 network of either data set")
