@@ -33,6 +33,9 @@ from mechdiff.training.prefetch import prefetched
 from mechdiff.training.programs import eval_timesteps, programs
 from mechdiff.training.step import Metrics, TrainState
 
+FREE = ("name", "sweep", "study", "train.steps", "train.keep", "train.fsdp")  # may change in a paused run
+PLACES = ("data.path", "data.cache")  # these too, where the checkpoint says what the images are
+
 
 class Trainer:
     """The loop of one run in `workdir`: checkpoints, log, evaluation, sample sheets, final export."""
@@ -100,12 +103,8 @@ class Trainer:
             self.programs.shapes,
             self.programs.of_state,
         )
-        state, metadata = saved.restore(
-            placed,
-            newest,
-            config=to_dict(self.config),
-            ignore=("name", "sweep", "study", "train.steps", "train.keep", "train.fsdp"),
-        )
+        free = FREE + PLACES if "images" in saved.metadata(newest) else FREE
+        state, metadata = saved.restore(placed, newest, config=to_dict(self.config), ignore=free)
         self._check_going_on(newest, metadata)
         return state, newest
 
@@ -205,10 +204,10 @@ class Trainer:
             last = processes.from_first(saved.latest_step() or 0)
             kept = "no checkpoint was kept yet"
             if last:
-                kept = f"{exchange.address_of(saved.folder / str(last))} is the last good checkpoint"
+                kept = f"{exchange.address_of(saved.folder / str(last))} is the newest checkpoint"
             raise NumericsError(
                 f"loss {values.loss[bad.argmax()]} at step {step} is not finite; {kept}; "
-                "lower train.learning_rate or train.clip_norm and start again"
+                "lower train.learning_rate or train.clip_norm and start in another --workdir"
             )
         return {"loss": float(values.loss.mean()), "grad_norm": float(values.grad_norm.mean())}
 

@@ -18,9 +18,10 @@ import pytest
 from jax.sharding import AxisType
 from reference.networks import fresh_state
 
-from mechdiff.core.config import UNetConfig, override
+from mechdiff.core.config import DiffusionConfig, UNetConfig, override
 from mechdiff.core.errors import BusyError, CheckpointError, ConfigError, MechdiffError, NumericsError
 from mechdiff.diffusion.process import denoising_loss
+from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models import load
 from mechdiff.models.unet import apply_unet
 from mechdiff.storage import checkpoint, digests, exported, files, locks, run_log
@@ -122,6 +123,12 @@ def test_the_learning_rate_warms_up_then_decays(small, setting):
     assert int(np.argmax(sizes)) == config.warmup
     np.testing.assert_allclose(max(sizes), config.learning_rate, rtol=1e-3)
     assert sizes[0] < max(sizes) / 2 and sizes[-1] < 0.15 * max(sizes)
+
+
+def test_losses_are_reported_at_no_more_timesteps_than_there_are():
+    for steps in (2, 7, 8, 50):
+        found = programs.eval_timesteps(make_schedule(DiffusionConfig(steps=steps)))
+        assert len(np.unique(found)) == min(steps, 8)
 
 
 def test_trainings_of_other_seeds_and_images_share_their_programs(small, setting):
@@ -281,7 +288,7 @@ def test_a_killed_process_resumes_to_the_same_parameters(tiny, trained, tmp_path
 
 
 @pytest.mark.usefixtures("unsampled")
-def test_nan_stops_the_run_and_names_the_last_good_checkpoint(tiny, tmp_path, monkeypatch):
+def test_nan_stops_the_run_and_names_the_newest_checkpoint(tiny, tmp_path, monkeypatch):
     interrupted(tiny, tmp_path, 11, monkeypatch)
     trainer = loop.Trainer(tiny, tmp_path)
     step = trainer.programs.update
@@ -293,13 +300,24 @@ def test_nan_stops_the_run_and_names_the_last_good_checkpoint(tiny, tmp_path, mo
     trainer.programs = trainer.programs._replace(update=diverging)
     with pytest.raises(NumericsError) as error:
         trainer.run()
-    assert "step 13 is not finite" in str(error.value) and "checkpoints/10" in str(error.value)
+    assert "step 13 is not finite" in str(error.value)
+    assert "checkpoints/10 is the newest checkpoint" in str(error.value)
+    assert str(error.value).endswith("and start in another --workdir")
     assert checkpoint.TrainCheckpoints(tmp_path / "checkpoints").latest_step() == 10
 
 
-def test_another_config_does_not_continue_a_run(tiny, trained):
+def test_another_config_does_not_continue_a_run(tiny, trained, monkeypatch):
+    """But images whose digests are in the checkpoint may lie elsewhere; early checkpoints have none."""
     with pytest.raises(CheckpointError, match=r"train.learning_rate is 0.001 there and 0.01 here"):
         loop.train(override(tiny, ["train.learning_rate=0.01"]), trained[1])
+    saved = checkpoint.TrainCheckpoints(trained[1] / "checkpoints")
+    moved = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, cache="elsewhere", path="there"))
+    monkeypatch.setattr(loop, "load_run_data", lambda *_: batches.load_run_data(tiny, trained[1] / "cache"))
+    trainer = loop.Trainer(moved, trained[1])
+    assert trainer._start(saved)[1] == 20
+    monkeypatch.setattr(saved, "metadata", lambda _: {})
+    with pytest.raises(CheckpointError, match=r'data.path is "" there and "there" here; use the same'):
+        trainer._start(saved)
 
 
 @pytest.mark.usefixtures("unsampled")
