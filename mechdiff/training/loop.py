@@ -158,31 +158,35 @@ class Trainer:
     def _loop(self, state, start: int, saved, log) -> TrainState:
         train, update = self.config.train, functools.partial(self.programs.update, self.seed)
         pending: list[Metrics] = []
-        clock, images_seen = time.monotonic(), 0
+        speed = _Speed(train.batch, start)
         make_batch = functools.partial(placed_batch, self.data, self.programs.placement.batch)
         title = f"training {self.config.name} on {self.data.train.name}"
         with run_log.progress(train.steps, start, title, quiet=not processes.is_first()) as bar:
             for step, batch in prefetched(make_batch, start, train.steps):
                 state, metrics = update(state, *batch)
                 pending.append(metrics)
-                done, images_seen = step + 1, images_seen + train.batch
+                done = step + 1
                 bar.update()
                 if done % train.log_every == 0 or self._due(done, train.save_every):
                     values = self._finite(pending, done, saved)
                     pending = []
-                    rate = images_seen / (time.monotonic() - clock)
+                    values["images_per_second"] = round(speed.until(done), 2)
                     bar.set_postfix_str(f"loss {values['loss']:.4f}")
-                    log.append({"step": done, "kind": "train", **values, "images_per_second": round(rate, 2)})
+                    log.append({"step": done, "kind": "train", **values})
+                    speed.restart(done)
                 score = None
                 if self._due(done, train.eval_every):
                     losses = self.evaluate(state.ema)
                     score = losses["test_loss"]
                     log.append({"step": done, "kind": "eval", **losses})
+                    speed.restart(done)
                 if train.sample_every and done % train.sample_every == 0:
                     self._save_sheet(done, self.samples(state.ema))
+                    speed.restart(done)
                 if done in train.keep:  # before the checkpoint, so that no resumed run can miss it
                     saved.wait()
                     self._export(self.workdir / "snapshots" / str(done), state, log)
+                    speed.restart(done)
                 if self._due(done, train.save_every):
                     saved.save(done, state, {"config": to_dict(self.config), "images": self._images()}, score)
         return state
@@ -263,6 +267,21 @@ class Trainer:
             dtype="float16",
             extras={image_grid.SHEET: image_grid.png(image_grid.sheet(images))},
         )
+
+
+class _Speed:
+    """Images per second of training alone: since the last line of the log, or the last evaluation, sheet or
+    export, whichever came later."""
+
+    def __init__(self, batch: int, step: int):
+        self._batch = batch
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        self._step, self._clock = step, time.monotonic()
+
+    def until(self, step: int) -> float:
+        return (step - self._step) * self._batch / (time.monotonic() - self._clock)
 
 
 def train(config: ExperimentConfig, workdir: Path, *, tensorboard: bool = False) -> Path:

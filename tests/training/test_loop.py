@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -381,6 +382,31 @@ def test_no_model_is_exported_while_a_checkpoint_is_written(tiny, trained, tmp_p
     assert done.count("export_model") == 2 and "save" in done
     for before, after in itertools.pairwise(done):
         assert after != "export_model" or before == "wait"
+
+
+def test_the_speed_in_the_log_is_that_of_training_alone(small, tmp_path, monkeypatch):
+    """A step takes two seconds here, or three from step 8 on, and an evaluation or sheet a hundred."""
+    now, log = [0.0], []
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    settings = ("steps=12", "log_every=2", "eval_every=3", "sample_every=5", "save_every=12")
+    config = override(small, ["data.name=gaussian", *(f"train.{setting}" for setting in settings)])
+
+    def passing(seconds, result):
+        now[0] += seconds
+        return result
+
+    def update(seed, state, *batch):
+        after = dataclasses.replace(state, step=state.step + 1)
+        return passing(2 if after.step <= 8 else 3, (after, step.Metrics(np.float32(1), np.float32(1))))
+
+    trainer = loop.Trainer(config, tmp_path)
+    trainer.programs = trainer.programs._replace(update=update)
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(trainer, "evaluate", lambda _: passing(100, {"test_loss": 1.0}))
+    monkeypatch.setattr(trainer, "samples", lambda _: passing(100, np.zeros((1, 8, 8, 3), np.uint8)))
+    trainer._loop(step.TrainState(0, {}, {}, {}), 0, SimpleNamespace(save=lambda *_: None), log)
+    rates = [line["images_per_second"] for line in log if line["kind"] == "train"]
+    assert rates == [4.0] * 4 + [round(8 / 3, 2)] * 2
 
 
 def test_a_folder_in_use_is_refused(tiny, tmp_path):
