@@ -57,7 +57,7 @@ class TrainConfig:
     accumulate: int = 1  # micro-batches per step; divides batch
     learning_rate: float = 1e-3  # highest, after the warmup
     warmup: int = 200  # steps until the learning rate is reached
-    final_fraction: float = 0.05  # of learning_rate, at the last step
+    final_fraction: float = 0.05  # of learning_rate, which a step after the last one would have
     weight_decay: float = 0.0  # of AdamW
     clip_norm: float = 1.0  # largest norm of a gradient
     ema_decay: float = 0.9995  # of the averaged parameters, which are exported; per step

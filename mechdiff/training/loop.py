@@ -144,6 +144,12 @@ class Trainer:
         return {name: {"digest": split.digest, "count": len(split)} for name, split in splits.items()}
 
     def _started(self, step: int) -> None:
+        train = self.config.train
+        if train.warmup >= train.steps:
+            logging.warning(
+                "train.warmup=%d is not below train.steps=%d: the learning rate rises until the last step",
+                train.warmup, train.steps,
+            )  # fmt: skip
         facts = {
             "parameters": count_parameters(self.config.unet),
             "data": {
@@ -246,7 +252,9 @@ class Trainer:
         manifest = processes.in_first(lambda: files.read_json(self.workdir / "manifest.json")) or {}
         record = {
             **evaluated,
-            "memorization": evaluation.memorization(images, self.data.train.images, held_out),
+            "memorization": evaluation.memorization(
+                images, self.data.train.images, held_out, self.config.data.flip
+            ),
             "steps": steps,
             "images": steps * self.config.train.batch,
             "log": processes.in_first(lambda: run_log.read_log(log.path)),

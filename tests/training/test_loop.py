@@ -124,6 +124,16 @@ def test_the_learning_rate_warms_up_then_decays(small, setting):
     assert int(np.argmax(sizes)) == config.warmup
     np.testing.assert_allclose(max(sizes), config.learning_rate, rtol=1e-3)
     assert sizes[0] < max(sizes) / 2 and sizes[-1] < 0.15 * max(sizes)
+    update, _ = next_update(params, state, params)  # a step after the last
+    np.testing.assert_allclose(-float(update["w"]), 0.1 * config.learning_rate, rtol=1e-3)
+
+
+def test_a_warmup_that_never_ends_is_warned_of(small, tmp_path, caplog):
+    settings = ["data.name=gaussian", "train.steps=5"]
+    loop.Trainer(override(small, [*settings, "train.warmup=4"]), tmp_path)._started(0)
+    assert not caplog.text
+    loop.Trainer(override(small, [*settings, "train.warmup=5"]), tmp_path)._started(0)
+    assert "train.warmup=5 is not below train.steps=5: the learning rate rises until the last" in caplog.text
 
 
 def test_losses_are_reported_at_no_more_timesteps_than_there_are():
