@@ -298,4 +298,5 @@ def train(config: ExperimentConfig, workdir: Path, *, tensorboard: bool = False)
     Args:
       tensorboard: writes the log's numbers to WORKDIR/tensorboard too; needs tensorboardX.
     """
-    return Trainer(config, workdir, tensorboard=tensorboard).run()
+    with processes.all_there():
+        return Trainer(config, workdir, tensorboard=tensorboard).run()

@@ -223,6 +223,17 @@ def test_a_card_too_small_for_a_step_is_named_with_the_way_out(small, tmp_path, 
         loop.Trainer(small, tmp_path).run()
 
 
+@pytest.mark.parametrize(("count", "kind"), [(1, jax.errors.JaxRuntimeError), (2, MechdiffError)])
+def test_the_end_of_another_process_is_one_line(small, tmp_path, monkeypatch, count, kind):
+    def lost(*_, **__):
+        raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
+
+    monkeypatch.setattr(loop, "Trainer", lost)
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+    with pytest.raises(kind, match="another process of this run has ended" if count > 1 else "Gloo"):
+        loop.train(small, tmp_path)
+
+
 @pytest.mark.parametrize("setting", ["batch=7", "accumulate=8"])
 def test_a_batch_that_does_not_divide_among_devices_is_refused(small, setting):
     with pytest.raises(ConfigError, match=r"train.batch=[78] .* 2 devices"):
