@@ -23,8 +23,7 @@ from mechdiff.core.types import PyTree
 from mechdiff.data import Dataset, class_names
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.unet import count_parameters
-from mechdiff.storage import checkpoint, exchange, exported, files, image_grid, locks, run_log
-from mechdiff.storage.manifest import package_version, run_manifest
+from mechdiff.storage import checkpoint, exchange, exported, files, image_grid, locks, manifest, run_log
 from mechdiff.storage.mismatch import config_fields
 from mechdiff.storage.tensorboard import TensorBoardLog, writer_class
 from mechdiff.training import evaluation
@@ -76,7 +75,7 @@ class Trainer:
     def _settings(self) -> dict[str, object]:
         """What must be the same in all processes of a run before its data are read."""
         fields = config_fields(to_dict(self.config))
-        versions = {f"version of {name}": package_version(name) for name in ("mechdiff", "jax")}
+        versions = {f"version of {name}": manifest.package_version(name) for name in ("mechdiff", "jax")}
         return fields | {"workdir": exchange.address_of(self.workdir)} | versions
 
     def _way_out_of_memory(self) -> str:
@@ -159,7 +158,7 @@ class Trainer:
             },
             "resumed_from": step,
         }
-        files.write_json(self.workdir / "manifest.json", run_manifest(to_dict(self.config), **facts))
+        manifest.write(self.workdir, manifest.run_manifest(to_dict(self.config), **facts))
 
     def _loop(self, state, start: int, saved, log) -> TrainState:
         train, update = self.config.train, functools.partial(self.programs.update, self.seed)
@@ -249,7 +248,7 @@ class Trainer:
         evaluated, images = self.evaluate(state.ema), self.samples(state.ema)
         ema, steps = checkpoint.on_host(state.ema), int(state.step)
         held_out = np.array(self.data.test.images[:512])
-        manifest = processes.in_first(lambda: files.read_json(self.workdir / "manifest.json")) or {}
+        made_with = processes.in_first(lambda: files.read_json(self.workdir / "manifest.json")) or {}
         record = {
             **evaluated,
             "memorization": evaluation.memorization(
@@ -258,7 +257,7 @@ class Trainer:
             "steps": steps,
             "images": steps * self.config.train.batch,
             "log": processes.in_first(lambda: run_log.read_log(log.path)),
-            "manifest": {name: manifest[name] for name in manifest if name not in ("config", "command")},
+            "manifest": {name: made_with[name] for name in made_with if name not in ("config", "command")},
         }
         if self.config.unet.classes:
             names = class_names(self.data.train, self.config.data.classes, self.config.unet.classes)
