@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -244,6 +245,14 @@ def test_an_interruption_that_a_callback_swallows_comes_again(monkeypatch, capsy
     with flagsaver.flagsaver():
         assert _launch.launch(main, ["launcher", f"--workdir={tmp_path}"]) == 128 + signal.SIGTERM
     assert "goes on" in capsys.readouterr().err
+
+
+def test_what_the_threads_of_a_failed_save_report_is_not_shown(monkeypatch):
+    shown, news = [], SimpleNamespace(exc_value=RuntimeError("news"))
+    monkeypatch.setattr(sys, "__unraisablehook__", shown.append)
+    for lost in (SimpleNamespace(exc_value=RuntimeError("Event loop is closed")), news):
+        _launch._unraisable(lost)
+    assert shown == [news]
 
 
 def test_a_number_of_images_is_told_from_a_folder_of_them(launch, capsys):
