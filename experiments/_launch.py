@@ -362,7 +362,10 @@ def _interrupt(number: int, _: object) -> None:
 
 def _unraisable(lost) -> None:
     """Sends an interruption again, a moment later, that came where errors can't be raised (such as in JAX's
-    callback of the garbage collector) and would be lost."""
+    callback of the garbage collector) and would be lost. Says nothing of what Orbax's threads still report
+    when saving has failed: dozens of stack traces, one for each array."""
+    if isinstance(lost.exc_value, RuntimeError) and str(lost.exc_value) == "Event loop is closed":
+        return None
     if not isinstance(lost.exc_value, KeyboardInterrupt):
         return sys.__unraisablehook__(lost)
     number = lost.exc_value.args[0] if lost.exc_value.args else signal.SIGINT

@@ -16,8 +16,7 @@ from rich.table import Table
 from mechdiff.api.compare import Comparison, compare, compare_steps
 from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
-from mechdiff.storage import files
-from mechdiff.storage.manifest import run_manifest
+from mechdiff.storage import files, manifest
 
 from . import _launch
 
@@ -49,7 +48,7 @@ def main(config, workdir):
     use_all_cores()
     files.ensure_writable(workdir)
     models = [value for value in (BEFORE.value, AFTER.value) if value]
-    files.write_json(workdir / "manifest.json", run_manifest(to_dict(config), models=models))
+    manifest.write(workdir, manifest.run_manifest(to_dict(config), models=models))
     settings = {
         "n": config.sweep.images,
         "timesteps": config.sweep.timesteps,

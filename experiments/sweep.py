@@ -24,8 +24,7 @@ from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
 from mechdiff.models.load import name_of
 from mechdiff.stats.clusters import units_of
-from mechdiff.storage import exchange, files, labelled
-from mechdiff.storage.manifest import run_manifest
+from mechdiff.storage import exchange, files, labelled, manifest
 from mechdiff.study import examine
 
 from . import _launch
@@ -40,7 +39,7 @@ def main(config, workdir):
     ranges.at_least("sweep.images (-n)", config.sweep.images, 2)
     exchange.check_shared(files.ensure_writable(workdir))
     name = name_of(MODEL.value)
-    files.write_json(workdir / "manifest.json", run_manifest(to_dict(config), models=[name]))
+    manifest.write(workdir, manifest.run_manifest(to_dict(config), models=[name]))
     choose = _launch.chooser(config, workdir, CELEBA.value, IMAGES.value)
     target = workdir / "subjects" / name
     examine.examine(name, MODEL.value, choose, config.sweep, config.seed, target)

@@ -17,8 +17,7 @@ from mechdiff.core.devices import use_all_cores
 from mechdiff.core.errors import ConfigError
 from mechdiff.diffusion.samplers import ddim_step, ddpm_step
 from mechdiff.models import factories, load
-from mechdiff.storage import files
-from mechdiff.storage.manifest import run_manifest
+from mechdiff.storage import files, manifest
 from mechdiff.sweeps import precision, sampling
 from mechdiff.sweeps.execution import drawing, forecast
 from mechdiff.sweeps.execution.rollout import even_windows, network_calls
@@ -45,7 +44,7 @@ def main(config, workdir):
     windows = even_windows(timesteps, WINDOWS.value)
     forecast.print_memory_forecast(denoiser, config.sweep, ablations=("zero",), replacements=len(timesteps))
     files.ensure_writable(workdir)
-    files.write_json(workdir / "manifest.json", run_manifest(to_dict(config), models=[denoiser.name]))
+    manifest.write(workdir, manifest.run_manifest(to_dict(config), models=[denoiser.name]))
     samples = sampling.SampleSet(
         timesteps,
         SAMPLES.value,

@@ -10,7 +10,7 @@ from mechdiff.core.data_config import DRAWN as DRAWN
 from mechdiff.core.data_config import DataConfig as DataConfig
 from mechdiff.core.data_config import Preprocessing as Preprocessing
 from mechdiff.core.errors import ConfigError, unknown
-from mechdiff.core.fields import assigned, differences, from_fields
+from mechdiff.core.fields import differences, from_fields, replaced, typed
 from mechdiff.core.network_config import LARGEST as LARGEST
 from mechdiff.core.network_config import Prediction as Prediction
 from mechdiff.core.network_config import UNetConfig as UNetConfig
@@ -57,7 +57,7 @@ class TrainConfig:
     accumulate: int = 1  # micro-batches per step; divides batch
     learning_rate: float = 1e-3  # highest, after the warmup
     warmup: int = 200  # steps until the learning rate is reached
-    final_fraction: float = 0.05  # of learning_rate, at the last step
+    final_fraction: float = 0.05  # of learning_rate, which a step after the last one would have
     weight_decay: float = 0.0  # of AdamW
     clip_norm: float = 1.0  # largest norm of a gradient
     ema_decay: float = 0.9995  # of the averaged parameters, which are exported; per step
@@ -192,16 +192,20 @@ def from_dict(data: dict, record: type = ExperimentConfig) -> Any:
 
 
 def override(config: ExperimentConfig, assignments: Iterable[str]) -> ExperimentConfig:
-    """`config` with assignments such as `"train.steps=10"` or `"seed=3"` applied in order.
+    """`config` with assignments such as `"train.steps=10"` or `"seed=3"`; of two of one field the later wins.
+    What they make together is checked, not each alone: the number of levels is that of several fields.
 
     Raises:
       ConfigError: an unknown field (closest named), a value of the wrong type or out of range.
     """
+    changes = {}
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals:
             raise ConfigError(f"--set={assignment!r} has no '='; write section.field=value")
-        config = assigned(config, path.strip().split("."), text.strip(), path.strip())
+        full, names = path.strip(), path.strip().split(".")
+        changes[tuple(names)] = typed(type(config), names, text.strip(), full)
+    config = replaced(config, changes)
     if config.data.name in DRAWN and config.data.path:
         raise ConfigError(
             f"data.path={config.data.path!r} has no effect on data.name={config.data.name}; set data.name "

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import math
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from mechdiff.core.errors import ConfigError, shorten, unknown
@@ -40,32 +41,47 @@ def differences(prefix: str, values: dict, base: dict) -> list[str]:
     return lines
 
 
-def assigned(config: Any, path: list[str], text: str, full: str) -> Any:
-    """`config` with one field set from text.
+def typed(record: type, path: list[str], text: str, full: str) -> Any:
+    """The value of one field from text.
 
     Args:
-      path: names of the inner records and of the field, such as `["train", "steps"]`.
+      record: class that has the field, maybe in a section.
+      path: names of the sections and of the field, such as `["train", "steps"]`.
       text: the value as typed.
       full: the whole path, for errors.
 
     Raises:
       ConfigError: no such field (closest named), an old name of one, a section, or text not of its type.
     """
-    hints = typing.get_type_hints(type(config))
-    if path[0] in (renamed := CONFIG_FIELDS.get(type(config).__name__, {})):
+    hints = typing.get_type_hints(record)
+    if path[0] in (renamed := CONFIG_FIELDS.get(record.__name__, {})):
         new = full.removesuffix(path[0]) + renamed[path[0]]
         raise ConfigError(f"setting {full!r} is called {new!r} now; write --set={new}=...")
     if path[0] not in hints:
-        raise ConfigError(unknown("field", full, _all_fields(type(config), full, path)))
-    current = getattr(config, path[0])
-    if dataclasses.is_dataclass(current):
+        raise ConfigError(unknown("field", full, _all_fields(record, full, path)))
+    hint = hints[path[0]]
+    if dataclasses.is_dataclass(hint):
         if len(path) == 1:
-            names = ", ".join(field.name for field in dataclasses.fields(current))
+            names = ", ".join(field.name for field in dataclasses.fields(hint))
             raise ConfigError(f"{full!r} is a section; name a field of it: {names}")
-        return dataclasses.replace(config, **{path[0]: assigned(current, path[1:], text, full)})
+        return typed(hint, path[1:], text, full)
     if len(path) > 1:
         raise ConfigError(f"{full!r}: {path[0]!r} is a field, not a section")
-    return dataclasses.replace(config, **{path[0]: _restore(hints[path[0]], _literal(text), full)})
+    return _restore(hint, _literal(text), full)
+
+
+def replaced(config: Any, changes: Mapping[tuple[str, ...], Any]) -> Any:
+    """`config` with other values of some fields, by their paths. Each record is built once, with all of them,
+    so that fields that must fit each other can be changed together.
+
+    Raises:
+      ConfigError: values out of range, or that don't fit each other.
+    """
+    values = {path[0]: value for path, value in changes.items() if len(path) == 1}
+    for section in {path[0]: None for path in changes if len(path) > 1}:
+        inner = {path[1:]: value for path, value in changes.items() if path[0] == section}
+        values[section] = replaced(getattr(config, section), inner)
+    return dataclasses.replace(config, **values)
 
 
 def _all_fields(record: type, full: str, path: list[str]) -> list[str]:

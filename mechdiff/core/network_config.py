@@ -68,6 +68,7 @@ class UNetConfig:
 
     def __post_init__(self):
         levels = len(self.widths)
+        at_least("number of unet.widths", levels, 1)
         optional = [name for name in ("up_heads", "level_blocks") if getattr(self, name)]
         for name in ("down_attention", "up_attention", "heads", *optional):
             if len(getattr(self, name)) != levels:

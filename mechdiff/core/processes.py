@@ -1,11 +1,12 @@
 """One run in several processes: joining them, their devices, and work that process 0 does for all."""
 
+import contextlib
 import os
 import socket
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -23,6 +24,7 @@ T = TypeVar("T")
 JOIN_SECONDS = 300.0  # how long process 0 waits for the others
 LEAVE_SECONDS = 5.0  # how long a process that failed waits for others that failed with it
 LINE = 1024  # bytes of an error message that process 0 sends to the others
+LOST = ("Gloo", "Connection closed", "coordination")  # in XLA's errors, where another process has ended
 NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus")  # one entry per GPU, where the driver is loaded
 
 
@@ -85,6 +87,22 @@ def abandon(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+@contextlib.contextmanager
+def all_there() -> Iterator[None]:
+    """Turns XLA's error of a connection that another process has broken, by its end, into one line: what
+    went wrong is said there.
+
+    Raises:
+      MechdiffError: another process of this run has ended.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or not any(word in str(error) for word in LOST):
+            raise
+        raise MechdiffError("another process of this run has ended; start all of them again") from error
 
 
 def _end_by_itself() -> None:

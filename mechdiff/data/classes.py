@@ -8,6 +8,13 @@ from jaxtyping import Int, Shaped
 from mechdiff.core.errors import ConfigError, DataError, shorten, unknown
 from mechdiff.data.dataset import Dataset
 
+WITHOUT_LABELS = {  # by the name of a source, the way out
+    "folder": "put those of each class into a sub-folder, and set data.classes=folder (labels in an .npz are "
+    "read in examinations, not in training)",
+    "tfds": "of a TFDS copy the feature 'attributes' is read, as celeb_a has it; for others put images of "
+    "each class into a sub-folder, and set data.name=folder and data.classes=folder",
+}
+
 
 def class_labels(dataset: Dataset, names: str, classes: int) -> Int[np.ndarray, " count"]:
     """The class of each image, in [0, classes).
@@ -35,9 +42,9 @@ def class_labels(dataset: Dataset, names: str, classes: int) -> Int[np.ndarray, 
     keys = [name.strip() for name in names.split(",")]
     for name in keys:
         if not dataset.labels:
+            way_out = WITHOUT_LABELS.get(dataset.name, "take other images")
             raise ConfigError(
-                f"data.classes={names}: images of {dataset.name} have no labels here; put those of each "
-                "class into a sub-folder, and set data.classes=folder"
+                f"data.classes={names}: images of {dataset.name} have no labels here; {way_out}"
             )
         if name not in dataset.labels:
             raise ConfigError(unknown(f"data.classes for {dataset.name}:", name, dataset.labels))

@@ -124,6 +124,14 @@ class TrainCheckpoints:
                 scores[step] = score
         return min(scores, key=scores.get, default=None)
 
+    def metadata(self, step: int) -> dict:
+        """The metadata of a step on the disk, without its arrays.
+
+        Raises:
+          CheckpointError: damaged.
+        """
+        return self._facts(step)[0]
+
     def restore(
         self,
         abstract_state: PyTree,

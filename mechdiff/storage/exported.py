@@ -3,6 +3,7 @@
 What is loaded is what was saved, or nothing is loaded.
 """
 
+import re
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -36,7 +37,9 @@ def export_model(
 
     The folder appears whole or not at all; an earlier export of the same name is replaced. Where a run has
     several processes, all of them must call this (Orbax waits for them); where each has a copy of the folder,
-    each writes its own.
+    each writes its own. Nobody else may export to `folder` meanwhile (a training holds the lock of its run):
+    what lies beside it was left by an export that was killed. It is put back where `folder` is missing, else
+    removed.
 
     Args:
       params: nested dicts of floating arrays.
@@ -59,6 +62,10 @@ def export_model(
     token = processes.from_first(uuid.uuid4().int % 2**31)  # of one name in all processes
     aside = folder.with_name(f".{folder.name}.{token:08x}.tmp")
 
+    def begin() -> None:
+        _clear(folder)
+        files.ensure_writable(aside)
+
     def finish() -> None:
         # Orbax only asks whether this file exists; what it writes there is the folder's absolute path.
         files.write_atomic(aside / "params" / "commit_success.txt", "committed\n")
@@ -71,7 +78,7 @@ def export_model(
 
     try:
         with saving(folder):
-            exchange.in_writers(folder, lambda: files.ensure_writable(aside))
+            exchange.in_writers(folder, begin)
             checkpoint.save_arrays(aside / "params", stored)
             exchange.in_writers(folder, finish)
     finally:
@@ -110,11 +117,27 @@ def load_model(folder: Path | str, abstract_params: PyTree | None = None) -> tup
     return params, config, record
 
 
+def _clear(folder: Path) -> None:
+    """Removes what killed exports left beside `folder`; an earlier model that one of them had moved away is
+    put back if there is no other."""
+    pattern = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{8}}\.tmp(\.old)?")
+    left = [path for path in folder.parent.glob(".*") if pattern.fullmatch(path.name)]
+    earlier = [path for path in left if path.suffix == ".old"]
+    if earlier and not folder.exists():
+        max(earlier, key=lambda path: path.stat().st_mtime).rename(folder)
+    for path in left:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def _swap(aside: Path, folder: Path) -> None:
     """Puts `aside` in the place of `folder`; an earlier `folder` is removed afterwards."""
     old = folder.with_name(f"{aside.name}.old")
-    if folder.exists():
-        folder.rename(old)
-    aside.rename(folder)
-    files.sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        if folder.exists():
+            folder.rename(old)
+        aside.rename(folder)
+        files.sync(folder.parent)
+    finally:
+        if old.exists() and not folder.exists():  # stopped between the two
+            old.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import logging
 import platform
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from typing import Any
 
 import jax
 
+from mechdiff.core.errors import DataError
 from mechdiff.core.numerics import NUMERICS_VERSION
+from mechdiff.storage import files
 from mechdiff.storage.digests import PACKAGE, code_digest, to_jsonable
 
 PACKAGES = (
@@ -37,6 +40,20 @@ def run_manifest(config: dict, **facts: Any) -> dict:
             "commit": commit(),
         }
     )
+
+
+def write(folder: Path, manifest: dict) -> None:
+    """Writes `folder/manifest.json`. A training and an examination in one folder replace each other's, which
+    is warned of: only an examination's names its `models`."""
+    path = folder / "manifest.json"
+    with contextlib.suppress(DataError):  # there is none
+        if ("models" in files.read_json(path)) != ("models" in manifest):
+            logging.warning(
+                "%s was of other results and is replaced; give trainings and examinations each a --workdir "
+                "of their own",
+                path,
+            )
+    files.write_json(path, manifest)
 
 
 def package_version(name: str) -> str | None:

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from mechdiff.core.config import ExperimentConfig, to_dict
 from mechdiff.models.load import model_folder
-from mechdiff.storage import files
-from mechdiff.storage.manifest import run_manifest
+from mechdiff.storage import manifest
 from mechdiff.study import examine, further_results, packing
 from mechdiff.study.eval_images import EvalImages
 
@@ -39,6 +38,6 @@ def examine_and_pack(
     folder, path = workdir / "subjects" / name, packed_path(workdir, name)
     examined = examine.examine(name, model_folder(model), choose, config.sweep, config.seed, folder)
     further_results.run_study(examined, config, folder)
-    files.write_json(workdir / "manifest.json", run_manifest(to_dict(config), models=[name]))
+    manifest.write(workdir, manifest.run_manifest(to_dict(config), models=[name]))
     packing.pack(folder, path, samples=samples)
     return path

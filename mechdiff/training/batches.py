@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 from mechdiff.core import processes
 from mechdiff.core.config import ExperimentConfig
 from mechdiff.core.errors import ConfigError
-from mechdiff.data import Dataset, batch_at, batch_indices, class_labels, load
+from mechdiff.data import Dataset, batch_at, batch_indices, class_labels, class_names, load
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,9 +89,10 @@ def _labels(
     labels = class_labels(dataset, names, unet.classes)
     missing = np.setdiff1d(np.arange(unet.classes), labels)
     if all_classes and missing.size:
+        called = class_names(dataset, names, unet.classes)[missing[0]]
         raise ConfigError(
-            f"data.classes={names}: no training image is of class {missing[0]} of {unet.classes}; "
-            "lower it, or take more images"
+            f"data.classes={names}: no training image is of class {missing[0]} ({called}) of {unet.classes}; "
+            f"take more training images (now {len(labels)}), or fewer classes"
         )
     return labels
 

@@ -53,8 +53,13 @@ def nearest_distances(
     return np.sqrt(np.maximum(best, 0) / flat.shape[1]) / 127.5, where
 
 
-def memorization(samples: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
+def memorization(
+    samples: np.ndarray, train: np.ndarray, held_out: np.ndarray, mirrored: bool = False
+) -> dict[str, float]:
     """Whether samples are closer to training images than held-out images are.
+
+    Args:
+      mirrored: training mirrored its images at random, so that their mirror images are training images too.
 
     Returns:
       `samples_nearest`, `held_out_nearest`: median distance to the nearest training image;
@@ -62,8 +67,15 @@ def memorization(samples: np.ndarray, train: np.ndarray, held_out: np.ndarray) -
       `copies`: fraction of samples closer to a training image than the 1st percentile of held-out images
       (0.01 is expected without memorization).
     """
-    of_samples = nearest_distances(samples, train)[0]
-    of_held_out = nearest_distances(held_out, train)[0]
+
+    def nearest(images: np.ndarray) -> np.ndarray:
+        distances = nearest_distances(images, train)[0]
+        if not mirrored:
+            return distances
+        # As far from a mirrored training image as the mirror image is from that one.
+        return np.minimum(distances, nearest_distances(images[:, :, ::-1], train)[0])
+
+    of_samples, of_held_out = nearest(samples), nearest(held_out)
     return {
         "samples_nearest": float(np.median(of_samples)),
         "held_out_nearest": float(np.median(of_held_out)),

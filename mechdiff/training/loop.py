@@ -23,8 +23,7 @@ from mechdiff.core.types import PyTree
 from mechdiff.data import Dataset, class_names
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.unet import count_parameters
-from mechdiff.storage import checkpoint, exchange, exported, files, image_grid, locks, run_log
-from mechdiff.storage.manifest import package_version, run_manifest
+from mechdiff.storage import checkpoint, exchange, exported, files, image_grid, locks, manifest, run_log
 from mechdiff.storage.mismatch import config_fields
 from mechdiff.storage.tensorboard import TensorBoardLog, writer_class
 from mechdiff.training import evaluation
@@ -32,6 +31,9 @@ from mechdiff.training.batches import load_run_data, placed_batch
 from mechdiff.training.prefetch import prefetched
 from mechdiff.training.programs import eval_timesteps, programs
 from mechdiff.training.step import Metrics, TrainState
+
+FREE = ("name", "sweep", "study", "train.steps", "train.keep", "train.fsdp")  # may change in a paused run
+PLACES = ("data.path", "data.cache")  # these too, where the checkpoint says what the images are
 
 
 class Trainer:
@@ -73,7 +75,7 @@ class Trainer:
     def _settings(self) -> dict[str, object]:
         """What must be the same in all processes of a run before its data are read."""
         fields = config_fields(to_dict(self.config))
-        versions = {f"version of {name}": package_version(name) for name in ("mechdiff", "jax")}
+        versions = {f"version of {name}": manifest.package_version(name) for name in ("mechdiff", "jax")}
         return fields | {"workdir": exchange.address_of(self.workdir)} | versions
 
     def _way_out_of_memory(self) -> str:
@@ -100,12 +102,8 @@ class Trainer:
             self.programs.shapes,
             self.programs.of_state,
         )
-        state, metadata = saved.restore(
-            placed,
-            newest,
-            config=to_dict(self.config),
-            ignore=("name", "sweep", "study", "train.steps", "train.keep", "train.fsdp"),
-        )
+        free = FREE + PLACES if "images" in saved.metadata(newest) else FREE
+        state, metadata = saved.restore(placed, newest, config=to_dict(self.config), ignore=free)
         self._check_going_on(newest, metadata)
         return state, newest
 
@@ -145,6 +143,12 @@ class Trainer:
         return {name: {"digest": split.digest, "count": len(split)} for name, split in splits.items()}
 
     def _started(self, step: int) -> None:
+        train = self.config.train
+        if train.warmup >= train.steps:
+            logging.warning(
+                "train.warmup=%d is not below train.steps=%d: the learning rate rises until the last step",
+                train.warmup, train.steps,
+            )  # fmt: skip
         facts = {
             "parameters": count_parameters(self.config.unet),
             "data": {
@@ -154,36 +158,40 @@ class Trainer:
             },
             "resumed_from": step,
         }
-        files.write_json(self.workdir / "manifest.json", run_manifest(to_dict(self.config), **facts))
+        manifest.write(self.workdir, manifest.run_manifest(to_dict(self.config), **facts))
 
     def _loop(self, state, start: int, saved, log) -> TrainState:
         train, update = self.config.train, functools.partial(self.programs.update, self.seed)
         pending: list[Metrics] = []
-        clock, images_seen = time.monotonic(), 0
+        speed = _Speed(train.batch, start)
         make_batch = functools.partial(placed_batch, self.data, self.programs.placement.batch)
         title = f"training {self.config.name} on {self.data.train.name}"
         with run_log.progress(train.steps, start, title, quiet=not processes.is_first()) as bar:
             for step, batch in prefetched(make_batch, start, train.steps):
                 state, metrics = update(state, *batch)
                 pending.append(metrics)
-                done, images_seen = step + 1, images_seen + train.batch
+                done = step + 1
                 bar.update()
                 if done % train.log_every == 0 or self._due(done, train.save_every):
                     values = self._finite(pending, done, saved)
                     pending = []
-                    rate = images_seen / (time.monotonic() - clock)
+                    values["images_per_second"] = round(speed.until(done), 2)
                     bar.set_postfix_str(f"loss {values['loss']:.4f}")
-                    log.append({"step": done, "kind": "train", **values, "images_per_second": round(rate, 2)})
+                    log.append({"step": done, "kind": "train", **values})
+                    speed.restart(done)
                 score = None
                 if self._due(done, train.eval_every):
                     losses = self.evaluate(state.ema)
                     score = losses["test_loss"]
                     log.append({"step": done, "kind": "eval", **losses})
+                    speed.restart(done)
                 if train.sample_every and done % train.sample_every == 0:
                     self._save_sheet(done, self.samples(state.ema))
+                    speed.restart(done)
                 if done in train.keep:  # before the checkpoint, so that no resumed run can miss it
                     saved.wait()
                     self._export(self.workdir / "snapshots" / str(done), state, log)
+                    speed.restart(done)
                 if self._due(done, train.save_every):
                     saved.save(done, state, {"config": to_dict(self.config), "images": self._images()}, score)
         return state
@@ -205,10 +213,10 @@ class Trainer:
             last = processes.from_first(saved.latest_step() or 0)
             kept = "no checkpoint was kept yet"
             if last:
-                kept = f"{exchange.address_of(saved.folder / str(last))} is the last good checkpoint"
+                kept = f"{exchange.address_of(saved.folder / str(last))} is the newest checkpoint"
             raise NumericsError(
                 f"loss {values.loss[bad.argmax()]} at step {step} is not finite; {kept}; "
-                "lower train.learning_rate or train.clip_norm and start again"
+                "lower train.learning_rate or train.clip_norm and start in another --workdir"
             )
         return {"loss": float(values.loss.mean()), "grad_norm": float(values.grad_norm.mean())}
 
@@ -240,14 +248,16 @@ class Trainer:
         evaluated, images = self.evaluate(state.ema), self.samples(state.ema)
         ema, steps = checkpoint.on_host(state.ema), int(state.step)
         held_out = np.array(self.data.test.images[:512])
-        manifest = processes.in_first(lambda: files.read_json(self.workdir / "manifest.json")) or {}
+        made_with = processes.in_first(lambda: files.read_json(self.workdir / "manifest.json")) or {}
         record = {
             **evaluated,
-            "memorization": evaluation.memorization(images, self.data.train.images, held_out),
+            "memorization": evaluation.memorization(
+                images, self.data.train.images, held_out, self.config.data.flip
+            ),
             "steps": steps,
             "images": steps * self.config.train.batch,
             "log": processes.in_first(lambda: run_log.read_log(log.path)),
-            "manifest": {name: manifest[name] for name in manifest if name not in ("config", "command")},
+            "manifest": {name: made_with[name] for name in made_with if name not in ("config", "command")},
         }
         if self.config.unet.classes:
             names = class_names(self.data.train, self.config.data.classes, self.config.unet.classes)
@@ -266,10 +276,26 @@ class Trainer:
         )
 
 
+class _Speed:
+    """Images per second of training alone: since the last line of the log, or the last evaluation, sheet or
+    export, whichever came later."""
+
+    def __init__(self, batch: int, step: int):
+        self._batch = batch
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        self._step, self._clock = step, time.monotonic()
+
+    def until(self, step: int) -> float:
+        return (step - self._step) * self._batch / (time.monotonic() - self._clock)
+
+
 def train(config: ExperimentConfig, workdir: Path, *, tensorboard: bool = False) -> Path:
     """Trains `config` in `workdir`, resuming a run that is there; returns the exported model's folder.
 
     Args:
       tensorboard: writes the log's numbers to WORKDIR/tensorboard too; needs tensorboardX.
     """
-    return Trainer(config, workdir, tensorboard=tensorboard).run()
+    with processes.all_there():
+        return Trainer(config, workdir, tensorboard=tensorboard).run()

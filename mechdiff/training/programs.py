@@ -22,7 +22,7 @@ from mechdiff.training import evaluation
 from mechdiff.training.placement import Placement, data_parallel
 from mechdiff.training.step import Fixed, Seed, fixed_parts, init_state, train_step
 
-EVAL_TIMESTEPS = 8  # evenly spread in log-SNR, that losses are reported at
+EVAL_TIMESTEPS = 8  # at most, evenly spread in log-SNR, that losses are reported at
 SAMPLES = 64  # images on a sample sheet
 SAMPLE_STEPS = 50  # DDIM
 
@@ -36,7 +36,7 @@ class Programs(NamedTuple):
       of_state: the sharding of each array of a state.
       init: (seed) -> state.
       update: (seed, state, images, labels or none) -> state, metrics; the state given is used up.
-      losses: (seed, EMA parameters, images, labels or None) -> `(EVAL_TIMESTEPS, images)`.
+      losses: (seed, EMA parameters, images, labels or None) -> `(timesteps, images)`, see `eval_timesteps`.
       sample: (seed, EMA parameters) -> images of a sheet, uint8.
     """
 
@@ -80,7 +80,7 @@ def _programs(unet: UNetConfig, diffusion: DiffusionConfig, train: TrainConfig) 
 def eval_timesteps(schedule: NoiseSchedule) -> Int[np.ndarray, " timesteps"]:
     """The timesteps that losses are reported at."""
     with jax.ensure_compile_time_eval():
-        return timesteps_by_log_snr(schedule, EVAL_TIMESTEPS)
+        return timesteps_by_log_snr(schedule, min(EVAL_TIMESTEPS, schedule.steps))
 
 
 def _losses(

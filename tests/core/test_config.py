@@ -30,6 +30,19 @@ def test_later_assignments_win():
     assert c.override(preset("tiny"), ["seed=1", "seed=2"]).seed == 2
 
 
+def test_fields_that_must_fit_each_other_are_set_together_in_any_order():
+    one_level = ["unet.widths=8", "unet.heads=1", "unet.down_attention=false", "unet.up_attention=false"]
+    for order in (one_level, one_level[::-1]):
+        assert c.override(preset("tiny"), order).unet.down_attention == (False,)
+    betas = ["diffusion.schedule=betas", "diffusion.steps=3", "diffusion.betas=0.1,0.2,0.3"]
+    for order in (betas, betas[::-1]):
+        assert c.override(preset("tiny"), order).diffusion.betas == (0.1, 0.2, 0.3)
+    with pytest.raises(ConfigError, match=r"unet\.heads=\(2, 2\) needs 1 entries, one per width"):
+        c.override(preset("tiny"), [setting for setting in one_level if "heads" not in setting])
+    with pytest.raises(ConfigError, match=r"number of unet\.widths=0 is too small"):
+        c.override(preset("tiny"), [f"{setting.partition('=')[0]}=()" for setting in one_level])
+
+
 def test_tuples_are_written_with_commas():
     assert c.override(preset("tiny"), ["sweep.ablations=zero"]).sweep.ablations == ("zero",)
     assert c.override(preset("tiny"), ["unet.widths=16,32"]).unet.widths == (16, 32)

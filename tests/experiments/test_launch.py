@@ -249,6 +249,14 @@ def test_an_interruption_that_a_callback_swallows_comes_again(monkeypatch, capsy
     assert "goes on" in capsys.readouterr().err
 
 
+def test_what_the_threads_of_a_failed_save_report_is_not_shown(monkeypatch):
+    shown, news = [], SimpleNamespace(exc_value=RuntimeError("news"))
+    monkeypatch.setattr(sys, "__unraisablehook__", shown.append)
+    for lost in (SimpleNamespace(exc_value=RuntimeError("Event loop is closed")), news):
+        _launch._unraisable(lost)
+    assert shown == [news]
+
+
 def test_a_number_of_images_is_told_from_a_folder_of_them(launch, capsys):
     _launch.flags.DEFINE_string("images", None, "A folder.")
     try:

@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechdiff.core.errors import BusyError, DataError, MechdiffError
-from mechdiff.storage import digests, files, locks
-from mechdiff.storage.manifest import run_manifest
+from mechdiff.storage import digests, files, locks, manifest
 
 ROOT = Path(__file__).parents[2]
 
@@ -189,13 +188,24 @@ def test_a_folder_is_held_once_even_within_a_process_and_freed_after_an_error(tm
 
 
 def test_manifest_is_json_and_names_versions_devices_and_code(tmp_path):
-    made = run_manifest({"seed": 3, "widths": (1, 2)}, data="abc")
+    made = manifest.run_manifest({"seed": 3, "widths": (1, 2)}, data="abc")
     assert json.loads(json.dumps(made)) == made
     assert made["config"] == {"seed": 3, "widths": [1, 2]} and made["data"] == "abc"
     assert made["packages"]["numpy"] == np.__version__
     assert made["devices"] and made["code"] == digests.code_digest()
     assert made["started"].endswith("+00:00")
     assert "/" not in made["command"][0]
+
+
+def test_replacing_the_manifest_of_other_results_is_warned_of(tmp_path, caplog):
+    training, sweep = {"parameters": 3}, {"models": ["a"]}
+    for made in (training, training):
+        manifest.write(tmp_path, made)
+    assert not caplog.text and files.read_json(tmp_path / "manifest.json") == training
+    manifest.write(tmp_path, sweep)
+    manifest.write(tmp_path, {"models": ["b"]})
+    manifest.write(tmp_path, training)
+    assert [record.message.count("manifest.json was of other results") for record in caplog.records] == [1, 1]
 
 
 def test_the_digest_of_device_arrays_is_remembered_for_the_same_arrays_alone(monkeypatch):

@@ -13,11 +13,12 @@ from reference.networks import fresh_state, identity_of, random_params
 from mechdiff.core.config import UNetConfig, override
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.presets import preset
+from mechdiff.data import Dataset
 from mechdiff.diffusion.samplers import Sampler, guided, sample
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models import load
 from mechdiff.models.unet import denoise
-from mechdiff.training import loop, step
+from mechdiff.training import batches, loop, step
 from mechdiff.training.placement import BATCH
 
 ONE = jax.make_mesh((1,), (BATCH,), devices=jax.devices()[:1], axis_types=(AxisType.Auto,))
@@ -68,7 +69,10 @@ def test_a_labeled_model_is_trained_and_loaded(labeled, tmp_path):
 BAD = [
     (["unet.classes=0"], "unet.classes=0 and data.classes='skin_brightness': both are needed"),
     (["data.classes="], "unet.classes=2 and data.classes='': both are needed"),
-    (["unet.classes=9", "data.classes=hair_style"], "no training image is of class 8"),
+    (
+        ["unet.classes=9", "data.classes=hair_style"],
+        r"is of class 8 \(hair_style 8\) of 9; .* \(now 64\), or fewer cl",
+    ),
     (["unet.condition_channels=1"], "training takes classes of a table only"),
 ]
 
@@ -77,6 +81,26 @@ BAD = [
 def test_classes_that_do_not_fit_are_one_line(labeled, settings, expected, tmp_path):
     with pytest.raises(ConfigError, match=expected):
         loop.Trainer(override(labeled, settings), tmp_path)
+
+
+def test_a_class_without_images_is_named(labeled):
+    images, config = np.zeros((3, 8, 8, 3), np.uint8), override(labeled, ["data.classes=folder"])
+    seen = Dataset(
+        name="folder", images=images, digest="", ids=np.arange(3),
+        labels={"folder": np.zeros(3, np.int32)}, names={"folder": ("cat", "dog")},
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"no training image is of class 1 \(dog\) of 2; take more train"):
+        batches._labels(config, seen, all_classes=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [("folder", ".npz are read in examinations"), ("tfds", "'attributes' is"), ("gaussian", "take other im")],
+)
+def test_where_there_are_no_labels_the_way_out_is_that_of_the_source(labeled, source, words):
+    bare = Dataset(name=source, images=np.zeros((3, 8, 8, 3), np.uint8), digest="", ids=np.arange(3))
+    with pytest.raises(ConfigError, match=f"images of {source} have no labels here; .*{words}"):
+        batches._labels(labeled, bare)
 
 
 @pytest.fixture(scope="module")

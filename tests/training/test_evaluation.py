@@ -41,3 +41,7 @@ def test_copies_are_seen_and_fresh_pictures_are_not():
     honest = evaluation.memorization(fresh, train, held_out)
     assert remembered["copies"] == 1 and remembered["ratio"] < 0.01
     assert honest["copies"] < 0.06 and 0.9 < honest["ratio"] < 1.1
+    mirror_images = train[:50, :, ::-1]
+    assert evaluation.memorization(mirror_images, train, held_out)["copies"] < 0.1
+    seen = evaluation.memorization(mirror_images, train, held_out, mirrored=True)
+    assert seen["copies"] == 1 and seen["held_out_nearest"] <= honest["held_out_nearest"]

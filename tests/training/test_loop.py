@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,10 @@ import pytest
 from jax.sharding import AxisType
 from reference.networks import fresh_state
 
-from mechdiff.core.config import UNetConfig, override
+from mechdiff.core.config import DiffusionConfig, UNetConfig, override
 from mechdiff.core.errors import BusyError, CheckpointError, ConfigError, MechdiffError, NumericsError
 from mechdiff.diffusion.process import denoising_loss
+from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models import load
 from mechdiff.models.unet import apply_unet
 from mechdiff.storage import checkpoint, digests, exported, files, locks, run_log
@@ -122,6 +124,22 @@ def test_the_learning_rate_warms_up_then_decays(small, setting):
     assert int(np.argmax(sizes)) == config.warmup
     np.testing.assert_allclose(max(sizes), config.learning_rate, rtol=1e-3)
     assert sizes[0] < max(sizes) / 2 and sizes[-1] < 0.15 * max(sizes)
+    update, _ = next_update(params, state, params)  # a step after the last
+    np.testing.assert_allclose(-float(update["w"]), 0.1 * config.learning_rate, rtol=1e-3)
+
+
+def test_a_warmup_that_never_ends_is_warned_of(small, tmp_path, caplog):
+    settings = ["data.name=gaussian", "train.steps=5"]
+    loop.Trainer(override(small, [*settings, "train.warmup=4"]), tmp_path)._started(0)
+    assert not caplog.text
+    loop.Trainer(override(small, [*settings, "train.warmup=5"]), tmp_path)._started(0)
+    assert "train.warmup=5 is not below train.steps=5: the learning rate rises until the last" in caplog.text
+
+
+def test_losses_are_reported_at_no_more_timesteps_than_there_are():
+    for steps in (2, 7, 8, 50):
+        found = programs.eval_timesteps(make_schedule(DiffusionConfig(steps=steps)))
+        assert len(np.unique(found)) == min(steps, 8)
 
 
 def test_trainings_of_other_seeds_and_images_share_their_programs(small, setting):
@@ -205,6 +223,17 @@ def test_a_card_too_small_for_a_step_is_named_with_the_way_out(small, tmp_path, 
         loop.Trainer(small, tmp_path).run()
 
 
+@pytest.mark.parametrize(("count", "kind"), [(1, jax.errors.JaxRuntimeError), (2, MechdiffError)])
+def test_the_end_of_another_process_is_one_line(small, tmp_path, monkeypatch, count, kind):
+    def lost(*_, **__):
+        raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
+
+    monkeypatch.setattr(loop, "Trainer", lost)
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+    with pytest.raises(kind, match="another process of this run has ended" if count > 1 else "Gloo"):
+        loop.train(small, tmp_path)
+
+
 @pytest.mark.parametrize("setting", ["batch=7", "accumulate=8"])
 def test_a_batch_that_does_not_divide_among_devices_is_refused(small, setting):
     with pytest.raises(ConfigError, match=r"train.batch=[78] .* 2 devices"):
@@ -281,7 +310,7 @@ def test_a_killed_process_resumes_to_the_same_parameters(tiny, trained, tmp_path
 
 
 @pytest.mark.usefixtures("unsampled")
-def test_nan_stops_the_run_and_names_the_last_good_checkpoint(tiny, tmp_path, monkeypatch):
+def test_nan_stops_the_run_and_names_the_newest_checkpoint(tiny, tmp_path, monkeypatch):
     interrupted(tiny, tmp_path, 11, monkeypatch)
     trainer = loop.Trainer(tiny, tmp_path)
     step = trainer.programs.update
@@ -293,13 +322,24 @@ def test_nan_stops_the_run_and_names_the_last_good_checkpoint(tiny, tmp_path, mo
     trainer.programs = trainer.programs._replace(update=diverging)
     with pytest.raises(NumericsError) as error:
         trainer.run()
-    assert "step 13 is not finite" in str(error.value) and "checkpoints/10" in str(error.value)
+    assert "step 13 is not finite" in str(error.value)
+    assert "checkpoints/10 is the newest checkpoint" in str(error.value)
+    assert str(error.value).endswith("and start in another --workdir")
     assert checkpoint.TrainCheckpoints(tmp_path / "checkpoints").latest_step() == 10
 
 
-def test_another_config_does_not_continue_a_run(tiny, trained):
+def test_another_config_does_not_continue_a_run(tiny, trained, monkeypatch):
+    """But images whose digests are in the checkpoint may lie elsewhere; early checkpoints have none."""
     with pytest.raises(CheckpointError, match=r"train.learning_rate is 0.001 there and 0.01 here"):
         loop.train(override(tiny, ["train.learning_rate=0.01"]), trained[1])
+    saved = checkpoint.TrainCheckpoints(trained[1] / "checkpoints")
+    moved = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, cache="elsewhere", path="there"))
+    monkeypatch.setattr(loop, "load_run_data", lambda *_: batches.load_run_data(tiny, trained[1] / "cache"))
+    trainer = loop.Trainer(moved, trained[1])
+    assert trainer._start(saved)[1] == 20
+    monkeypatch.setattr(saved, "metadata", lambda _: {})
+    with pytest.raises(CheckpointError, match=r'data.path is "" there and "there" here; use the same'):
+        trainer._start(saved)
 
 
 @pytest.mark.usefixtures("unsampled")
@@ -363,6 +403,31 @@ def test_no_model_is_exported_while_a_checkpoint_is_written(tiny, trained, tmp_p
     assert done.count("export_model") == 2 and "save" in done
     for before, after in itertools.pairwise(done):
         assert after != "export_model" or before == "wait"
+
+
+def test_the_speed_in_the_log_is_that_of_training_alone(small, tmp_path, monkeypatch):
+    """A step takes two seconds here, or three from step 8 on, and an evaluation or sheet a hundred."""
+    now, log = [0.0], []
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    settings = ("steps=12", "log_every=2", "eval_every=3", "sample_every=5", "save_every=12")
+    config = override(small, ["data.name=gaussian", *(f"train.{setting}" for setting in settings)])
+
+    def passing(seconds, result):
+        now[0] += seconds
+        return result
+
+    def update(seed, state, *batch):
+        after = dataclasses.replace(state, step=state.step + 1)
+        return passing(2 if after.step <= 8 else 3, (after, step.Metrics(np.float32(1), np.float32(1))))
+
+    trainer = loop.Trainer(config, tmp_path)
+    trainer.programs = trainer.programs._replace(update=update)
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(trainer, "evaluate", lambda _: passing(100, {"test_loss": 1.0}))
+    monkeypatch.setattr(trainer, "samples", lambda _: passing(100, np.zeros((1, 8, 8, 3), np.uint8)))
+    trainer._loop(step.TrainState(0, {}, {}, {}), 0, SimpleNamespace(save=lambda *_: None), log)
+    rates = [line["images_per_second"] for line in log if line["kind"] == "train"]
+    assert rates == [4.0] * 4 + [round(8 / 3, 2)] * 2
 
 
 def test_a_folder_in_use_is_refused(tiny, tmp_path):
