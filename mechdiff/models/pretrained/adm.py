@@ -62,10 +62,10 @@ def read(place: Place, stated: Stated) -> Imported:
 
 
 def _open(place: Place, get: Flags, stated: Stated) -> tuple[str, ...]:
-    """`option=value` of the noise levels and the prediction, if none of them is known. A command line, or a
+    """`option=value` of the noise levels and the prediction, if none of them is known. A command, or a
     dialect that is stated, gives what it leaves out the program's defaults."""
     assumed = {option.partition("=")[0] for option in get.assumed}
-    if stated.dialect or place.described_by.suffix in (".txt", ".sh") or not assumed >= ASKED_AS.keys():
+    if stated.dialect or place.runs or not assumed >= ASKED_AS.keys():
         return ()
     return states.summary({ours: get[theirs] or "epsilon" for theirs, ours in ASKED_AS.items()})
 

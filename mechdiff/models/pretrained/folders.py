@@ -7,7 +7,7 @@ from typing import Any
 
 from mechdiff.core.errors import ConfigError, DataError
 from mechdiff.models.pretrained.averages import OTHER, kind_of, named
-from mechdiff.models.pretrained.configs import NAMES, config_file, read_config, unread
+from mechdiff.models.pretrained.configs import NAMES, config_file, describe, read_config, unread
 from mechdiff.storage import files
 
 SCHEDULER = "scheduler_config.json"
@@ -27,6 +27,8 @@ class Place:
       config: its options, as the file `described_by` holds them.
       scheduler: options of its scheduler; empty if there is none.
       notes: which of several things was read.
+      text: whether the options are flags of a command line.
+      runs: whether a command gives them; see `configs.Description`.
     """
 
     home: Path
@@ -34,6 +36,8 @@ class Place:
     config: dict[str, Any]
     scheduler: dict[str, Any]
     notes: tuple[str, ...]
+    text: bool = False
+    runs: bool = False
 
 
 def locate(folder: Path, weights: str | None = None) -> Place:
@@ -54,14 +58,15 @@ def locate(folder: Path, weights: str | None = None) -> Place:
     described_by = config_file(home)
     if not described_by.exists():
         raise DataError(_undescribed(described_by))
-    config = read_config(described_by)
+    described = describe(described_by)
     scheduler, more = _scheduler(home, bases)
     if others := unread(described_by):
         shown = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
         more += (f"described by {described_by.name}; beside it, not read: {shown}",)
     if others := _undescribed_weights(home):
         more += (f"weights without a config lie in {_listed(others)}; not read",)
-    return Place(home, described_by, config, scheduler, (*notes, *more))
+    notes += (*described.notes, *more)
+    return Place(home, described_by, described.options, scheduler, notes, described.text, described.runs)
 
 
 def _home(folder: Path, weights: str | None) -> tuple[Path, tuple[str, ...]]:

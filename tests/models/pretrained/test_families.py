@@ -283,10 +283,11 @@ def test_wrapped_state_dicts_are_read(prefixes, name, tmp_path):
         ("config.json", {}, {"dialect": "guided-diffusion"}, False),
         ("config.json", {"noise_schedule": "linear"}, {}, False),
         ("flags.txt", {}, {}, False),
+        ("flags.sh", {}, {}, True),
     ],
 )
 def test_flags_by_hand_that_say_nothing_of_diffusion_are_asked_about(name, more, stated, asked, tmp_path):
-    """Not a command line: what that leaves out has the program's defaults."""
+    """Not a command: what that leaves out has the program's defaults. `flags.sh` are variables alone."""
     arrays = frozen("upsample_heads")
     known = (
         json.loads(arrays["config"])
@@ -296,13 +297,12 @@ def test_flags_by_hand_that_say_nothing_of_diffusion_are_asked_about(name, more,
     flags = {
         key: value for key, value in known.items() if key not in ("noise_schedule", "diffusion_steps")
     } | more
-    text = (
-        json.dumps(flags) if "json" in name else " ".join(f"--{key} {value}" for key, value in flags.items())
-    )
+    line = " ".join(f"--{key} {value}" for key, value in flags.items())
+    text = {"config.json": json.dumps(flags), "flags.txt": line, "flags.sh": f'MODEL_FLAGS="{line}"'}[name]
     (tmp_path / name).write_text(text)
     save_file(arrays["state"], tmp_path / adm_options.WEIGHTS)
-    line = "(--noise_schedule='linear' --noise_steps=1000 --prediction='epsilon' is usual)"
-    assert (line in pretrained.read(tmp_path, Stated(**stated)).asks) == asked
+    asks = "(--noise_schedule='linear' --noise_steps=1000 --prediction='epsilon' is usual)"
+    assert (asks in pretrained.read(tmp_path, Stated(**stated)).asks) == asked
 
 
 DDIM_BAD = [

@@ -12,7 +12,7 @@ from mechdiff.core.config import DiffusionConfig
 from mechdiff.core.errors import MechdiffError
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models import pretrained
-from mechdiff.models.pretrained import Stated, configs, schedulers
+from mechdiff.models.pretrained import Stated, command_lines, configs, schedulers
 from mechdiff.models.pretrained.diffusers import STEM, WEIGHTS
 
 DIFFUSION = DiffusionConfig(schedule="cosine", steps=40)
@@ -301,6 +301,14 @@ def test_sigmoid_betas_against_their_formula():
         ("flags.txt", "--num_channels '3", "not a command line"),
         ("flags.txt", "train --num_heads 2\ntrain --num_heads 4", "sets --num_heads twice, to '2' and '4'"),
         ("flags.txt", "M=x(--num_heads 2)", "'x(--num_heads' holds a flag, but is none"),
+        ("flags.txt", 'A="it\'s"\ntrain --lr 1', "not a command line"),
+        ("flags.txt", "python a.py --lr 1 \u2014num_heads 2", "'\u2014num_heads' holds a flag, but is none"),
+        ("flags.txt", "python a.py --lr 1 \u2212\u2212num_heads 2", "num_heads' holds a flag, but is none"),
+        ("flags.txt", "python a.py --use_fp16 \u2013num_heads 2", "--use_fp16 has no value"),
+        ("flags.txt", "python a.py --lr 1 $D", "flags.txt uses $D, which it does not define"),
+        ("flags.txt", 'A="--lr 1 $B"\npython a.py "$A"', "flags.txt uses $B, which it does not define"),
+        ("flags.txt", 'python a.py --lr 1 "$@"', "flags.txt uses $@, which it does not define"),
+        ("flags.txt", "A=aaaaaaaa\n" + 20 * 'A="$A $A"\n', "flags.txt: $A is too long for a command line"),
     ],
 )
 def test_configs_that_cant_be_read_are_one_line(tmp_path, name, text, expected):
@@ -319,6 +327,38 @@ def test_flags_are_read_out_of_variables_arrays_and_brackets(lines):
     assert configs.flags_of(lines.format(command)) == expected
     both = lines.format(command) + "\n python sample.py --batch_size 4 --num_heads 2 --batch_size 8"
     assert configs.flags_of(both) == expected | {"batch_size": "8"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'M="{}"\n# mpiexec -n 8 \\\npython train.py $M --data_dir /data/set#1 --lr 1 # --lr 2',
+        "python -u train.py {} --data_dir '/data/set#1' --lr 1 \\",
+        "mpirun -np 8 --allow-run-as-root python train.py {} --data_dir /data/set#1 --lr 1; echo done",
+        "torchrun --nproc_per_node=8 train.py {} --data_dir /data/set#1 --lr 1 > log.txt 2>&1 &",
+        "python -m torch.distributed.launch --nproc_per_node 4 train.py {} --data_dir /data/set#1 --lr 1;",
+        "python -m pkg.train {} --data_dir /data/set#1 --lr 1 | tee log.txt",
+        'set -e\nmkdir -p a\nexport M="{}"; export D="--lr 1"\npython a.py $M $D --data_dir /data/set#1',
+        "if [ -f a ]; then\n(cd a; python a.py {} \\ \n --data_dir /data/set#1 --lr 1)\nfi",
+        'R=1\nM=(\n  {} # two\n  --data_dir /data/set#1\n)\npython a.py "${{M[@]}}" --lr ${{L:-1}} --lr $R',
+        "{}\n--data_dir\n/data/set#1\n--lr\n1",
+    ],
+)
+def test_ordinary_scripts_are_read_as_a_shell_does(text):
+    """Comments, continued lines, what starts a program, and what a script does besides."""
+    pasted = command_lines.read_text(text.format("--num_heads 2"))
+    assert pasted.flags == {"num_heads": "2", "data_dir": "/data/set#1", "lr": "1"}
+    assert pasted.runs and not pasted.notes
+
+
+def test_a_variable_that_no_command_uses_is_left_out_and_named():
+    text = 'OLD="--num_heads 4"\nNEW="--num_heads 2"\n'
+    pasted = command_lines.read_text(f"{text}python train.py $NEW")
+    assert pasted.flags == {"num_heads": "2"}
+    assert pasted.notes == ("left out, as no command of flags uses them: $OLD",)
+    with pytest.raises(MechdiffError, match="sets --num_heads twice"):
+        command_lines.read_text(text)
+    assert not command_lines.read_text(text.splitlines()[0]).runs
 
 
 def test_several_configs_are_not_guessed_among(tmp_path):
