@@ -41,7 +41,7 @@ def read(place: Place, stated: Stated) -> Imported:
     path, notes = states.weight_file(place.home, STEM, stated.weights)
     state, dtype = tensors.load(path)
     state, wrapping = states.unwrapped(state, PROBE, stated.weights, path)
-    get = flags(place.config, state, stated)
+    get = flags(place.config, state, stated, place.text)
     unet = unet_config(get)
     state = split_attention(state, unet, get["use_new_attention_order"], path)
     notes = [*place.notes, *notes, *wrapping, *get.notes]

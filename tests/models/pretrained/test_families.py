@@ -18,7 +18,7 @@ from mechdiff.core.errors import MechdiffError
 from mechdiff.interventions.build import ablate
 from mechdiff.models import pretrained
 from mechdiff.models import unet as unet_module
-from mechdiff.models.pretrained import Stated, adm, adm_options, configs, ddim, diffusers, tensors
+from mechdiff.models.pretrained import Stated, adm, adm_flags, adm_options, configs, ddim, diffusers, tensors
 from mechdiff.models.pretrained.adm_tensors import shapes_say
 from mechdiff.models.unet import apply_unet, components
 
@@ -240,6 +240,60 @@ def test_absent_flags_are_read_off_the_tensors(name):
         values = adm.flags(less, arrays["state"], Stated()).values
         for key in ("widths", "blocks", "attends", "use_scale_shift_norm", "resblock_updown", "learn_sigma"):
             assert values[key] == expected[key], (absent, key)
+
+
+NETWORK = {"num_channels": 32, "num_heads": 2}
+LEFT_OUT = "not of the network, so left out: "
+SECTIONS = [  # a config, its options or the line that refuses it, and its notes
+    (
+        {"model": NETWORK, "classifier": {"num_head_channels": 16, "depth": 2}},
+        NETWORK,
+        f"{LEFT_OUT}classifier",
+    ),
+    ({"unet": NETWORK, "sampling": {"steps": 50}}, NETWORK, f"{LEFT_OUT}sampling"),
+    ({**NETWORK, "train": {"steps": 9, "lr": 1}}, {**NETWORK, "lr": 1}, f"{LEFT_OUT}train.steps"),
+    ({**NETWORK, "optimizer": {"lr": 1}}, {**NETWORK, "lr": 1}, ""),
+    ({**NETWORK, "teacher": {"predict_xstart": True}}, "option teacher.predict_xstart may be of another", ""),
+    ({**NETWORK, "ema": {"model_channels": 64}}, "option ema.model_channels may be of another network", ""),
+]
+
+
+@pytest.mark.parametrize(("config", "expected", "note"), SECTIONS)
+def test_only_sections_of_the_network_decide_it(config, expected, note):
+    if isinstance(expected, str):
+        with pytest.raises(MechdiffError, match=expected):
+            adm_flags.flattened(config)
+    else:
+        flat, notes = adm_flags.flattened(config)
+        assert (flat, "".join(notes)) == (expected, note)
+
+
+LINEAR = {"noise_schedule": "linear", "steps": 50}
+
+
+@pytest.mark.parametrize(
+    ("more", "text", "steps"),
+    [
+        (LINEAR, False, 50),
+        ({"diffusion": {"steps": 50}}, False, 50),
+        ({"sampling": {"steps": 50}, "train": {"steps": 9}}, False, 1000),
+        (LINEAR, True, "option steps may be a sampler's; write diffusion_steps"),
+        ({"steps": 50}, False, "option steps may be a sampler's; write diffusion_steps"),
+        ({"model": {"steps": 50}}, False, "option model.steps may be a sampler's; write diffusion_steps"),
+    ],
+)
+def test_steps_of_a_sampler_are_not_noise_levels(more, text, steps):
+    config = configs.flags_of(frozen("upsample_heads")["config"]) | {"rescale_timesteps": False}
+    known = {"noise_schedule", "diffusion_steps", "predict_xstart"} | {"rescale_timesteps"}
+    config = {name: value for name, value in config.items() if name not in known} | more
+    read = lambda: adm.flags(
+        config, frozen("upsample_heads")["state"], Stated(dialect="guided-diffusion"), text
+    )
+    if isinstance(steps, str):
+        with pytest.raises(MechdiffError, match=steps):
+            read()
+    else:
+        assert read()["diffusion_steps"] == steps
 
 
 def test_shapes_say_nothing_of_levels_where_upsampling_has_no_parameters():
