@@ -78,7 +78,11 @@ def test_raw_and_averaged_weights_are_told_apart(pipeline):
 
 
 @pytest.mark.parametrize(
-    ("raw", "ema"), [("unet", "ema_unet"), ("unet_non_ema", "unet"), ("model", "model_ema"), ("", "ema")]
+    ("raw", "ema"),
+    [
+        *(("unet", "ema_unet"), ("unet", "ema"), ("model", "model_ema"), ("", "ema")),
+        *(("unet_non_ema", "unet"), ("unet_without_ema", "unet"), ("unet-pre-ema", "unet")),
+    ],
 )
 def test_folders_of_both_are_told_apart_by_any_name(pipeline, raw, ema):
     plain = bias(pretrained.read(pipeline))
@@ -90,10 +94,15 @@ def test_folders_of_both_are_told_apart_by_any_name(pipeline, raw, ema):
     if raw:
         (pipeline / "aside").rename(pipeline / raw)
     for weights, factor in (("raw", 1), ("ema", 2)):
-        np.testing.assert_array_equal(
-            bias(pretrained.read(pipeline, Stated(weights=weights))), factor * plain
-        )
-    assert f"for {'unet_non_ema' if ema == 'unet' else ema}/ give" in pretrained.read(pipeline).notes[0]
+        model = pretrained.read(pipeline, Stated(weights=weights))
+        np.testing.assert_array_equal(bias(model), factor * plain)
+        assert model.diffusion == DIFFUSION
+    assert pretrained.read(pipeline / ema).diffusion == DIFFUSION
+    assert f"for {raw if ema == 'unet' else ema}/ give" in pretrained.read(pipeline).notes[0]
+    (pipeline / "vae").mkdir()
+    for place, stated in ((pipeline, Stated(weights="ema")), (pipeline / ema, Stated())):
+        with pytest.raises(MechdiffError, match="has a vae: its network lives in the latents"):
+            pretrained.read(place, stated)
 
 
 @pytest.mark.parametrize("name", [f"{STEM}.ema", "model_ema", "ema_0.9999_100"])
@@ -131,6 +140,12 @@ def test_the_scheduler_is_of_the_class_that_the_index_names(pipeline, changes, e
     parts["scheduler"][1] = "FlowMatchEulerDiscreteScheduler"
     (pipeline / "model_index.json").write_text(json.dumps(parts))
     with pytest.raises(MechdiffError, match="is of flow matching, which is not read; write it as a JAX func"):
+        pretrained.read(pipeline)
+
+
+def test_a_scheduler_that_is_a_link_to_nowhere_is_not_absent(pipeline):
+    (pipeline / "unet" / "scheduler_config.json").symlink_to("blobs/none")
+    with pytest.raises(MechdiffError, match="is a link to blobs/none, which is absent; fetch that file"):
         pretrained.read(pipeline)
 
 
