@@ -296,6 +296,19 @@ def test_steps_of_a_sampler_are_not_noise_levels(more, text, steps):
         assert read()["diffusion_steps"] == steps
 
 
+@pytest.mark.parametrize(("schedule", "steps"), [("cosine", 16), ("linear", 21), ("linear", 20)])
+def test_few_noise_levels_are_those_of_the_schedule(schedule, steps):
+    more = {"noise_schedule": schedule, "diffusion_steps": steps, "rescale_timesteps": False}
+    config = configs.flags_of(frozen("upsample_heads")["config"]) | more
+    get = adm.flags(config, frozen("upsample_heads")["state"], Stated())
+    if steps == 20:
+        with pytest.raises(MechdiffError, match="diffusion_steps=20 makes linear betas up to 1, where"):
+            adm.noise_levels(get)
+    else:
+        made = adm.noise_levels(get)
+        assert (made.schedule, made.steps) == (schedule, steps)
+
+
 def test_shapes_say_nothing_of_levels_where_upsampling_has_no_parameters():
     state = dict(frozen("rescaled")["state"])
     assert shapes_say(state)["widths"] == (32, 64)
@@ -318,6 +331,7 @@ def test_wrapped_state_dicts_are_read(prefixes, name, tmp_path):
     for i, prefix in enumerate(reversed(prefixes)):  # the averaged ones first, unchanged
         state |= {prefix + key: value + i for key, value in arrays["state"].items()}
     state["ema.num_updates" if "ema" in prefixes[-1] else "step"] = np.array(7)
+    state |= {name: np.array(7) for name in ("n_averaged", "global_step", "epoch")}
     folder = written(tmp_path / "wrapped", arrays["config"], state)
     if len(prefixes) > 1:
         with pytest.raises(MechdiffError, match="holds several networks, under"):
@@ -403,6 +417,8 @@ def test_the_noise_levels_of_ddim_are_read_or_said_to_be_assumed(tmp_path):
     del flat["type"]
     model = pretrained.read(written(tmp_path, json.dumps(flat), arrays["state"]))
     assert model.assumed[0] == "noise_schedule='linear'" and "ASSUMED" in model.notes[-1]
+    cosine = pretrained.read(tmp_path, Stated(noise_schedule="cosine"))
+    assert cosine.assumed == ("noise_steps=1000",)  # its betas are made of nothing else
     stated = Stated(noise_schedule="cosine", noise_steps=50, beta_start=1e-3, beta_end=0.1)
     stated_model = pretrained.read(tmp_path, stated)
     assert (stated_model.diffusion.schedule, stated_model.diffusion.steps) == ("cosine", 50)
