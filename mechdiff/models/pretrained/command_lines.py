@@ -28,6 +28,8 @@ UNFINISHED = re.compile(r"--[A-Za-z][\w-]*")  # its value is perhaps on the next
 ASSIGNED = re.compile(r"([A-Za-z_]\w*)\+?=(.*)", re.DOTALL)
 ARRAY = re.compile(r"[A-Za-z_]\w*\+?=\(")
 VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?:\[[@*]\])?(?::?[-=]([^}]*))?\})")
+# Undefined variables that by their names, those of the programs' READMEs, hold nothing of the network.
+OF_OTHERS = re.compile(r"\$\{?(CLASSIFIER|EVAL|SAMPL(E|ER|ING)|TRAIN(ING)?)_(ARGS|FLAGS|OPTIONS)\}?")
 DECLARING = ("export", "declare", "local", "readonly", "typeset")
 LEADING = ("$", "%", ">", "then", "do", "else", "if", "while", "!", "{", "(")  # prompts and a shell's words
 UTILITIES = re.compile(  # programs of a script that train and sample nothing
@@ -66,7 +68,8 @@ def read_text(text: str, where: str = "flags") -> Pasted:
     Raises:
       DataError: quotes that don't close.
       ConfigError: a flag without a value, one that two commands set differently (unless it has no bearing),
-        a word that holds a flag but is none, a variable that is not in the text, or no flag at all.
+        a word that holds a flag but is none, a variable that is not in the text (unless it is by name of
+        sampling, training or a classifier), or no flag at all.
     """
     try:
         shell = _Shell(where)
@@ -80,6 +83,9 @@ def read_text(text: str, where: str = "flags") -> Pasted:
     elif others := [n for n, words in shell.assigned if n not in shell.used and any(map(_seems_flag, words))]:
         names = ", ".join(f"${name}" for name in dict.fromkeys(others))
         notes = (f"left out, as no command of {where} uses them: {names}",)
+    if others := list(dict.fromkeys(word for words in parts for word in words if OF_OTHERS.fullmatch(word))):
+        notes += (f"not defined in {where}, and by name not of the network: {', '.join(others)}",)
+        parts = [[word for word in words if word not in others] for words in parts]
     flags: dict[str, str] = {}
     for words in parts:
         for name, value in _flags(words, where):

@@ -371,6 +371,9 @@ def test_a_variable_that_no_command_uses_is_left_out_and_named():
     pasted = command_lines.read_text(f"{text}python train.py $NEW")
     assert pasted.flags == {"num_heads": "2"}
     assert pasted.notes == ("left out, as no command of flags uses them: $OLD",)
+    readme = command_lines.read_text(f"{text}python sample.py $NEW --lr 1 $SAMPLE_FLAGS")
+    assert (readme.flags, len(readme.notes)) == ({"num_heads": "2", "lr": "1"}, 2)
+    assert readme.notes[1].endswith("and by name not of the network: $SAMPLE_FLAGS")
     with pytest.raises(MechdiffError, match="sets --num_heads twice"):
         command_lines.read_text(text)
     assert not command_lines.read_text(text.splitlines()[0]).runs
