@@ -62,7 +62,7 @@ def flattened(
         that decides numbers in a section that may be of another network, such as its teacher.
     """
     flat: dict[str, Any] = {}
-    left_out = []
+    left_out, others = [], {}
     for name, value in config.items():
         nested = isinstance(value, Mapping) and name not in deciding
         if nested and re.fullmatch(OTHER_SECTIONS, str(name)):
@@ -74,13 +74,17 @@ def flattened(
                 left_out.append(f"{shorten(name)[1:-1]}.steps")
                 continue
             if not own and inner in deciding:
-                raise ConfigError(
-                    f"{WHAT} option {shorten(name)[1:-1]}.{inner} may be of another network; write it at the "
-                    "top level if it is of this one, else take it out"
-                )
+                others[f"{shorten(name)[1:-1]}.{inner}"] = (inner, item)
+                continue
             if inner in flat and flat[inner] != item and not ignored(inner):
                 raise ConfigError(f"{WHAT} option {shorten(inner)} is set twice, differently")
             flat[inner] = item
+    for shown, (inner, item) in others.items():
+        if inner not in flat or flat[inner] != item:  # else it decides nothing
+            raise ConfigError(
+                f"{WHAT} option {shown} may be of another network; write it at the top level if it is of "
+                "this one, else take it out"
+            )
     notes = (f"not of the network, so left out: {', '.join(left_out)}",) if left_out else ()
     return flat, notes
 

@@ -34,7 +34,8 @@ DECLARING = ("export", "declare", "local", "readonly", "typeset")
 LEADING = ("$", "%", ">", "then", "do", "else", "if", "while", "!", "{", "(")  # prompts and a shell's words
 UTILITIES = re.compile(  # programs of a script that train and sample nothing
     r"\.|\[+|cat|cd|chmod|conda|cp|curl|date|echo|exit|for|git|kill|ln|ls|mkdir|module|mv|pip3?|popd|printf|"
-    r"pushd|pwd|rm|rsync|sed|shopt|sleep|source|tar|tee|test|touch|trap|ulimit|unset|unzip|wait|wget"
+    r"pushd|pwd|rm|rsync|sed|shopt|sleep|source|tar|tee|test|touch|trap|ulimit|unset|unzip|wait|wget|"
+    r"//.*|rem|REM"  # comments of other languages
 )
 INTERPRETER = re.compile(
     r"!?(.*/)?(i?python|pypy)[\d.]*|(.*/)?(accelerate|deepspeed|horovodrun|mpiexec|mpirun|srun|torchrun)|%run"
@@ -106,6 +107,7 @@ class _Shell:
     Attributes:
       assigned: every assignment, in order: name, words.
       used: variables that commands use, or other variables.
+      replaced: variables set anew, differently, before anything used them: perhaps in branches.
       commands: arguments of each program, expanded.
     """
 
@@ -114,6 +116,7 @@ class _Shell:
         self.variables: dict[str, list[str]] = {}
         self.assigned: list[tuple[str, list[str]]] = []
         self.used: set[str] = set()
+        self.replaced: set[str] = set()
         self.commands: list[list[str]] = []
 
     def take(self, words: list[str]) -> None:
@@ -143,6 +146,8 @@ class _Shell:
             else:
                 parts = shlex.split(self._filled(_unquoted(value)))
             before = self.variables.get(name, []) if "+" in words[0][: match.start(2)] else []
+            if not before and name not in self.used and self.variables.get(name, parts) != parts:
+                self.replaced.add(name)
             if sum(map(len, before + parts)) > LARGEST:
                 raise DataError(f"{self.where}: ${name} is too long for a command line")
             self.variables[name] = [*before, *parts]
@@ -156,9 +161,18 @@ class _Shell:
         match = VARIABLE.fullmatch(text)
         name = (match[1] or match[2]) if match else None
         if name in self.variables:
-            self.used.add(name)
-            return self.variables[name]
+            return self._words_of(name)
         return [self._filled(text)]
+
+    def _words_of(self, name: str) -> list[str]:
+        """The words of a variable, which is used."""
+        if name in self.replaced:
+            raise ConfigError(
+                f"{self.where} sets ${name} twice, differently, before it is used; keep what the network was "
+                "trained with"
+            )
+        self.used.add(name)
+        return self.variables[name]
 
     def _filled(self, text: str) -> str:
         """A text with its variables, as far as they are known, by what they hold."""
@@ -166,8 +180,7 @@ class _Shell:
         def value(match: re.Match) -> str:
             name = match[1] or match[2]
             if name in self.variables:
-                self.used.add(name)
-                return " ".join(map(shlex.quote, self.variables[name]))
+                return " ".join(map(shlex.quote, self._words_of(name)))
             return match[0] if match[3] is None else match[3]
 
         return VARIABLE.sub(value, text)
@@ -250,6 +263,8 @@ def _flags(words: list[str], where: str) -> Iterator[tuple[str, str]]:
         match = FLAG.fullmatch(word)
         if not match and HELD.search(word):
             raise ConfigError(f"{where}: {shorten(word)} holds a flag, but is none; write --name value")
+        if not match and ASSIGNED.fullmatch(word):
+            raise ConfigError(f"{where}: {shorten(word)} is no flag; write --name value")
         if not match and word.startswith("$") and len(word) > 1:
             raise ConfigError(
                 f"{where} uses {shorten(word)[1:-1]}, which it does not define; write what it stands for, or "

@@ -252,6 +252,8 @@ SECTIONS = [  # a config, its options or the line that refuses it, and its notes
     ),
     ({"unet": NETWORK, "sampling": {"steps": 50}}, NETWORK, f"{LEFT_OUT}sampling"),
     ({**NETWORK, "train": {"steps": 9, "lr": 1}}, {**NETWORK, "lr": 1}, f"{LEFT_OUT}train.steps"),
+    ({"base": {"num_heads": 2}, "model": NETWORK}, NETWORK, ""),
+    ({"base": {"num_heads": 4}, "model": NETWORK}, "option base.num_heads may be of another network", ""),
     ({**NETWORK, "optimizer": {"lr": 1}}, {**NETWORK, "lr": 1}, ""),
     ({**NETWORK, "teacher": {"predict_xstart": True}}, "option teacher.predict_xstart may be of another", ""),
     ({**NETWORK, "ema": {"model_channels": 64}}, "option ema.model_channels may be of another network", ""),

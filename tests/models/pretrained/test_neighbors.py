@@ -320,6 +320,12 @@ def test_sigmoid_betas_against_their_formula():
         ("flags.txt", "python a.py --lr 1 \u2014num_heads 2", "'\u2014num_heads' holds a flag, but is none"),
         ("flags.txt", "python a.py --lr 1 \u2212\u2212num_heads 2", "num_heads' holds a flag, but is none"),
         ("flags.txt", "python a.py --use_fp16 \u2013num_heads 2", "--use_fp16 has no value"),
+        (
+            "flags.txt",
+            "if a; then F='--lr 1'; else F='--lr 2'; fi\na.py $F",
+            "sets $F twice, differently, before",
+        ),
+        ("flags.txt", "python a.py --lr 1 num_heads=2", "'num_heads=2' is no flag; write --name value"),
         ("flags.txt", "python a.py --lr 1 $D", "flags.txt uses $D, which it does not define"),
         ("flags.txt", 'A="--lr 1 $B"\npython a.py "$A"', "flags.txt uses $B, which it does not define"),
         ("flags.txt", 'python a.py --lr 1 "$@"', "flags.txt uses $@, which it does not define"),
@@ -356,6 +362,7 @@ def test_flags_are_read_out_of_variables_arrays_and_brackets(lines):
         'set -e\nmkdir -p a\nexport M="{}"; export D="--lr 1"\npython a.py $M $D --data_dir /data/set#1',
         "if [ -f a ]; then\n(cd a; python a.py {} \\ \n --data_dir /data/set#1 --lr 1)\nfi",
         'R=1\nM=(\n  {} # two\n  --data_dir /data/set#1\n)\npython a.py "${{M[@]}}" --lr ${{L:-1}} --lr $R',
+        "F='{}'\npython a.py $F\nF='--data_dir /data/set#1'\nF+=' --lr 1'\nF=\"$F\"\npython b.py $F",
         "{}\n--data_dir\n/data/set#1\n--lr\n1",
     ],
 )
