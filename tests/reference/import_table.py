@@ -167,6 +167,7 @@ L, LA = "lucidrains", "lucidrains_all"
 EDM = ("edm_adm", "edm_ddpmpp")
 OF_EDM = {"sigma_data": 0.5, "precond": "edm"}
 LEVELS = {"objective": "pred_v", "beta_schedule": "sigmoid", "timesteps": 100}
+RGB = {"channels": 3}
 BETAS = {"_class_name": "DDPMScheduler", "num_train_timesteps": 100, "beta_schedule": "linear"}
 LINEAR = beside(BETAS)
 DPM = BETAS | {"_class_name": "DPMSolverMultistepScheduler"}
@@ -198,6 +199,9 @@ ROWS = [
     Row(S, "flags in sections", {"model": {"num_head_channels": -1}, "diffusion": {"steps": 1000}}),
     Row(S, "one of training set twice", {"train": {"batch_size": 8}, "sampling": {"batch_size": 4}}),
     Row(S, "an option set twice, differently", {"num_heads": 2, "model": {"num_heads": 4}}),
+    Row(S, "a section of its teacher", {"teacher": {"predict_xstart": True}}),
+    Row(S, "steps beside nothing of diffusion", {"steps": 50}),
+    Row(S, "a variable that is not defined", place=file("flags.txt", "train.py --lr 1 $FLAGS")),
     Row(S, "4000 steps, rescale_timesteps absent", {"diffusion_steps": 4000}),
     Row(S, "the same, stated", {"diffusion_steps": 4000}, stated={"dialect": "improved-diffusion"}),
     Row(S, "4000 steps, rescale_timesteps `false` as text", NOT_RESCALED),
@@ -296,10 +300,11 @@ ROWS = [
     Row(L, "a release before 1.9", LEVELS, edit=grouped),
     Row(L, "images not normalized", LEVELS | {"auto_normalize": False}),
     Row(L, "options of another program", {"dim_mults": [1], "groups": 8}),
-    Row(LA, "self-conditioned, learned variances, learned frequencies of time", LEVELS, edit=with_betas),
-    Row(LA, "the same without betas, as continuous noise levels leave it", LEVELS),
+    Row(LA, "self-conditioned, learned variances and frequencies of time", LEVELS | RGB, edit=with_betas),
+    Row(LA, "the same, channels absent", LEVELS, edit=with_betas),
+    Row(LA, "the same without betas, as continuous noise levels leave it", LEVELS | RGB),
     Row(L, "one of its biases missing", LEVELS, edit=without("ups.1.3.bias")),
-    Row(LA, "the side not divisible", LEVELS | {"image_size": 6}),
+    Row(LA, "the side not divisible", LEVELS | RGB | {"image_size": 6}),
     Row("edm_adm", "DhariwalUNet with classes", OF_EDM),
     Row("edm_ddpmpp", "SongUNet (DDPM++), augmentations", OF_EDM),
     Row("edm_ddpmpp", "arguments of its class beside them", OF_EDM | {"model_channels": 8, "num_blocks": 1}),

@@ -41,7 +41,7 @@ def read(place: Place, stated: Stated) -> Imported:
     path, notes = states.weight_file(place.home, STEM, stated.weights)
     state, dtype = tensors.load(path)
     state, wrapping = states.unwrapped(state, PROBE, stated.weights, path)
-    get = flags(place.config, state, stated)
+    get = flags(place.config, state, stated, place.text)
     unet = unet_config(get)
     state = split_attention(state, unet, get["use_new_attention_order"], path)
     notes = [*place.notes, *notes, *wrapping, *get.notes]
@@ -50,22 +50,29 @@ def read(place: Place, stated: Stated) -> Imported:
         state, note = states.without_variances(state, LAST, unet.out_channels)
         notes.append(note)
     params = tensors.to_params(state, names(unet), unet, path)
-    scale = 1000 / get["diffusion_steps"]
-    diffusion = DiffusionConfig(
-        schedule=get["noise_schedule"],
-        steps=get["diffusion_steps"],
-        beta_start=scale * 1e-4,
-        beta_end=scale * 0.02,
-    )
     asks = states.levels_asked("its flags say nothing of diffusion", _open(place, get, stated))
-    return Imported(unet, diffusion, params, WHAT, dtype, tuple(notes), get.assumed, asks)
+    return Imported(unet, noise_levels(get), params, WHAT, dtype, tuple(notes), get.assumed, asks)
+
+
+def noise_levels(get: Flags) -> DiffusionConfig:
+    """The noise levels of these flags; ConfigError where betas of a linear schedule reach 1."""
+    steps = get["diffusion_steps"]
+    if get["noise_schedule"] != "linear":
+        return DiffusionConfig(schedule=get["noise_schedule"], steps=steps)
+    start, end = 1000 / steps * 1e-4, 1000 / steps * 0.02
+    if end >= 1:
+        raise ConfigError(
+            f"{WHAT} option diffusion_steps={steps} makes linear betas up to {end:.3g}, where they must be "
+            "less than 1; 21 steps are the fewest"
+        )
+    return DiffusionConfig(schedule="linear", steps=steps, beta_start=start, beta_end=end)
 
 
 def _open(place: Place, get: Flags, stated: Stated) -> tuple[str, ...]:
-    """`option=value` of the noise levels and the prediction, if none of them is known. A command line, or a
+    """`option=value` of the noise levels and the prediction, if none of them is known. A command, or a
     dialect that is stated, gives what it leaves out the program's defaults."""
     assumed = {option.partition("=")[0] for option in get.assumed}
-    if stated.dialect or place.described_by.suffix in (".txt", ".sh") or not assumed >= ASKED_AS.keys():
+    if stated.dialect or place.runs or not assumed >= ASKED_AS.keys():
         return ()
     return states.summary({ours: get[theirs] or "epsilon" for theirs, ours in ASKED_AS.items()})
 

@@ -1,7 +1,8 @@
 """All flags of an ADM network: from its config file, from its tensors, and from the user's statements."""
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from mechdiff.core.errors import ConfigError, shorten
@@ -15,6 +16,9 @@ from mechdiff.models.pretrained.adm_options import (
     LABELS,
     MULTIPLIERS,
     NUM_CLASSES,
+    OF_DIFFUSION,
+    OTHER_SECTIONS,
+    OWN_SECTIONS,
     SUPER_RESOLUTION,
     TABLE,
     WHAT,
@@ -44,30 +48,75 @@ class Flags:
         return self.values[name]
 
 
-def flattened(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without its sections (`model: ...`, `diffusion: ...`): their options are flags too.
+def flattened(
+    config: Mapping[str, Any], deciding: Collection[str] = frozenset({*TABLE, *ALIASES})
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A config without its sections (`model: ...`, `diffusion: ...`): their options are flags too. Those of
+    classifiers and of sampling are left out, which a note says.
+
+    Args:
+      deciding: options that are taken from the top level and from sections of the network alone.
 
     Raises:
-      ConfigError: an option that two sections set differently, unless it has no bearing (`IGNORED`).
+      ConfigError: an option that two sections set differently, unless it has no bearing (`IGNORED`); one
+        that decides numbers in a section that may be of another network, such as its teacher.
     """
     flat: dict[str, Any] = {}
+    left_out, others = [], {}
     for name, value in config.items():
-        section = value if isinstance(value, Mapping) and name not in TABLE else {name: value}
-        for inner, item in section.items():
+        nested = isinstance(value, Mapping) and name not in deciding
+        if nested and re.fullmatch(OTHER_SECTIONS, str(name)):
+            left_out.append(shorten(name)[1:-1])
+            continue
+        own = not nested or re.fullmatch(OWN_SECTIONS, str(name))
+        for inner, item in (value if nested else {name: value}).items():
+            if nested and inner == "steps" and str(name).startswith("train"):
+                left_out.append(f"{shorten(name)[1:-1]}.steps")
+                continue
+            if not own and inner in deciding:
+                others[f"{shorten(name)[1:-1]}.{inner}"] = (inner, item)
+                continue
             if inner in flat and flat[inner] != item and not ignored(inner):
                 raise ConfigError(f"{WHAT} option {shorten(inner)} is set twice, differently")
             flat[inner] = item
-    return flat
+    for shown, (inner, item) in others.items():
+        if inner not in flat or flat[inner] != item:  # else it decides nothing
+            raise ConfigError(
+                f"{WHAT} option {shown} may be of another network; write it at the top level if it is of "
+                "this one, else take it out"
+            )
+    notes = (f"not of the network, so left out: {', '.join(left_out)}",) if left_out else ()
+    return flat, notes
 
 
-def flags(config: Mapping[str, Any], state: tensors.State, stated: Stated) -> Flags:
+def _check_steps(config: Mapping[str, Any], text: bool) -> None:
+    """Refuses `steps` that may be a sampler's: as noise levels it is known beside other options of diffusion
+    (`OF_DIFFUSION`), but of no command line."""
+    for name, value in {"": config, **config}.items():
+        if not isinstance(value, Mapping) or "steps" not in value or str(name).startswith("train"):
+            continue
+        known = str(name).startswith("diffusion") or not OF_DIFFUSION.isdisjoint(value)
+        if (text or not known) and not re.fullmatch(OTHER_SECTIONS, str(name)):
+            shown = f"{shorten(name)[1:-1]}.steps" if name else "steps"
+            raise ConfigError(
+                f"{WHAT} option {shown} may be a sampler's; write diffusion_steps if it is the number of "
+                "noise levels, else take it out"
+            )
+
+
+def flags(config: Mapping[str, Any], state: tensors.State, stated: Stated, text: bool = False) -> Flags:
     """All flags of a network: from the config, inferred from the tensors, stated, or by default.
+
+    Args:
+      text: whether the config is a command line.
 
     Raises:
       ConfigError: unknown flags, unsupported values, contradictions, or a missing flag that decides the
         network and can't be inferred.
     """
-    spelled, by_class = _spelled(flattened(config))
+    _check_steps(config, text)
+    flat, notes = flattened(config)
+    spelled, by_class = _spelled(flat)
     get = read_options(spelled, TABLE, what=WHAT, ignored=IGNORED)
     get = _with_statements(get, stated)
     said = shapes_say(state)
@@ -89,7 +138,7 @@ def flags(config: Mapping[str, Any], state: tensors.State, stated: Stated) -> Fl
     values["predict_xstart"] = _predicts_image(get, stated)
     assumed = _assumed(get, values, stated)
     values["rescale_timesteps"] = _rescaled(values, stated)
-    notes = []
+    notes = [*notes]
     if read_off:
         notes.append(f"flags read off the tensors: {', '.join(read_off)}")
     if assumed:

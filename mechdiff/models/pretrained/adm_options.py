@@ -53,6 +53,14 @@ TABLE = {  # defaults of both programs' script_util.py; None: inferred from the 
     "small_size": Option(None, optional(WHOLE)),
 }
 ALIASES = {"model_channels": "num_channels", "steps": "diffusion_steps"}
+OF_DIFFUSION = {"noise_schedule", "predict_xstart", "model_mean_type", "rescale_timesteps"}  # beside `steps`
+# Sections of a config that are about the network and its training, and those that are about other programs.
+OWN_SECTIONS = (
+    r"(model|unet|network|net|arch|architecture|denoiser|diffusion|model_and_diffusion|data|dataset|train|"
+    r"training|args|flags|options|params|hparams|hyper_parameters|config|defaults)"
+    r"(_(args|cfg|config|defaults|flags|kwargs|options|params))?"
+)
+OTHER_SECTIONS = r"(.*_)?(classifier|sampl(e|er|ing)|eval|evaluation)(_.*)?"
 IGNORED = (  # of training, sampling, files and classifiers
     *("use_checkpoint", "use_fp16", "use_kl", "rescale_learned_sigmas", "sigma_small", "model_var_type"),
     *("p2_gamma", "p2_k", "timestep_respacing", "use_ddim", "clip_denoised", "dynamic_threshold", "sampler"),
@@ -60,7 +68,8 @@ IGNORED = (  # of training, sampling, files and classifiers
     *("log_interval", "save_interval", "resume_checkpoint", "fp16_scale_growth", "iterations", "anneal_lr"),
     *("num_samples", "num_workers", "eval_interval", "eta", "seed", "device", "gpu", "range_t", "n", "name"),
     *("(.*_)?(path|dir|root|file|name)", "classifier_.*", "data.*", "log_.*", "save_.*", "sample_.*"),
-    *("eval_.*", "train_.*", "wandb.*"),
+    *("eval_.*", "train_.*", "wandb.*", "base_samples", "s_churn", "s_tmin", "s_tmax", "s_noise"),
+    *("distillation", "begin", "end", "ref_batch"),
 )
 
 

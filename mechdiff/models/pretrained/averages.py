@@ -7,15 +7,17 @@ from pathlib import Path
 from mechdiff.core.errors import CheckpointError
 
 OTHER = {"raw": "ema", "ema": "raw"}
-RAW = re.compile(r"(^|[^a-z])(non?[^a-z]?ema|raw|online)([^a-z]|$)")  # `no` before the word that it denies
-AVERAGED = re.compile(r"(^|[^a-z])(ema|shadow|averaged?|avg|swa)([^a-z]|$)")
+AVERAGE = "ema|shadow|averaged?|avg|swa"
+DENIED = f"(non?|not|without|w_?o|pre)[^a-z]?({AVERAGE})"
+RAW = re.compile(rf"(^|[^a-z])({DENIED}|raw|online)([^a-z]|$)")
+AVERAGED = re.compile(rf"(^|[^a-z])({AVERAGE})([^a-z]|$)")
 
 
 def named(name: str) -> str:
     """`raw` or `ema`, if a name says so, else nothing.
 
     Example:
-      >>> [named(name) for name in ("unet_ema", "model.non_ema", "ema_0.9999_100", "schema")]
+      >>> [named(name) for name in ("unet_ema", "unet_without_ema", "ema_0.9999_100", "schema")]
       ['ema', 'raw', 'ema', '']
     """
     name = name.lower()

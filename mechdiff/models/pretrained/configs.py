@@ -1,9 +1,9 @@
 """Files that describe a foreign network: JSON, YAML, or a command line pasted as text."""
 
+import dataclasses
 import functools
 import json
 import re
-import shlex
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from mechdiff.core.errors import ConfigError, DataError, shorten
-from mechdiff.models.pretrained.adm_options import ignored
+from mechdiff.models.pretrained.command_lines import read_text
 from mechdiff.storage import files
 
 NAMES = ("config.json", "config.yaml", "config.yml", "flags.txt")
@@ -62,25 +62,49 @@ def _may_describe(name: str) -> bool:
     return any(re.fullmatch(pattern, name, re.IGNORECASE) for pattern in OTHERS)
 
 
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a file says of a network.
+
+    Attributes:
+      options: by name.
+      text: whether they are flags of a command line.
+      runs: whether a command gives them; what it leaves out has its program's defaults.
+      notes: on what was left out.
+    """
+
+    options: dict[str, Any]
+    text: bool = False
+    runs: bool = False
+    notes: tuple[str, ...] = ()
+
+
 def read_config(path: Path) -> dict[str, Any]:
+    """The options of `describe`."""
+    return describe(path).options
+
+
+def describe(path: Path) -> Description:
     """The options in a JSON or YAML file, or the flags of a command line in any other text file.
 
     Raises:
       DataError: absent, not readable, or not of its format.
-      ConfigError: not a mapping of names to values.
+      ConfigError: not a mapping of names to values; of a command line, as `command_lines.read_text`.
     """
     suffix = path.suffix.lower()
     if suffix == ".json" or not path.is_file():
         content = _json(path)
+    elif suffix in (".yaml", ".yml"):
+        content = _yaml(path, _text(path))
     else:
-        text = _text(path)
-        content = _yaml(path, text) if suffix in (".yaml", ".yml") else flags_of(text, str(path))
+        pasted = read_text(_text(path), str(path))
+        return Description(dict(pasted.flags), True, pasted.runs, pasted.notes)
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds {shorten(content)}, not options by name")
     for name in content:
         if not isinstance(name, str):
             raise ConfigError(f"{path} has an option {shorten(name)} that is not a name; write it as text")
-    return content
+    return Description(content)
 
 
 def option_names(config: Mapping[str, Any]) -> set[str]:
@@ -95,69 +119,13 @@ def option_names(config: Mapping[str, Any]) -> set[str]:
 
 
 def flags_of(text: str, where: str = "flags") -> dict[str, str]:
-    """The flags of a command line, `--name value` or `--name=value`, as text.
-
-    Variables and arrays of a shell (`MODEL_FLAGS="--image_size 64"`, `$MODEL_FLAGS`), comments and line ends
-    are understood; other words are passed over.
-
-    Raises:
-      DataError: quotes that don't close.
-      ConfigError: a flag without a value, one that two commands set differently (unless it has no bearing),
-        a word that holds a flag but is none, or no flag at all.
+    """The flags of a command line, as text; errors as `command_lines.read_text`.
 
     Example:
       >>> flags_of('MODEL_FLAGS="--num_channels 64 --learn_sigma=True"')
       {'num_channels': '64', 'learn_sigma': 'True'}
     """
-    try:
-        words = shlex.split(text.replace("\\\n", " "), comments=True)
-    except ValueError as error:
-        raise DataError(f"{where}: not a command line ({error})") from None
-    words = _unbracketed([part for word in words for part in _unquoted(word)])
-    flags: dict[str, str] = {}
-    for i, word in enumerate(words):
-        match = re.fullmatch(r"--?([A-Za-z][\w-]*)(?:=(.*))?", word, re.DOTALL)
-        if not match and re.search(r"(?<![\w-])--[A-Za-z]", word):
-            raise ConfigError(f"{where}: {shorten(word)} holds a flag, but is none; write --name value")
-        if not match:
-            continue
-        name, value = match[1].replace("-", "_"), match[2]
-        if value is None:
-            value = words[i + 1] if i + 1 < len(words) else None
-            if value is None or re.match(r"--?[A-Za-z]", value):
-                raise ConfigError(f"{where}: --{shorten(name)[1:-1]} has no value; write --name value")
-        if _plain(flags.get(name, value)) != _plain(value) and name != "dropout" and not ignored(name):
-            raise ConfigError(
-                f"{where} sets --{name} twice, to {shorten(flags[name])} and {shorten(value)}; keep the "
-                "command by which the network was trained"
-            )
-        flags[name] = value
-    if not flags:
-        raise ConfigError(f"{where}: no flags; paste the command line, --name value ...")
-    return flags
-
-
-def _plain(value: str) -> str:
-    """A flag's value without what makes no difference."""
-    return value.lower().rstrip(",")
-
-
-def _unquoted(word: str) -> list[str]:
-    """The words in an assignment to a shell variable; any other word unchanged."""
-    assigned = re.fullmatch(r"[A-Za-z_]\w*\+?=(.*)", word, re.DOTALL)
-    return shlex.split(assigned[1]) if assigned else [word]
-
-
-def _unbracketed(words: list[str]) -> list[str]:
-    """The words without the brackets of arrays and subshells; those around numbers stay."""
-    plain, opened = [], False
-    for word in words:
-        if re.match(r"\([-A-Za-z]", word):
-            word, opened = word[1:], True
-        if opened and word.count(")") > word.count("("):
-            word, opened = word.removesuffix(")"), False
-        plain.append(word)
-    return plain
+    return read_text(text, where).flags
 
 
 def _json(path: Path) -> Any:

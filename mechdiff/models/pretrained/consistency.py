@@ -23,6 +23,7 @@ from mechdiff.interventions.gates import named
 from mechdiff.interventions.record import ALWAYS, Intervention
 from mechdiff.models.pretrained import adm, diffusers, states
 from mechdiff.models.pretrained.adm_flags import flattened
+from mechdiff.models.pretrained.adm_options import TABLE
 from mechdiff.models.pretrained.configs import option_names
 from mechdiff.models.pretrained.edm import karras_levels
 from mechdiff.models.pretrained.folders import Place
@@ -68,6 +69,7 @@ OF_FLAGS = LEVELS | {
     "learn_sigma": Option(False, boolean(text=True), (False,)),
 }
 TELLING = ("training_mode", "target_ema_mode", "weight_schedule", "distill_steps_per_iter", "start_scales")
+TELLING += ("global_batch_size",)
 TRAINING = (*TELLING, "scale_mode", "total_training_steps", "start_ema", "end_scales", "loss_norm")
 DECIDED = {"diffusion_steps": 1000, "noise_schedule": "linear", "predict_xstart": False, "learn_sigma": False}
 SIGMA_DATA = 0.5  # of openai/consistency_models, which has no flag for it
@@ -105,7 +107,15 @@ class Network:
 def recognizes(config: Mapping[str, Any], scheduler: Mapping[str, Any]) -> bool:
     """Whether a network is of this layout, by its flags or by its scheduler."""
     by_scheduler = scheduler.get("_class_name") == SCHEDULER and config.get("_class_name") == "UNet2DModel"
-    return by_scheduler or ("_class_name" not in config and not option_names(config).isdisjoint(TELLING))
+    return by_scheduler or ("_class_name" not in config and _of_programs(config))
+
+
+def _of_programs(config: Mapping[str, Any]) -> bool:
+    """Whether options are of openai/consistency_models: guided-diffusion has neither the names nor that
+    sampler of noise levels."""
+    sections = (config, *(value for value in config.values() if isinstance(value, Mapping)))
+    lognormal = any(section.get("schedule_sampler") == "lognormal" for section in sections)
+    return lognormal or not option_names(config).isdisjoint(TELLING)
 
 
 def read(place: Place, stated: Stated) -> ImportedFunction:
@@ -117,11 +127,12 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
         kind, sigma_data = "consistency", get["sigma_data"]
         imported = diffusers.read(dataclasses.replace(place, scheduler={}), stated)
     else:
-        flags = flattened(place.config)
+        flags, notes = flattened(place.config, frozenset({*TABLE, *OF_FLAGS, "model_channels"}))
         of_program = {name: value for name, value in flags.items() if name in OF_FLAGS}
         get = read_options(of_program, OF_FLAGS, what=WHAT)
         kind, sigma_data = _kind(get), SIGMA_DATA
-        imported = adm.read(dataclasses.replace(place, config=_plain(flags)), stated)
+        place = dataclasses.replace(place, config=_plain(flags), notes=(*place.notes, *notes))
+        imported = adm.read(place, stated)
     if imported.unet.condition_channels:
         raise ConfigError(f"{WHAT}: a network conditioned by channels is not read")
     assumed = states.summary({name: get[name] for name in LEVELS if name not in get.stated})

@@ -218,5 +218,7 @@ def _noise_levels(get: Options, stated: Stated) -> tuple[DiffusionConfig, list[s
 
 
 def _assumed(get: Options, stated: Stated) -> tuple[str, ...]:
-    open_ = {ours: get[name] for name, ours in ASKED.items() if name not in get.stated}
+    schedule = stated.noise_schedule or get["beta_schedule"]
+    unused = ("beta_start", "beta_end") if schedule == "cosine" else ()
+    open_ = {ours: get[name] for name, ours in ASKED.items() if name not in {*get.stated, *unused}}
     return states.summary({ours: value for ours, value in open_.items() if getattr(stated, ours) is None})

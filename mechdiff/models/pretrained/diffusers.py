@@ -3,10 +3,11 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 from safetensors.numpy import save
 
 from mechdiff.core.config import DiffusionConfig, UNetConfig
-from mechdiff.core.errors import ConfigError
+from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.core.types import PyTree
 from mechdiff.models.pretrained import conditioning, schedulers, states, tensors
 from mechdiff.models.pretrained.diffusers_config import WHAT, options, unet_config
@@ -51,7 +52,7 @@ def read(place: Place, stated: Stated) -> Imported:
     unet = dataclasses.replace(unet, sample_clip=scheduler.clip, **fields)
     path, notes = states.weight_file(place.home, STEM, stated.weights)
     state, dtype = tensors.load(path)
-    state, more = states.unwrapped(modern(state), "conv_in.weight", stated.weights, path)
+    state, more = states.unwrapped(modern(state, path), "conv_in.weight", stated.weights, path)
     if not unet.takes_labels:
         conditioning.check_told(state, LABELS, path, "write num_class_embeds or class_embed_type")
     state = conditioning.condition_last(state, "conv_in.weight", split)
@@ -117,14 +118,20 @@ def component_name(theirs: str, unet: UNetConfig) -> str:
     return f"{ours[path]}.{last}"
 
 
-def modern(state: tensors.State) -> dict:
-    """A state dict with the names that attention has had since diffusers 0.13."""
+def modern(state: tensors.State, where: Path) -> dict:
+    """A state dict with the names that attention has had since diffusers 0.13.
+
+    Raises:
+      CheckpointError: a tensor is there under both names, with different numbers.
+    """
     renamed = {}
     for name, value in state.items():
         path, _, leaf = name.rpartition(".")
         stem, _, module = path.rpartition(".")
         old = OLD_NAMES.get(module) if ".attentions." in name else None
-        renamed[f"{stem}.{old}.{leaf}" if old else name] = value
+        new = f"{stem}.{old}.{leaf}" if old else name
+        if not np.array_equal(renamed.setdefault(new, value), value):
+            raise CheckpointError(f"{where} has {new} twice, differently, by its old name too; delete one")
     return renamed
 
 

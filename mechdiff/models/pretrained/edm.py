@@ -18,6 +18,7 @@ from mechdiff.core.types import PyTree
 from mechdiff.diffusion.parameterization import Parameterization
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.pretrained import states, tensors
+from mechdiff.models.pretrained.conditioning import IMAGE_CHANNELS
 from mechdiff.models.pretrained.edm_network import Network
 from mechdiff.models.pretrained.fit import check_fit, misfit
 from mechdiff.models.pretrained.folders import Place
@@ -69,6 +70,10 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
     dropped = state.pop("map_augment.weight", None)
     with misfit(path, WHAT):
         options = _options(state, path) | {"sigma_data": get["sigma_data"]}
+    if options["channels"] not in IMAGE_CHANNELS:
+        raise ConfigError(
+            f"{WHAT}: {options['channels']} channels; images have 1 or 3 (latents are not images)"
+        )
     for name, ours in TOLD.items():
         if get[name] not in (None, options[ours]):
             raise ConfigError(f"{WHAT} option {name}={get[name]}, tensors say {options[ours]}")

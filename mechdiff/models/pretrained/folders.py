@@ -7,7 +7,7 @@ from typing import Any
 
 from mechdiff.core.errors import ConfigError, DataError
 from mechdiff.models.pretrained.averages import OTHER, kind_of, named
-from mechdiff.models.pretrained.configs import NAMES, config_file, read_config, unread
+from mechdiff.models.pretrained.configs import NAMES, config_file, describe, read_config, unread
 from mechdiff.storage import files
 
 SCHEDULER = "scheduler_config.json"
@@ -27,6 +27,8 @@ class Place:
       config: its options, as the file `described_by` holds them.
       scheduler: options of its scheduler; empty if there is none.
       notes: which of several things was read.
+      text: whether the options are flags of a command line.
+      runs: whether a command gives them; see `configs.Description`.
     """
 
     home: Path
@@ -34,6 +36,8 @@ class Place:
     config: dict[str, Any]
     scheduler: dict[str, Any]
     notes: tuple[str, ...]
+    text: bool = False
+    runs: bool = False
 
 
 def locate(folder: Path, weights: str | None = None) -> Place:
@@ -49,19 +53,20 @@ def locate(folder: Path, weights: str | None = None) -> Place:
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder} is a file; name the folder that holds it")
     home, notes = _home(folder, weights)
-    bases = [home, *_parents(home)]
+    bases = _bases(home, folder)
     _refuse_latents(bases)
     described_by = config_file(home)
     if not described_by.exists():
         raise DataError(_undescribed(described_by))
-    config = read_config(described_by)
+    described = describe(described_by)
     scheduler, more = _scheduler(home, bases)
     if others := unread(described_by):
         shown = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
         more += (f"described by {described_by.name}; beside it, not read: {shown}",)
     if others := _undescribed_weights(home):
         more += (f"weights without a config lie in {_listed(others)}; not read",)
-    return Place(home, described_by, config, scheduler, (*notes, *more))
+    notes += (*described.notes, *more)
+    return Place(home, described_by, described.options, scheduler, notes, described.text, described.runs)
 
 
 def _home(folder: Path, weights: str | None) -> tuple[Path, tuple[str, ...]]:
@@ -126,15 +131,24 @@ def _undescribed(path: Path) -> str:
     return f"{line}it has the network's options (or config.yaml, or its command line in flags.txt)"
 
 
+def _bases(home: Path, folder: Path) -> list[Path]:
+    """The network's folder, those above that belong to it, and the one that was named, in which it lies."""
+    bases = [home, *_parents(home)]
+    known = {base.absolute() for base in bases}
+    return bases if folder.absolute() in known else [*bases, folder]
+
+
 def _parents(home: Path) -> Iterator[Path]:
     """Folders above that belong to the network: its pipeline, its trainer's checkpoint, and its run. Of a
     link, those above the link come first."""
     names = {home.absolute().name, home.resolve().name}  # of `.`, and of a link to it
     for parent in dict.fromkeys([home.absolute().parent, home.resolve().parent]):
-        if any(name.startswith("unet") or name in _index(parent) for name in names):
+        if any(_may_hold(name) or name in _index(parent) for name in names):
             yield parent
             if parent.name.startswith("checkpoint"):
                 yield parent.parent
+            elif _may_hold(parent.name):  # `unet/ema/`
+                yield from _parents(parent)
 
 
 def _index(folder: Path) -> dict[str, Any]:
@@ -169,6 +183,9 @@ def _scheduler(home: Path, bases: list[Path]) -> tuple[dict[str, Any], tuple[str
     """The nearest scheduler's options, and notes if it is not in the network's own folder."""
     folders = [base / name for base in bases for name in dict.fromkeys(("", "scheduler", *_indexed(base)))]
     places = [folder / SCHEDULER for folder in folders if (folder / SCHEDULER).is_file()]
+    for path in (folder / SCHEDULER for folder in folders):
+        if path.is_symlink() and not path.exists():
+            raise DataError(f"{path} is a link to {path.readlink()}, which is absent; fetch that file")
     if not places:
         return {}, ()
     contents = [read_config(path) for path in places]

@@ -1,9 +1,10 @@
 """denoising_diffusion_pytorch's `Unet` (lucidrains), releases 1.9 to 2, as its users save it.
 
 A folder holds `model.safetensors` (the network, a `GaussianDiffusion`, or a trainer's average of one) and a
-config: `{"image_size": 32}` is enough where the file holds the buffers of `GaussianDiffusion`. Widths,
-levels, heads and their depth, kinds of attention, self-conditioning and learned variances are inferred from
-the tensors; noise levels and the objective from the buffers `betas` and `loss_weight`.
+config: `{"image_size": 32}` is enough where the file holds the buffers of `GaussianDiffusion` (and `channels`
+where the tensors leave them open, as with 6 in and out). Widths, levels, heads and their depth, kinds of
+attention, self-conditioning and learned variances are inferred from the tensors; noise levels and the
+objective from the buffers `betas` and `loss_weight`.
 """
 
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from mechdiff.core.errors import CheckpointError, ConfigError, shorten
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.pretrained import states, tensors
+from mechdiff.models.pretrained.conditioning import IMAGE_CHANNELS
 from mechdiff.models.pretrained.fit import check_fit, misfit
 from mechdiff.models.pretrained.folders import Place
 from mechdiff.models.pretrained.imported import ImportedFunction, Stated
@@ -218,11 +220,18 @@ def _options(get: Options, state: tensors.State, path: Path) -> dict[str, Any]:
 
 def _channels(get: Options, joined: int, outputs: int) -> tuple[int, bool]:
     """Channels of an image, and whether the input is joined with an earlier estimate of it."""
-    fits = [c for c in {joined, joined // 2} if joined in (c, 2 * c) and outputs in (c, 2 * c)]
+    fits = [c for c in sorted({joined, joined // 2}) if joined in (c, 2 * c) and outputs in (c, 2 * c)]
     if get["channels"] is not None:
         fits = [c for c in fits if c == get["channels"]]
-    fits = [c for c in fits if c in (1, 3)] or fits
-    if len(fits) != 1 or fits[0] not in (1, 3):
+    if len(fits) == 2:  # both what joins and what is predicted may be doubled
+        doubled = {get["self_condition"], get["learned_variance"]} - {None}
+        fits = [fits[0] if said else fits[1] for said in doubled] or fits
+    if len(fits) == 2 and fits[0] in IMAGE_CHANNELS:
+        raise ConfigError(
+            f"{WHAT}: {joined} channels in and {outputs} out may be images of {fits[0]}, self-conditioned "
+            f"and with learned variances: write channels={fits[0]} into the config if they are"
+        )
+    if len(fits) != 1 or fits[0] not in IMAGE_CHANNELS:
         raise ConfigError(
             f"{WHAT}: {joined} channels in and {outputs} out, channels={get['channels']}: state channels "
             "(1 or 3; latents are not images)"

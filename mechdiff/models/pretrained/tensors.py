@@ -27,6 +27,7 @@ SHOWN = 3  # names in one error
 TABLES = "/embedding"  # how the names of parameters end that are tables, not matrices
 LONGEST = 60  # characters of a name in one error
 COUNTERS = ("decay", "initted", "num_updates", "num_batches_tracked", "optimization_step", "step", "steps")
+COUNTERS += ("n_averaged", "global_step", "epoch")
 
 CONVERT = (  # for people who have a pickle that they trust; the README has it for lists and views too
     'python -c "import torch, safetensors.torch as s; s.save_file('
@@ -91,11 +92,11 @@ def _load(path: Path) -> tuple[dict[str, np.ndarray], str]:
         with safe_open(path, framework="np") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             dtypes = {name: s.get_dtype() for name, s in slices.items() if not _is_counter(name, s)}
-            strange = sorted({dtype for dtype in dtypes.values() if dtype not in DTYPES})
+            strange = [name for name, dtype in dtypes.items() if dtype not in DTYPES]
             if strange:
                 raise CheckpointError(
-                    f"{path} has numbers of type {strange[0]}; supported: {', '.join(DTYPES)}; save it as "
-                    "one of them"
+                    f"{path}: {shorten(strange[0])} has numbers of type {dtypes[strange[0]]}; supported: "
+                    f"{', '.join(DTYPES)}; save it as one of them"
                 )
             state = {name: file.get_tensor(name).astype(np.float32) for name in dtypes}
     except (SafetensorError, OSError) as error:

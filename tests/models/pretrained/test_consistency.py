@@ -19,7 +19,7 @@ from mechdiff.diffusion.parameterization import Parameterization, schedule_from_
 from mechdiff.diffusion.process import q_sample
 from mechdiff.interventions import build
 from mechdiff.models import pretrained
-from mechdiff.models.pretrained import builders
+from mechdiff.models.pretrained import builders, consistency
 
 REFERENCE = Path(__file__).parents[2] / "reference" / "consistency.npz"
 X = np.moveaxis(noisy(), 1, -1)
@@ -107,6 +107,7 @@ def test_an_assumption_is_said_once(arrays, tmp_path, caplog):
 
 FLAGS = {"image_size": 8, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,1"}
 FLAGS |= {"attention_resolutions": "4", "num_head_channels": 16, "weight_schedule": "karras"}
+UNTOLD = {name: value for name, value in FLAGS.items() if name != "weight_schedule"}
 
 
 @pytest.mark.parametrize(
@@ -126,6 +127,27 @@ def test_flags_that_leave_the_scalings_open_are_refused(tmp_path, changes, line)
     with pytest.raises(MechdiffError) as error:
         pretrained.read(tmp_path)
     assert line in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "known"),
+    [
+        ({}, False),
+        ({"schedule_sampler": "uniform"}, False),
+        ({"schedule_sampler": "lognormal"}, True),
+        ({"train": {"schedule_sampler": "lognormal"}}, True),
+        ({"global_batch_size": 8}, True),
+    ],
+)
+def test_flags_of_its_programs_are_told_from_guided_diffusions(more, known):
+    assert consistency.recognizes(UNTOLD | more, {}) == known
+    assert "global_batch_size" not in consistency._plain({"global_batch_size": 8})
+
+
+def test_a_teacher_in_a_section_does_not_decide_its_student(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(FLAGS | {"teacher": {"training_mode": "edm"}}))
+    with pytest.raises(MechdiffError, match=r"option teacher\.training_mode may be of another network"):
+        pretrained.read(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,11 @@ def test_ablated_heads_are_those_of_hooks(name, tmp_path):
             {"enc.4x4_down.conv0.resample_filter": np.zeros((1, 1, 4, 4), np.float32)},
             "FIR",
         ),
+        (
+            {"sigma_data": 0.5, "precond": "edm"},
+            {"model.enc.8x8_conv.weight": np.zeros((8, 4, 3, 3), np.float32)},
+            "edm: 4 channels; images have 1 or 3",
+        ),
     ],
 )
 def test_what_can_not_be_read_is_refused(config, extra, line, tmp_path):

@@ -18,7 +18,7 @@ from mechdiff.core.errors import MechdiffError
 from mechdiff.interventions.build import ablate
 from mechdiff.models import pretrained
 from mechdiff.models import unet as unet_module
-from mechdiff.models.pretrained import Stated, adm, adm_options, configs, ddim, diffusers, tensors
+from mechdiff.models.pretrained import Stated, adm, adm_flags, adm_options, configs, ddim, diffusers, tensors
 from mechdiff.models.pretrained.adm_tensors import shapes_say
 from mechdiff.models.unet import apply_unet, components
 
@@ -242,6 +242,75 @@ def test_absent_flags_are_read_off_the_tensors(name):
             assert values[key] == expected[key], (absent, key)
 
 
+NETWORK = {"num_channels": 32, "num_heads": 2}
+LEFT_OUT = "not of the network, so left out: "
+SECTIONS = [  # a config, its options or the line that refuses it, and its notes
+    (
+        {"model": NETWORK, "classifier": {"num_head_channels": 16, "depth": 2}},
+        NETWORK,
+        f"{LEFT_OUT}classifier",
+    ),
+    ({"unet": NETWORK, "sampling": {"steps": 50}}, NETWORK, f"{LEFT_OUT}sampling"),
+    ({**NETWORK, "train": {"steps": 9, "lr": 1}}, {**NETWORK, "lr": 1}, f"{LEFT_OUT}train.steps"),
+    ({"base": {"num_heads": 2}, "model": NETWORK}, NETWORK, ""),
+    ({"base": {"num_heads": 4}, "model": NETWORK}, "option base.num_heads may be of another network", ""),
+    ({**NETWORK, "optimizer": {"lr": 1}}, {**NETWORK, "lr": 1}, ""),
+    ({**NETWORK, "teacher": {"predict_xstart": True}}, "option teacher.predict_xstart may be of another", ""),
+    ({**NETWORK, "ema": {"model_channels": 64}}, "option ema.model_channels may be of another network", ""),
+]
+
+
+@pytest.mark.parametrize(("config", "expected", "note"), SECTIONS)
+def test_only_sections_of_the_network_decide_it(config, expected, note):
+    if isinstance(expected, str):
+        with pytest.raises(MechdiffError, match=expected):
+            adm_flags.flattened(config)
+    else:
+        flat, notes = adm_flags.flattened(config)
+        assert (flat, "".join(notes)) == (expected, note)
+
+
+LINEAR = {"noise_schedule": "linear", "steps": 50}
+
+
+@pytest.mark.parametrize(
+    ("more", "text", "steps"),
+    [
+        (LINEAR, False, 50),
+        ({"diffusion": {"steps": 50}}, False, 50),
+        ({"sampling": {"steps": 50}, "train": {"steps": 9}}, False, 1000),
+        (LINEAR, True, "option steps may be a sampler's; write diffusion_steps"),
+        ({"steps": 50}, False, "option steps may be a sampler's; write diffusion_steps"),
+        ({"model": {"steps": 50}}, False, "option model.steps may be a sampler's; write diffusion_steps"),
+    ],
+)
+def test_steps_of_a_sampler_are_not_noise_levels(more, text, steps):
+    config = configs.flags_of(frozen("upsample_heads")["config"]) | {"rescale_timesteps": False}
+    known = {"noise_schedule", "diffusion_steps", "predict_xstart"} | {"rescale_timesteps"}
+    config = {name: value for name, value in config.items() if name not in known} | more
+    read = lambda: adm.flags(
+        config, frozen("upsample_heads")["state"], Stated(dialect="guided-diffusion"), text
+    )
+    if isinstance(steps, str):
+        with pytest.raises(MechdiffError, match=steps):
+            read()
+    else:
+        assert read()["diffusion_steps"] == steps
+
+
+@pytest.mark.parametrize(("schedule", "steps"), [("cosine", 16), ("linear", 21), ("linear", 20)])
+def test_few_noise_levels_are_those_of_the_schedule(schedule, steps):
+    more = {"noise_schedule": schedule, "diffusion_steps": steps, "rescale_timesteps": False}
+    config = configs.flags_of(frozen("upsample_heads")["config"]) | more
+    get = adm.flags(config, frozen("upsample_heads")["state"], Stated())
+    if steps == 20:
+        with pytest.raises(MechdiffError, match="diffusion_steps=20 makes linear betas up to 1, where"):
+            adm.noise_levels(get)
+    else:
+        made = adm.noise_levels(get)
+        assert (made.schedule, made.steps) == (schedule, steps)
+
+
 def test_shapes_say_nothing_of_levels_where_upsampling_has_no_parameters():
     state = dict(frozen("rescaled")["state"])
     assert shapes_say(state)["widths"] == (32, 64)
@@ -264,6 +333,7 @@ def test_wrapped_state_dicts_are_read(prefixes, name, tmp_path):
     for i, prefix in enumerate(reversed(prefixes)):  # the averaged ones first, unchanged
         state |= {prefix + key: value + i for key, value in arrays["state"].items()}
     state["ema.num_updates" if "ema" in prefixes[-1] else "step"] = np.array(7)
+    state |= {name: np.array(7) for name in ("n_averaged", "global_step", "epoch")}
     folder = written(tmp_path / "wrapped", arrays["config"], state)
     if len(prefixes) > 1:
         with pytest.raises(MechdiffError, match="holds several networks, under"):
@@ -283,10 +353,11 @@ def test_wrapped_state_dicts_are_read(prefixes, name, tmp_path):
         ("config.json", {}, {"dialect": "guided-diffusion"}, False),
         ("config.json", {"noise_schedule": "linear"}, {}, False),
         ("flags.txt", {}, {}, False),
+        ("flags.sh", {}, {}, True),
     ],
 )
 def test_flags_by_hand_that_say_nothing_of_diffusion_are_asked_about(name, more, stated, asked, tmp_path):
-    """Not a command line: what that leaves out has the program's defaults."""
+    """Not a command: what that leaves out has the program's defaults. `flags.sh` are variables alone."""
     arrays = frozen("upsample_heads")
     known = (
         json.loads(arrays["config"])
@@ -296,13 +367,12 @@ def test_flags_by_hand_that_say_nothing_of_diffusion_are_asked_about(name, more,
     flags = {
         key: value for key, value in known.items() if key not in ("noise_schedule", "diffusion_steps")
     } | more
-    text = (
-        json.dumps(flags) if "json" in name else " ".join(f"--{key} {value}" for key, value in flags.items())
-    )
+    line = " ".join(f"--{key} {value}" for key, value in flags.items())
+    text = {"config.json": json.dumps(flags), "flags.txt": line, "flags.sh": f'MODEL_FLAGS="{line}"'}[name]
     (tmp_path / name).write_text(text)
     save_file(arrays["state"], tmp_path / adm_options.WEIGHTS)
-    line = "(--noise_schedule='linear' --noise_steps=1000 --prediction='epsilon' is usual)"
-    assert (line in pretrained.read(tmp_path, Stated(**stated)).asks) == asked
+    asks = "(--noise_schedule='linear' --noise_steps=1000 --prediction='epsilon' is usual)"
+    assert (asks in pretrained.read(tmp_path, Stated(**stated)).asks) == asked
 
 
 DDIM_BAD = [
@@ -349,6 +419,8 @@ def test_the_noise_levels_of_ddim_are_read_or_said_to_be_assumed(tmp_path):
     del flat["type"]
     model = pretrained.read(written(tmp_path, json.dumps(flat), arrays["state"]))
     assert model.assumed[0] == "noise_schedule='linear'" and "ASSUMED" in model.notes[-1]
+    cosine = pretrained.read(tmp_path, Stated(noise_schedule="cosine"))
+    assert cosine.assumed == ("noise_steps=1000",)  # its betas are made of nothing else
     stated = Stated(noise_schedule="cosine", noise_steps=50, beta_start=1e-3, beta_end=0.1)
     stated_model = pretrained.read(tmp_path, stated)
     assert (stated_model.diffusion.schedule, stated_model.diffusion.steps) == ("cosine", 50)

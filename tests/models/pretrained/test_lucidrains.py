@@ -17,14 +17,16 @@ from mechdiff.core.errors import MechdiffError
 from mechdiff.diffusion.schedules import cosine_schedule, make_schedule
 from mechdiff.interventions.build import ablate
 from mechdiff.models import load, pretrained
-from mechdiff.models.pretrained import Stated, builders
+from mechdiff.models.pretrained import Stated, builders, lucidrains
 from mechdiff.models.pretrained.lucidrains_levels import betas_of, by_loss_weight
+from mechdiff.models.pretrained.options import read_options
 from mechdiff.storage.exported import export_model
 
 REFERENCE = Path(__file__).parents[2] / "reference" / "foreign.npz"
 GROUPS = "lucidrains_groups"  # of release 1.11.0
 X, TIMES = np.moveaxis(noisy(), 1, -1), np.array(T)
 WHOLE = {"image_size": SIDE}
+WITH_CHANNELS = {"channels": 3}  # which 6 in and 6 out leave open
 BARE = WHOLE | {"objective": "pred_noise", "beta_schedule": "cosine", "timesteps": 1000}
 
 
@@ -126,7 +128,7 @@ def test_a_trainers_average_is_read_by_its_buffers_alone(tmp_path):
 
 def test_all_that_a_network_can_have_is_read_off_its_tensors(tmp_path):
     arrays = frozen("lucidrains_all")
-    state = pretrained.read(written(tmp_path, BARE, with_betas(arrays["state"])))
+    state = pretrained.read(written(tmp_path, BARE | WITH_CHANNELS, with_betas(arrays["state"])))
     assert state.options["self_condition"] and state.options["levels"] == 3 and not state.assumed
     np.testing.assert_allclose(
         make_schedule(state.diffusion).log_snr, cosine_schedule(1000).log_snr, rtol=1e-5, atol=1e-5
@@ -151,7 +153,11 @@ def test_a_release_before_2_has_group_norms_whose_groups_must_be_stated_where_th
 
 
 def test_only_softmax_attention_has_an_entropy(tmp_path):
-    denoiser = built(pretrained.read(written(tmp_path, BARE, with_betas(frozen("lucidrains_all")["state"]))))
+    denoiser = built(
+        pretrained.read(
+            written(tmp_path, BARE | WITH_CHANNELS, with_betas(frozen("lucidrains_all")["state"]))
+        )
+    )
     captured = jax.jit(denoiser.captured, static_argnames="collection")
     _, patterns = captured(denoiser.identity, X, TIMES, collection="patterns")
     assert set(patterns) == {"down1.attn.pattern", "mid.attn.pattern", "up1.attn.pattern"}
@@ -165,7 +171,9 @@ def test_only_softmax_attention_has_an_entropy(tmp_path):
 
 
 def test_what_is_saved_is_loaded_as_it_was_read(tmp_path):
-    state = pretrained.read(written(tmp_path, BARE, with_betas(frozen("lucidrains_all")["state"])))
+    state = pretrained.read(
+        written(tmp_path, BARE | WITH_CHANNELS, with_betas(frozen("lucidrains_all")["state"]))
+    )
     about = ExperimentConfig(name="network", unet=builders.shape_of(state), diffusion=state.diffusion)
     saved = to_dict(about) | {load.FUNCTION: {"layout": state.layout, "options": state.options}}
     folder = export_model(tmp_path / "model", state.params, saved, {})
@@ -184,6 +192,30 @@ def test_the_objective_is_told_by_the_weights_of_the_loss(objective):
     weight = {"epsilon": cut / snr, "v_prediction": cut / (snr + 1), "sample": cut}[objective]
     assert by_loss_weight({"alphas_cumprod": bar, "loss_weight": weight}) == objective
     assert by_loss_weight({"alphas_cumprod": bar, "loss_weight": 3 * weight}) is None
+
+
+@pytest.mark.parametrize(
+    ("stated", "joined", "outputs", "expected"),
+    [
+        ({}, 3, 3, (3, False)),
+        ({}, 6, 3, (3, True)),
+        ({}, 3, 6, (3, False)),
+        ({}, 6, 6, "6 channels in and 6 out may be images of 3, self-conditioned"),
+        ({}, 2, 2, "2 channels in and 2 out may be images of 1, self-conditioned"),
+        ({"channels": 3}, 6, 6, (3, True)),
+        ({"self_condition": True}, 2, 2, (1, True)),
+        ({"learned_variance": False}, 6, 6, "latents are not images"),
+        ({"channels": 6}, 6, 6, "latents are not images"),
+        ({}, 4, 4, "latents are not images"),
+    ],
+)
+def test_channels_that_tensors_leave_open_are_asked_for(stated, joined, outputs, expected):
+    get = read_options(stated, lucidrains.TABLE, what="lucidrains")
+    if isinstance(expected, str):
+        with pytest.raises(MechdiffError, match=expected):
+            lucidrains._channels(get, joined, outputs)
+    else:
+        assert lucidrains._channels(get, joined, outputs) == expected
 
 
 def without(name: str):
@@ -215,7 +247,7 @@ def renamed(state: dict, old: str, new: str) -> dict:
     ],
 )
 def test_what_can_not_be_read_is_refused_in_one_line(config, edit, line, tmp_path):
-    folder = written(tmp_path, config, edit(dict(frozen("lucidrains_all")["state"])))
+    folder = written(tmp_path, config | WITH_CHANNELS, edit(dict(frozen("lucidrains_all")["state"])))
     with pytest.raises(MechdiffError, match=line) as error:
         pretrained.read(folder)
     assert "\n" not in str(error.value)

@@ -12,7 +12,7 @@ from mechdiff.core.config import DiffusionConfig
 from mechdiff.core.errors import MechdiffError
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models import pretrained
-from mechdiff.models.pretrained import Stated, configs, schedulers
+from mechdiff.models.pretrained import Stated, command_lines, configs, schedulers
 from mechdiff.models.pretrained.diffusers import STEM, WEIGHTS
 
 DIFFUSION = DiffusionConfig(schedule="cosine", steps=40)
@@ -78,7 +78,11 @@ def test_raw_and_averaged_weights_are_told_apart(pipeline):
 
 
 @pytest.mark.parametrize(
-    ("raw", "ema"), [("unet", "ema_unet"), ("unet_non_ema", "unet"), ("model", "model_ema"), ("", "ema")]
+    ("raw", "ema"),
+    [
+        *(("unet", "ema_unet"), ("unet", "ema"), ("model", "model_ema"), ("", "ema")),
+        *(("unet_non_ema", "unet"), ("unet_without_ema", "unet"), ("unet-pre-ema", "unet")),
+    ],
 )
 def test_folders_of_both_are_told_apart_by_any_name(pipeline, raw, ema):
     plain = bias(pretrained.read(pipeline))
@@ -90,10 +94,15 @@ def test_folders_of_both_are_told_apart_by_any_name(pipeline, raw, ema):
     if raw:
         (pipeline / "aside").rename(pipeline / raw)
     for weights, factor in (("raw", 1), ("ema", 2)):
-        np.testing.assert_array_equal(
-            bias(pretrained.read(pipeline, Stated(weights=weights))), factor * plain
-        )
-    assert f"for {'unet_non_ema' if ema == 'unet' else ema}/ give" in pretrained.read(pipeline).notes[0]
+        model = pretrained.read(pipeline, Stated(weights=weights))
+        np.testing.assert_array_equal(bias(model), factor * plain)
+        assert model.diffusion == DIFFUSION
+    assert pretrained.read(pipeline / ema).diffusion == DIFFUSION
+    assert f"for {raw if ema == 'unet' else ema}/ give" in pretrained.read(pipeline).notes[0]
+    (pipeline / "vae").mkdir()
+    for place, stated in ((pipeline, Stated(weights="ema")), (pipeline / ema, Stated())):
+        with pytest.raises(MechdiffError, match="has a vae: its network lives in the latents"):
+            pretrained.read(place, stated)
 
 
 @pytest.mark.parametrize("name", [f"{STEM}.ema", "model_ema", "ema_0.9999_100"])
@@ -131,6 +140,12 @@ def test_the_scheduler_is_of_the_class_that_the_index_names(pipeline, changes, e
     parts["scheduler"][1] = "FlowMatchEulerDiscreteScheduler"
     (pipeline / "model_index.json").write_text(json.dumps(parts))
     with pytest.raises(MechdiffError, match="is of flow matching, which is not read; write it as a JAX func"):
+        pretrained.read(pipeline)
+
+
+def test_a_scheduler_that_is_a_link_to_nowhere_is_not_absent(pipeline):
+    (pipeline / "unet" / "scheduler_config.json").symlink_to("blobs/none")
+    with pytest.raises(MechdiffError, match="is a link to blobs/none, which is absent; fetch that file"):
         pretrained.read(pipeline)
 
 
@@ -301,6 +316,20 @@ def test_sigmoid_betas_against_their_formula():
         ("flags.txt", "--num_channels '3", "not a command line"),
         ("flags.txt", "train --num_heads 2\ntrain --num_heads 4", "sets --num_heads twice, to '2' and '4'"),
         ("flags.txt", "M=x(--num_heads 2)", "'x(--num_heads' holds a flag, but is none"),
+        ("flags.txt", 'A="it\'s"\ntrain --lr 1', "not a command line"),
+        ("flags.txt", "python a.py --lr 1 \u2014num_heads 2", "'\u2014num_heads' holds a flag, but is none"),
+        ("flags.txt", "python a.py --lr 1 \u2212\u2212num_heads 2", "num_heads' holds a flag, but is none"),
+        ("flags.txt", "python a.py --use_fp16 \u2013num_heads 2", "--use_fp16 has no value"),
+        (
+            "flags.txt",
+            "if a; then F='--lr 1'; else F='--lr 2'; fi\na.py $F",
+            "sets $F twice, differently, before",
+        ),
+        ("flags.txt", "python a.py --lr 1 num_heads=2", "'num_heads=2' is no flag; write --name value"),
+        ("flags.txt", "python a.py --lr 1 $D", "flags.txt uses $D, which it does not define"),
+        ("flags.txt", 'A="--lr 1 $B"\npython a.py "$A"', "flags.txt uses $B, which it does not define"),
+        ("flags.txt", 'python a.py --lr 1 "$@"', "flags.txt uses $@, which it does not define"),
+        ("flags.txt", "A=aaaaaaaa\n" + 20 * 'A="$A $A"\n', "flags.txt: $A is too long for a command line"),
     ],
 )
 def test_configs_that_cant_be_read_are_one_line(tmp_path, name, text, expected):
@@ -319,6 +348,42 @@ def test_flags_are_read_out_of_variables_arrays_and_brackets(lines):
     assert configs.flags_of(lines.format(command)) == expected
     both = lines.format(command) + "\n python sample.py --batch_size 4 --num_heads 2 --batch_size 8"
     assert configs.flags_of(both) == expected | {"batch_size": "8"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'M="{}"\n# mpiexec -n 8 \\\npython train.py $M --data_dir /data/set#1 --lr 1 # --lr 2',
+        "python -u train.py {} --data_dir '/data/set#1' --lr 1 \\",
+        "mpirun -np 8 --allow-run-as-root python train.py {} --data_dir /data/set#1 --lr 1; echo done",
+        "torchrun --nproc_per_node=8 train.py {} --data_dir /data/set#1 --lr 1 > log.txt 2>&1 &",
+        "python -m torch.distributed.launch --nproc_per_node 4 train.py {} --data_dir /data/set#1 --lr 1;",
+        "python -m pkg.train {} --data_dir /data/set#1 --lr 1 | tee log.txt",
+        'set -e\nmkdir -p a\nexport M="{}"; export D="--lr 1"\npython a.py $M $D --data_dir /data/set#1',
+        "if [ -f a ]; then\n(cd a; python a.py {} \\ \n --data_dir /data/set#1 --lr 1)\nfi",
+        'R=1\nM=(\n  {} # two\n  --data_dir /data/set#1\n)\npython a.py "${{M[@]}}" --lr ${{L:-1}} --lr $R',
+        "F='{}'\npython a.py $F\nF='--data_dir /data/set#1'\nF+=' --lr 1'\nF=\"$F\"\npython b.py $F",
+        "{}\n--data_dir\n/data/set#1\n--lr\n1",
+    ],
+)
+def test_ordinary_scripts_are_read_as_a_shell_does(text):
+    """Comments, continued lines, what starts a program, and what a script does besides."""
+    pasted = command_lines.read_text(text.format("--num_heads 2"))
+    assert pasted.flags == {"num_heads": "2", "data_dir": "/data/set#1", "lr": "1"}
+    assert pasted.runs and not pasted.notes
+
+
+def test_a_variable_that_no_command_uses_is_left_out_and_named():
+    text = 'OLD="--num_heads 4"\nNEW="--num_heads 2"\n'
+    pasted = command_lines.read_text(f"{text}python train.py $NEW")
+    assert pasted.flags == {"num_heads": "2"}
+    assert pasted.notes == ("left out, as no command of flags uses them: $OLD",)
+    readme = command_lines.read_text(f"{text}python sample.py $NEW --lr 1 $SAMPLE_FLAGS")
+    assert (readme.flags, len(readme.notes)) == ({"num_heads": "2", "lr": "1"}, 2)
+    assert readme.notes[1].endswith("and by name not of the network: $SAMPLE_FLAGS")
+    with pytest.raises(MechdiffError, match="sets --num_heads twice"):
+        command_lines.read_text(text)
+    assert not command_lines.read_text(text.splitlines()[0]).runs
 
 
 def test_several_configs_are_not_guessed_among(tmp_path):

@@ -197,6 +197,14 @@ def truncate(folder):
     (folder / WEIGHTS).write_bytes(data[: len(data) // 2])
 
 
+def both_names(folder):
+    def add(state):
+        name = next(name for name in state if name.endswith("attentions.0.to_q.weight"))
+        state[name.replace("to_q", "query")] = 2 * state[name]
+
+    change_tensors(folder, add)
+
+
 def integers(folder):
     save_file({"conv_in.bias": np.zeros(8, np.int64)}, folder / WEIGHTS)
 
@@ -216,7 +224,8 @@ BAD = [
     (only_pickle, "diffusion_pytorch_model.bin is a pickle, which can run code and is never opened here"),
     (pickled, f"{WEIGHTS} is a pickle"),
     (truncate, f"{WEIGHTS} is damaged"),
-    (integers, "has numbers of type I64; supported: F32, F16, BF16"),
+    (integers, "'conv_in.bias' has numbers of type I64; supported: F32, F16, BF16"),
+    (both_names, "attentions.0.to_q.weight twice, differently, by its old name too; delete one"),
     (escaping("../other.safetensors"), "in '../other.safetensors'; only .safetensors files beside it are"),
     (escaping("/etc/other.safetensors"), "in '/etc/other.safetensors'; only .safetensors files beside it"),
     (escaping("model.bin"), "places conv_in.bias in 'model.bin'; only .safetensors files beside it are read"),
