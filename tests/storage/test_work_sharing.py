@@ -17,8 +17,8 @@ from mechdiff.core.config import UNetConfig, to_dict
 from mechdiff.storage import exported, files, labelled, work_sharing
 
 ROOT = Path(__file__).parents[2]
-FLAGS = ["--preset=tiny", "--set=sweep.images=6", "--set=sweep.reference_images=4", "--set=sweep.timesteps=4"]
-FLAGS += ["--set=sweep.image_block=3", "--debug"]
+SAMPLING = ["--preset=tiny", "--set=sweep.reference_images=4", "--set=sweep.image_block=3", "--debug"]
+FLAGS = [*SAMPLING, "--set=sweep.images=6", "--set=sweep.timesteps=4"]
 UNET = UNetConfig(  # the least network with what is shared: each of many processes compiles it
     image_size=8, widths=(8,), heads=(2,), norm_groups=4,
     down_attention=(True,), up_attention=(False,), mid_attention=False,
@@ -35,9 +35,9 @@ def model(tiny, tmp_path_factory):
 
 def launches(model, workdir):
     """A sweep and a sweep of trajectories."""
-    place = [f"--model={model}", f"--workdir={workdir}", *FLAGS]
-    walks = ["sweep_sampling", *place, "--samples=8", "--steps=3", "--windows=1"]
-    return [["sweep", *place], walks]
+    place = [f"--model={model}", f"--workdir={workdir}"]
+    walks = ["sweep_sampling", *place, *SAMPLING, "--samples=8", "--steps=3", "--windows=1"]
+    return [["sweep", *place, *FLAGS], walks]
 
 
 def started(launches, devices):
