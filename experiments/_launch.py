@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -301,13 +302,13 @@ def check_names(names: Sequence[str]) -> None:
     alike = [name for place, name in enumerate(names) if name in names[:place]]
     if alike:
         raise flags.Error(
-            f"two models are called alike, {alike[0]}, and so would be their results; rename one's folder"
+            f"two models are called alike, {alike[0]}, and so would be their results; rename one run's folder"
         )
 
 
-def last_folders(model: str | Path) -> str:
-    """A model's name by the last two words of its path: seeds of several trainings are told apart."""
-    return "/".join(Path(model).parts[-2:])
+def by_zero(config: ExperimentConfig) -> ExperimentConfig:
+    """The config of a launcher that replaces by zero, which takes no reference images."""
+    return replace(config, sweep=replace(config.sweep, ablations=("zero",)))
 
 
 def chooser(

@@ -41,7 +41,9 @@ def main(config, workdir):
     results, rows, inputs = {}, [], {}
     sweep = dataclasses.replace(config.sweep, ablations=("zero",))
     for folder in MODEL.value:
-        denoiser, _, images, eval_set = _launch.opened(config, workdir, folder, CELEBA.value, IMAGES.value)
+        denoiser, _, images, eval_set = _launch.opened(
+            _launch.by_zero(config), workdir, folder, CELEBA.value, IMAGES.value
+        )
         inputs[denoiser.name] = images.label
         image_feature_names(*denoiser.image_shape[1:])  # may refuse
         attention = activations.attention_stats(denoiser, eval_set)

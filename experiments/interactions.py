@@ -39,9 +39,12 @@ def main(config, workdir):
     stats.weights.check_units(config.sweep.images)
     use_all_cores()
     files.ensure_writable(workdir)
-    denoiser, _, images, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value, IMAGES.value)
-    if not len(images.reference):
+    if not config.sweep.reference_images:
         raise ConfigError("pairs are scored on the reference images; sweep.reference_images=0 leaves none")
+    needing = dataclasses.replace(config.sweep, ablations=("mean",))  # so that reference images are asked for
+    denoiser, _, images, eval_set = _launch.opened(
+        dataclasses.replace(config, sweep=needing), workdir, MODEL.value, CELEBA.value, IMAGES.value
+    )
     names = select(denoiser.identity, COMPONENTS.value)
     chosen = [component for component in denoiser.components() if component.name in names]
     settings = redundancy.PairConfig(top=TOP.value, audit=AUDIT.value, seed=config.seed)

@@ -49,7 +49,13 @@ def main(config, workdir):
             continue
         most = np.argsort(-np.nan_to_num(estimate, nan=-np.inf))[: TOP.value]
         parts = [
-            f"{effects['component'].values[i]} {estimate[i]:.2f} [{low[i]:.2f}, {high[i]:.2f}]" for i in most
+            f"{effects['component'].values[i]} {estimate[i]:.2f}"
+            + (
+                f" [{low[i]:.2f}, {high[i]:.2f}]"
+                if np.isfinite(low[i])
+                else " (few pairs show it: no interval)"
+            )
+            for i in most
         ]
         print(f"{factor:24}" + "; ".join(parts))
         carriers[factor] = effects["component"].values[most].tolist()

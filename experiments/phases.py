@@ -14,7 +14,7 @@ from absl import flags
 from mechdiff.analysis import phases
 from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
-from mechdiff.models import untrained
+from mechdiff.models import load, untrained
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.study.replacement_values import replacement_values
@@ -30,11 +30,11 @@ UNTRAINED = flags.DEFINE_boolean("untrained", False, "With every model also a fr
 
 def main(config, workdir):
     phases.check_sizes(config.sweep.images, config.sweep.timesteps)
-    _launch.check_names([_launch.last_folders(model) for model in MODEL.value])
+    _launch.check_names([load.name_of(model) for model in MODEL.value])
     use_all_cores()
     records, inputs = {}, {}
     for folder in MODEL.value:
-        name = _launch.last_folders(folder)
+        name = load.name_of(folder)
         denoiser, _, images, eval_set = _launch.opened(
             config, workdir, folder, CELEBA.value, IMAGES.value, name=name
         )

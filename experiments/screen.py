@@ -16,7 +16,7 @@ from mechdiff.circuits import audits, score_agreement, screening
 from mechdiff.cli import tables
 from mechdiff.core.config import ABLATIONS, to_dict
 from mechdiff.core.devices import use_all_cores
-from mechdiff.models import untrained
+from mechdiff.models import load, untrained
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.study.replacement_values import replacement_values
@@ -43,11 +43,11 @@ idle = {"sweep.ablations": "give --ablation=NAME"}
 
 
 def main(config, workdir):
-    _launch.check_names([_launch.last_folders(model) for model in MODEL.value])
+    _launch.check_names([load.name_of(model) for model in MODEL.value])
     use_all_cores()
     screens, inputs, largest = {"trained": {}, "untrained": {}}, {}, {}
     for folder in MODEL.value:
-        name = _launch.last_folders(folder)
+        name = load.name_of(folder)
         denoiser, trained, images, eval_set = _launch.opened(
             config, workdir, folder, CELEBA.value, IMAGES.value, name=name
         )

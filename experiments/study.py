@@ -5,7 +5,8 @@ synthetic faces of complexity 4 in full, the others under mean ablation), then t
 What is worth most comes first: pairs of CelebA and synthetic faces, seed by seed, then controls and the
 ladder, seed by seed. A line after each network says how long it took and how long the others will; the first
 of a start also compiles, which the others need not. The same command goes on after an interruption, wherever
-it was, and finds what it had compiled. WORKDIR holds
+it was, and finds what it had compiled; with other settings it is refused. WORKDIR holds
+  settings.json   those settings
   runs/NAME       the trainings
   examined/NAME   the examinations
   pieces/         all packed networks so far in files of less than 16 MiB: unpacked into one folder they are
@@ -19,7 +20,7 @@ import time
 import jax
 from absl import flags
 
-from mechdiff.core.config import to_dict
+from mechdiff.core.config import from_dict, to_dict
 from mechdiff.core.text_table import counted
 from mechdiff.storage import files, locks, mismatch
 from mechdiff.study import choosing, examination, plan
@@ -33,7 +34,8 @@ DATA = flags.DEFINE_list(
     ["celeba", "synthetic", "synthetic-level0", "synthetic-level2", "scrambled", "gaussian"],
     "Data sets, in the order of training.",
 )
-OF_MEMORY = ("sweep.image_block", "sweep.chunk")  # may be lowered where memory ran out
+# Settings that may change in a study that has begun: of memory, and those that decide no number.
+FREE = ("name", "study.models", "sweep.image_block", "sweep.chunk", "train.fsdp", "train.keep")
 CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
 
 
@@ -43,9 +45,9 @@ def main(config, workdir):
     planned = plan.networks(config, DATA.value, SEEDS.value, CELEBA.value)
     examined, folder = workdir / "examined", workdir / "pieces"
     with locks.lock(workdir):
-        _check_same_study(config, workdir / "study.json")
+        _check_same_study(config, workdir / "settings.json", any(_done(each, workdir) for each in planned))
         _keep_programs(workdir / "cache" / "programs")
-        todo = [network for network in planned if not _packed(network.name, workdir).exists()]
+        todo = [network for network in planned if not _done(network, workdir)]
         before = len(planned) - len(todo)
         print(f"{counted(len(planned), 'network')}, {before} of them packed before", flush=True)
         for number, network in enumerate(todo, start=1):
@@ -62,13 +64,13 @@ def main(config, workdir):
     return {"pieces": pieces}
 
 
-def _check_same_study(config, path):
-    """What is packed already is not made again: a study goes on with the settings that it began with."""
+def _check_same_study(config, path, begun):
+    """What is packed already is not made again: a study that has begun goes on with its settings."""
     settings = to_dict(dataclasses.replace(config, data=dataclasses.replace(config.data, cache="")))
-    if path.exists():
-        mismatch.compare_configs(files.read_json(path), settings, path.parent, OF_MEMORY)
-    else:
-        files.write_json(path, settings)
+    if begun and path.exists():
+        before = to_dict(from_dict(files.read_json(path)))  # with defaults of what is new
+        mismatch.compare_configs(before, settings, path.parent, FREE)
+    files.write_json(path, settings)
 
 
 def _keep_programs(folder):
@@ -80,6 +82,10 @@ def _keep_programs(folder):
 
 def _packed(name, workdir):
     return examination.packed_path(workdir / "examined" / name, name)
+
+
+def _done(network, workdir):
+    return _packed(network.name, workdir).exists()
 
 
 def _make(network, config, workdir):

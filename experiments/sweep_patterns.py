@@ -33,7 +33,9 @@ def main(config, workdir):
     stats.weights.check_units(config.sweep.images)
     files.ensure_writable(workdir)
     use_all_cores()
-    denoiser, _, images, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value, IMAGES.value)
+    denoiser, _, images, eval_set = _launch.opened(
+        _launch.by_zero(config), workdir, MODEL.value, CELEBA.value, IMAGES.value
+    )
     swept = attention_patterns.pattern_effects(
         denoiser, eval_set, ablations=SOURCES.value, block=config.sweep.image_block
     )

@@ -35,7 +35,9 @@ def main(config, workdir):
     gates = scaling.as_gates(gates)
     files.ensure_writable(workdir)
     use_all_cores()
-    denoiser, _, images, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value, IMAGES.value)
+    denoiser, _, images, eval_set = _launch.opened(
+        _launch.by_zero(config), workdir, MODEL.value, CELEBA.value, IMAGES.value
+    )
     names = select(denoiser.identity, COMPONENTS.value)
     chosen = [component for component in denoiser.components() if component.name in names]
     curves = scaling.scaling_curves(denoiser, eval_set, chosen, gates, block=config.sweep.image_block)

@@ -33,7 +33,9 @@ def main(config, workdir):
     sequential.check_count(config.sweep.images)
     use_all_cores()
     files.ensure_writable(workdir)
-    denoiser, _, images, eval_set = _launch.opened(config, workdir, MODEL.value, CELEBA.value, IMAGES.value)
+    denoiser, _, images, eval_set = _launch.opened(
+        _launch.by_zero(config), workdir, MODEL.value, CELEBA.value, IMAGES.value
+    )
     forecast.print_memory_forecast(denoiser, config.sweep, ablations=("zero",))
     result = sequential.sequential_sweep(
         denoiser,

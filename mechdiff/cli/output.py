@@ -158,9 +158,10 @@ def begin() -> None:
 def keep_stdout() -> None:
     """Sends to stderr, until the process ends, what libraries print to stdout past Python (Gloo, which
     connects processes on CPUs: who is connected), so that there is nothing on stdout but our own."""
-    shown = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    sys.stdout = open(shown, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)  # noqa: PTH123, SIM115
+    before, shown = sys.stdout, os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), before.fileno())
+    sys.stdout = open(shown, "w", encoding=before.encoding, errors=before.errors)  # noqa: PTH123, SIM115
+    sys.stdout.reconfigure(line_buffering=before.line_buffering, write_through=before.write_through)
 
 
 def end(code: int) -> int:

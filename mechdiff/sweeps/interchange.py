@@ -190,7 +190,8 @@ def transfer_by_component(
 
     It is the ratio of sums, sum along / sum distance over timesteps and pairs, which pairs and timesteps that
     hardly show the factor can't upset. Estimates, dims `factor, component`, and the same with their bounds;
-    NaN for a factor that changes no prediction of these faces by more than rounding.
+    NaN for a factor that changes no prediction of these faces by more than rounding, and bounds of NaN for
+    one that so few pairs show that a resample may have none of them.
 
     Args:
       effects: of `interchange_effects`; at least 2 pairs.
@@ -207,4 +208,11 @@ def transfer_by_component(
 
     weights = stats.bootstrap_weights(along.sizes["image"], repeats, seed)
     interval = stats.bootstrap(share, weights, confidence, "percentile")
+    # Where few pairs show the factor, resamples without any have no share, and there is no interval.
+    unknown = np.isnan(interval.low) | np.isnan(interval.high)
+    interval = dataclasses.replace(
+        interval,
+        low=np.where(unknown, np.nan, interval.low),
+        high=np.where(unknown, np.nan, interval.high),
+    )
     return along.isel(image=0, drop=True).copy(data=interval.estimate), interval

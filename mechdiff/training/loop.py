@@ -33,7 +33,7 @@ from mechdiff.training.programs import eval_timesteps, programs
 from mechdiff.training.step import Metrics, TrainState
 
 FREE = ("name", "sweep", "study", "train.steps", "train.keep", "train.fsdp")  # may change in a paused run
-PLACES = ("data.path", "data.cache")  # these too, where the checkpoint says what the images are
+PLACES = ("data.path", "data.cache")  # these too, where the checkpoint says what the images (not classes) are
 
 
 class Trainer:
@@ -102,7 +102,8 @@ class Trainer:
             self.programs.shapes,
             self.programs.of_state,
         )
-        free = FREE + PLACES if "images" in saved.metadata(newest) else FREE
+        known = "images" in saved.metadata(newest) and not self.config.unet.classes
+        free = FREE + PLACES if known else FREE
         state, metadata = saved.restore(placed, newest, config=to_dict(self.config), ignore=free)
         self._check_going_on(newest, metadata)
         return state, newest

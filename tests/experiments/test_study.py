@@ -47,9 +47,12 @@ def test_two_models_named_by_their_folders_are_examined_under_the_names_of_their
 
 def test_a_study_does_not_go_on_with_other_settings(tmp_path, capsys):
     """What is packed is taken as it is: numbers of the settings before were given as those of today's."""
-    files.write_json(tmp_path / "study.json", to_dict(preset("tiny")))
+    name = "tiny-gaussian-seed0"
+    files.write_json(tmp_path / "settings.json", to_dict(preset("tiny")))
+    cells = files.ensure_writable(tmp_path / "examined" / name / "cells")
+    (cells / f"{name}.zip").touch()
     flags = ("--preset=tiny", "--data=gaussian", f"--workdir={tmp_path}", "--set=sweep.images=6")
-    assert launch("study", *flags) == 2
+    assert launch("study", *flags, "--set=sweep.chunk=4") == 2
     assert "another config: sweep.images is 8 there and 6 here" in capsys.readouterr().err
 
 

@@ -91,6 +91,9 @@ def test_a_factor_that_changes_nothing_has_no_carriers(measured):
     alike = measured.assign(distance=0 * measured.distance + 1e-14)
     estimate, interval = interchange.transfer_by_component(alike, repeats=20)
     assert np.isnan(estimate).all() and np.isnan(interval.low).all()
+    once = measured.assign(distance=measured.distance.where(measured.image == 0, 1e-14))
+    estimate, interval = interchange.transfer_by_component(once, repeats=200)  # some resamples lack that pair
+    assert np.isfinite(estimate).all() and np.isnan(interval.low).all() and np.isnan(interval.high).all()
 
 
 def test_an_unknown_factor_is_one_line_with_the_closest():

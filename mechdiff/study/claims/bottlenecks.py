@@ -47,9 +47,8 @@ def examine(networks: Sequence[Network]) -> Finding:
     )
     p, compared = result.p, []
     if min(result.chosen) >= 0:
-        tested = np.where(
-            first, result.chosen[1], result.chosen[0]
-        )  # each network: what the other half chose
+        # What the other half of the networks chose.
+        tested = np.where(first, result.chosen[1], result.chosen[0])
         increases = least[np.arange(len(networks)), tested, 0]
         p, compared = _beyond_controls(networks, result.p, tested, increases, visible)
         because += _apart(networks, increases)

@@ -40,7 +40,7 @@ def evaluate(networks: Sequence[Network]) -> list[Claim]:
     ]
     if not across_seeds.comparable(full):
         return _none_testable(_mixed, full)
-    if twice := across_seeds.of_one_seed(full):
+    if twice := across_seeds.of_one_seed([*final, *across_seeds.final_snapshots(controls)]):
         return _none_testable(functools.partial(_twice, twice), full)
     with_controls = {
         "complexity": lambda _: complexity.examine(networks, controls),
@@ -59,8 +59,8 @@ def _none_testable(test: Callable[[Sequence[Network]], Finding], networks: Seque
 
 def _twice(names: Sequence[str], _: Sequence[Network]) -> Finding:
     raise NotTestable(
-        f"{' and '.join(names)} are trainings of one seed on images that are called alike, and a seed counts "
-        "once; leave all but one out, or train with another seed (--set=seed=1)"
+        f"{' and '.join(names)} are of one seed and one data set as far as is known, and that counts once; "
+        "leave all but one out, or train one with another seed"
     )
 
 

@@ -144,6 +144,9 @@ def test_two_trainings_of_one_seed_are_named_and_decide_nothing():
     other = dataclasses.replace(made[0], name="longer", steps=100)
     for answer in answers_of([*made, other]).values():
         assert answer.verdict == "not testable here" and "synthetic-0 and longer are" in answer.because
+    lower = [network("synthetic", seed, np.full(12, 0.2), np.linspace(0, 1, 6), rung=0) for seed in range(3)]
+    twice = answers_of([*made, *lower, dataclasses.replace(lower[0], name="again")])  # on the ladder too
+    assert twice["complexity"].because.count("synthetic-0 and again are") == 1
     later = dataclasses.replace(made[0], name="synthetic-0@100", steps=100)
     assert "one seed" not in answers_of([*made, later])["bottlenecks"].because
 
