@@ -65,7 +65,7 @@ def read_text(text: str, where: str = "flags") -> Pasted:
     Variables and arrays of a shell (`MODEL_FLAGS="--image_size 64"`, `$MODEL_FLAGS`), comments and line ends
     are understood; options of what starts the program and words that are no flags are passed over, and so
     are variables that no command uses, if the commands use any. If they use none, the variables that hold
-    flags are read too, but of those that are put into the environment of commands with flags of their own.
+    flags are read too, except those in the environment of commands that have flags of their own.
 
     Raises:
       DataError: quotes that don't close.
