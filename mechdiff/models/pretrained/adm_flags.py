@@ -15,6 +15,7 @@ from mechdiff.models.pretrained.adm_options import (
     IGNORED,
     LABELS,
     MULTIPLIERS,
+    NOISE_SECTIONS,
     NUM_CLASSES,
     OF_DIFFUSION,
     OTHER_SECTIONS,
@@ -95,7 +96,7 @@ def _check_steps(config: Mapping[str, Any], text: bool) -> None:
     for name, value in {"": config, **config}.items():
         if not isinstance(value, Mapping) or "steps" not in value or str(name).startswith("train"):
             continue
-        known = str(name).startswith("diffusion") or not OF_DIFFUSION.isdisjoint(value)
+        known = re.fullmatch(NOISE_SECTIONS, str(name)) or not OF_DIFFUSION.isdisjoint(value)
         if (text or not known) and not re.fullmatch(OTHER_SECTIONS, str(name)):
             shown = f"{shorten(name)[1:-1]}.steps" if name else "steps"
             raise ConfigError(

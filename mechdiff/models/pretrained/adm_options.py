@@ -54,12 +54,15 @@ TABLE = {  # defaults of both programs' script_util.py; None: inferred from the 
 }
 ALIASES = {"model_channels": "num_channels", "steps": "diffusion_steps"}
 OF_DIFFUSION = {"noise_schedule", "predict_xstart", "model_mean_type", "rescale_timesteps"}  # beside `steps`
+SUFFIX = r"(_(args|cfg|config|defaults|flags|kwargs|options|params))?"
 # Sections of a config that are about the network and its training, and those that are about other programs.
 OWN_SECTIONS = (
-    r"(model|unet|network|net|arch|architecture|denoiser|diffusion|model_and_diffusion|data|dataset|train|"
-    r"training|args|flags|options|params|hparams|hyper_parameters|config|defaults)"
-    r"(_(args|cfg|config|defaults|flags|kwargs|options|params))?"
+    r"(model|unet|unet_model|network|net|arch|architecture|denoiser|ddpm|((gaussian|guided)_)?diffusion|"
+    r"diffusion_model|model_and_diffusion|data|dataset|train|trainer|training|args|cfg|config|defaults?|flags|"
+    r"options|settings|parameters|params|hparams|hyper_?parameters)"
+    rf"{SUFFIX}"
 )
+NOISE_SECTIONS = rf"(gaussian_)?diffusion{SUFFIX}"  # of the own: `steps` in them are noise levels
 OTHER_SECTIONS = r"(.*_)?(classifier|sampl(e|er|ing)|eval|evaluation)(_.*)?"
 IGNORED = (  # of training, sampling, files and classifiers
     *("use_checkpoint", "use_fp16", "use_kl", "rescale_learned_sigmas", "sigma_small", "model_var_type"),

@@ -64,7 +64,8 @@ def read_text(text: str, where: str = "flags") -> Pasted:
 
     Variables and arrays of a shell (`MODEL_FLAGS="--image_size 64"`, `$MODEL_FLAGS`), comments and line ends
     are understood; options of what starts the program and words that are no flags are passed over, and so
-    are variables that no command uses, if the commands use any.
+    are variables that no command uses, if the commands use any. If they use none, the variables that hold
+    flags are read too, except those in the environment of commands that have flags of their own.
 
     Raises:
       DataError: quotes that don't close.
@@ -78,11 +79,10 @@ def read_text(text: str, where: str = "flags") -> Pasted:
             shell.take(words)
     except ValueError as error:
         raise DataError(f"{where}: not a command line ({error})") from None
-    parts, notes = shell.commands, ()
-    if not shell.used:
-        parts = [*(words for _, words in shell.assigned), *parts]
-    elif others := [n for n, words in shell.assigned if n not in shell.used and any(map(_seems_flag, words))]:
-        names = ", ".join(f"${name}" for name in dict.fromkeys(others))
+    taken, left_out = _unused(shell)
+    parts, notes = [*taken, *shell.commands], ()
+    if left_out:
+        names = ", ".join(f"${name}" for name in left_out)
         notes = (f"left out, as no command of {where} uses them: {names}",)
     if others := list(dict.fromkeys(word for words in parts for word in words if OF_OTHERS.fullmatch(word))):
         notes += (f"not defined in {where}, and by name not of the network: {', '.join(others)}",)
@@ -101,12 +101,23 @@ def read_text(text: str, where: str = "flags") -> Pasted:
     return Pasted(flags, bool(shell.commands), notes)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Assignment:
+    """A variable's words; `exported` into the environment of commands, which is no place of arguments."""
+
+    name: str
+    words: list[str]
+    exported: bool
+
+
 class _Shell:
     """The variables of a text, and its commands' arguments.
 
     Attributes:
-      assigned: every assignment, in order: name, words.
+      assigned: every assignment, in order.
       used: variables that commands use, or other variables.
+      sources: of each variable, the names of those that it was made of, and its own.
+      passed: variables that programs were given, also as parts of others.
       replaced: variables set anew, differently, before anything used them: perhaps in branches.
       commands: arguments of each program, expanded.
     """
@@ -114,26 +125,30 @@ class _Shell:
     def __init__(self, where: str):
         self.where = where
         self.variables: dict[str, list[str]] = {}
-        self.assigned: list[tuple[str, list[str]]] = []
+        self.assigned: list[_Assignment] = []
         self.used: set[str] = set()
+        self.sources: dict[str, set[str]] = {}
+        self.passed: set[str] = set()
         self.replaced: set[str] = set()
         self.commands: list[list[str]] = []
 
     def take(self, words: list[str]) -> None:
         """Reads one command, as `_commands` gives it."""
         words = self._without_assignments(_unbracketed(words))
-        if not words or UTILITIES.fullmatch(words[0]):
+        if not words or (UTILITIES.fullmatch(words[0]) and words[:2] != ["conda", "run"]):
             return
-        if words[0] == "set" and all(word[0] in "-+" for word in words[1:]):
-            return
+        if words[0] == "set" and all(word[0] in "-+" for word in words[1:2]):
+            return  # `set -o pipefail`; of other shells, `set NAME=VALUE` is an assignment
         expanded = [part for word in words for part in self._expanded(word)]
         arguments = _arguments(expanded)
         if arguments is not None:
             self.commands.append(arguments)
+            self.passed |= self._sources_of(words)
 
     def _without_assignments(self, words: list[str]) -> list[str]:
         """The words behind assignments, which are noted."""
-        declares = bool(words) and words[0] in DECLARING
+        declares, exports = bool(words) and words[0] in DECLARING, words[:1] == ["export"]
+        found = []
         while words and (words[0] in DECLARING or (declares and words[0].startswith("-"))):
             words = words[1:]
         while words and (match := ASSIGNED.fullmatch(words[0])):
@@ -150,10 +165,19 @@ class _Shell:
                 self.replaced.add(name)
             if sum(map(len, before + parts)) > LARGEST:
                 raise DataError(f"{self.where}: ${name} is too long for a command line")
+            sources = self._sources_of(words[:length])
+            self.sources[name] = {name} | sources | (self.sources[name] if before else set())
             self.variables[name] = [*before, *parts]
-            self.assigned.append((name, parts))
+            found.append((name, parts))
             words = words[length:]
+        self.assigned += [_Assignment(*each, exports or bool(words)) for each in found]
         return words
+
+    def _sources_of(self, words: list[str]) -> set[str]:
+        """The variables that words with quotes are made of, as far as they are known."""
+        matches = (match for word in words for match in VARIABLE.finditer(_unquoted(word)))
+        names = (match[1] or match[2] for match in matches)
+        return set().union(*(self.sources[name] for name in names if name in self.sources))
 
     def _expanded(self, word: str) -> list[str]:
         """A word without quotes, or the words of the variable that it is."""
@@ -184,6 +208,17 @@ class _Shell:
             return match[0] if match[3] is None else match[3]
 
         return VARIABLE.sub(value, text)
+
+
+def _unused(shell: _Shell) -> tuple[list[list[str]], list[str]]:
+    """Of the variables that hold flags and that no command was given: the words of those that are flags all
+    the same, and the names of those that are left out."""
+    unused = [
+        each for each in shell.assigned if each.name not in shell.passed and any(map(_has_flag, each.words))
+    ]
+    flagged = any(_seems_flag(word) for words in shell.commands for word in words)
+    out = [each for each in unused if shell.passed or (flagged and each.exported)]
+    return [each.words for each in unused if each not in out], list(dict.fromkeys(each.name for each in out))
 
 
 def _commands(text: str) -> Iterator[list[str]]:
@@ -237,7 +272,7 @@ def _arguments(words: list[str]) -> list[str] | None:
     there are no flags and nothing is started."""
     start = next((i for i, word in enumerate(words) if INTERPRETER.fullmatch(word)), None)
     if start is None:
-        seems = any(_seems_flag(word) or HELD.search(word) or word.startswith("$") for word in words)
+        seems = any(_has_flag(word) or word.startswith("$") for word in words)
         return (words if _seems_flag(words[0]) else words[1:]) if seems else None
     for i, word in enumerate(words[start + 1 :], start + 1):
         module = word in ("-m", "--module") and i + 1 < len(words) and not LAUNCHING.fullmatch(words[i + 1])
@@ -250,6 +285,10 @@ def _seems_flag(word: str) -> bool:
     return bool(DASHED.match(word))
 
 
+def _has_flag(word: str) -> bool:
+    return _seems_flag(word) or bool(HELD.search(word))
+
+
 def _flags(words: list[str], where: str) -> Iterator[tuple[str, str]]:
     """Name and value of each flag among a program's arguments."""
     value_of = None
@@ -257,12 +296,13 @@ def _flags(words: list[str], where: str) -> Iterator[tuple[str, str]]:
         if value_of is not None:
             if _seems_flag(word):
                 break
+            _check_value(value_of, word, where)
             yield value_of, word
             value_of = None
             continue
         match = FLAG.fullmatch(word)
-        if not match and HELD.search(word):
-            raise ConfigError(f"{where}: {shorten(word)} holds a flag, but is none; write --name value")
+        if not match:
+            _check_value("", word, where)
         if not match and ASSIGNED.fullmatch(word):
             raise ConfigError(f"{where}: {shorten(word)} is no flag; write --name value")
         if not match and word.startswith("$") and len(word) > 1:
@@ -273,9 +313,16 @@ def _flags(words: list[str], where: str) -> Iterator[tuple[str, str]]:
         if match and match[2] is None:
             value_of = match[1].replace("-", "_")
         elif match:
+            _check_value(match[1].replace("-", "_"), match[2], where)
             yield match[1].replace("-", "_"), match[2]
     if value_of is not None:
         raise ConfigError(f"{where}: --{shorten(value_of)[1:-1]} has no value; write --name value")
+
+
+def _check_value(name: str, value: str, where: str) -> None:
+    """Refuses a word that holds a flag, also as a value: `bash -c "python train.py --lr 1"`."""
+    if HELD.search(value) and not ignored(name):
+        raise ConfigError(f"{where}: {shorten(value)} holds a flag, but is none; write --name value")
 
 
 def _plain(value: str) -> str:

@@ -140,15 +140,28 @@ def _bases(home: Path, folder: Path) -> list[Path]:
 
 def _parents(home: Path) -> Iterator[Path]:
     """Folders above that belong to the network: its pipeline, its trainer's checkpoint, and its run. Of a
-    link, those above the link come first."""
+    link, those above the link come first. What lies above a folder with a scheduler is another's."""
     names = {home.absolute().name, home.resolve().name}  # of `.`, and of a link to it
     for parent in dict.fromkeys([home.absolute().parent, home.resolve().parent]):
-        if any(_may_hold(name) or name in _index(parent) for name in names):
+        if any(_belongs(name, parent) for name in names):
             yield parent
+            complete = any((parent / name).exists() for name in (INDEX, "scheduler", SCHEDULER))
             if parent.name.startswith("checkpoint"):
                 yield parent.parent
-            elif _may_hold(parent.name):  # `unet/ema/`
+            elif _may_hold(parent.name) and not complete:  # `unet/ema/`
                 yield from _parents(parent)
+
+
+def _belongs(name: str, parent: Path) -> bool:
+    """Whether the folder above a network's is its pipeline or run: to be called `ema` or `my_unet` does not
+    say so, as a folder of unrelated networks may hold it."""
+    if name.lower().startswith("unet") or name in _index(parent):
+        return True
+    described = any((parent / usual).is_file() for usual in (INDEX, *NAMES))
+    holds = any(path.is_dir() for path in parent.glob("[uU][nN][eE][tT]*"))
+    return _may_hold(name) and (
+        described or holds or parent.name == "unet" or parent.name.startswith("checkpoint")
+    )
 
 
 def _index(folder: Path) -> dict[str, Any]:
@@ -182,10 +195,13 @@ def _indexed(base: Path) -> dict[str, str]:
 def _scheduler(home: Path, bases: list[Path]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The nearest scheduler's options, and notes if it is not in the network's own folder."""
     folders = [base / name for base in bases for name in dict.fromkeys(("", "scheduler", *_indexed(base)))]
-    places = [folder / SCHEDULER for folder in folders if (folder / SCHEDULER).is_file()]
-    for path in (folder / SCHEDULER for folder in folders):
-        if path.is_symlink() and not path.exists():
-            raise DataError(f"{path} is a link to {path.readlink()}, which is absent; fetch that file")
+    paths = [folder / SCHEDULER for folder in folders]
+    present = [path for path in paths if path.is_file() or path.is_symlink()]
+    if present and not present[0].exists():  # a link behind another scheduler is not needed
+        raise DataError(
+            f"{present[0]} is a link to {present[0].readlink()}, which is absent; fetch that file"
+        )
+    places = [path for path in present if path.is_file()]
     if not places:
         return {}, ()
     contents = [read_config(path) for path in places]

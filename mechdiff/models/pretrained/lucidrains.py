@@ -225,15 +225,17 @@ def _channels(get: Options, joined: int, outputs: int) -> tuple[int, bool]:
         fits = [c for c in fits if c == get["channels"]]
     if len(fits) == 2:  # both what joins and what is predicted may be doubled
         doubled = {get["self_condition"], get["learned_variance"]} - {None}
-        fits = [fits[0] if said else fits[1] for said in doubled] or fits
+        fits = [c for c in fits if doubled <= {c == fits[0]}]
     if len(fits) == 2 and fits[0] in IMAGE_CHANNELS:
         raise ConfigError(
             f"{WHAT}: {joined} channels in and {outputs} out may be images of {fits[0]}, self-conditioned "
             f"and with learned variances: write channels={fits[0]} into the config if they are"
         )
+    stated = ("channels", "self_condition", "learned_variance")
+    said = ", ".join(f"{name}={get[name]}" for name in stated if get[name] is not None)
     if len(fits) != 1 or fits[0] not in IMAGE_CHANNELS:
         raise ConfigError(
-            f"{WHAT}: {joined} channels in and {outputs} out, channels={get['channels']}: state channels "
-            "(1 or 3; latents are not images)"
+            f"{WHAT}: {joined} channels in and {outputs} out{said and f' with {said}'} are not those of "
+            "images of 1 or 3 channels (latents are not images)"
         )
     return fits[0], joined == 2 * fits[0]

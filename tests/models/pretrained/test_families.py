@@ -256,6 +256,13 @@ SECTIONS = [  # a config, its options or the line that refuses it, and its notes
     ({"base": {"num_heads": 4}, "model": NETWORK}, "option base.num_heads may be of another network", ""),
     ({**NETWORK, "optimizer": {"lr": 1}}, {**NETWORK, "lr": 1}, ""),
     ({**NETWORK, "teacher": {"predict_xstart": True}}, "option teacher.predict_xstart may be of another", ""),
+    *(
+        ({name: NETWORK}, NETWORK, "")
+        for name in (
+            *("cfg", "gaussian_diffusion", "unet_model", "diffusion_model", "hyperparameters", "parameters"),
+            *("settings", "trainer", "ddpm", "guided_diffusion", "default", "gaussian_diffusion_args"),
+        )
+    ),
     ({**NETWORK, "ema": {"model_channels": 64}}, "option ema.model_channels may be of another network", ""),
 ]
 
@@ -278,6 +285,9 @@ LINEAR = {"noise_schedule": "linear", "steps": 50}
     [
         (LINEAR, False, 50),
         ({"diffusion": {"steps": 50}}, False, 50),
+        ({"gaussian_diffusion": {"steps": 50}}, False, 50),
+        ({"ddpm": LINEAR}, False, 50),
+        ({"diffusion_teacher": {"steps": 50}}, False, "option diffusion_teacher.steps may be a sampler's"),
         ({"sampling": {"steps": 50}, "train": {"steps": 9}}, False, 1000),
         (LINEAR, True, "option steps may be a sampler's; write diffusion_steps"),
         ({"steps": 50}, False, "option steps may be a sampler's; write diffusion_steps"),

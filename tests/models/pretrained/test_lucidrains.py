@@ -205,6 +205,13 @@ def test_the_objective_is_told_by_the_weights_of_the_loss(objective):
         ({"channels": 3}, 6, 6, (3, True)),
         ({"self_condition": True}, 2, 2, (1, True)),
         ({"learned_variance": False}, 6, 6, "latents are not images"),
+        (
+            {"self_condition": False},
+            6,
+            6,
+            "6 out with self_condition=False are not those of images of 1 or 3",
+        ),
+        ({"self_condition": True, "learned_variance": False}, 6, 6, "are not those of images of 1 or 3"),
         ({"channels": 6}, 6, 6, "latents are not images"),
         ({}, 4, 4, "latents are not images"),
     ],

@@ -12,7 +12,7 @@ from mechdiff.core.config import DiffusionConfig
 from mechdiff.core.errors import MechdiffError
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models import pretrained
-from mechdiff.models.pretrained import Stated, command_lines, configs, schedulers
+from mechdiff.models.pretrained import Stated, command_lines, configs, folders, schedulers
 from mechdiff.models.pretrained.diffusers import STEM, WEIGHTS
 
 DIFFUSION = DiffusionConfig(schedule="cosine", steps=40)
@@ -147,6 +147,39 @@ def test_a_scheduler_that_is_a_link_to_nowhere_is_not_absent(pipeline):
     (pipeline / "unet" / "scheduler_config.json").symlink_to("blobs/none")
     with pytest.raises(MechdiffError, match="is a link to blobs/none, which is absent; fetch that file"):
         pretrained.read(pipeline)
+
+
+def test_a_link_to_nowhere_behind_a_nearer_scheduler_is_not_needed(pipeline):
+    path = pipeline / "scheduler" / "scheduler_config.json"
+    path.rename(pipeline / "unet" / "scheduler_config.json")
+    path.symlink_to("blobs/none")
+    assert pretrained.read(pipeline).diffusion == DIFFUSION
+
+
+UNRELATED = [  # files, where the network is, whose scheduler is read
+    (("cifar_ema/scheduler_config.json", "vae/config.json"), "cifar_ema", "cifar_ema"),
+    (("my_unet/scheduler_config.json", "vae/config.json"), "my_unet", "my_unet"),
+    (("scheduler/scheduler_config.json",), "cifar_ema", None),
+    (("scheduler_config.json",), "cifar_raw", None),
+    (("unet-a/scheduler/scheduler_config.json", "vae/config.json"), "unet-a/unet", "unet-a/scheduler"),
+    (("unet-a/model_index.json", "vae/config.json"), "unet-a/unet", None),
+    (("unet-a/scheduler_config.json", "scheduler/scheduler_config.json"), "unet-a/unet", "unet-a"),
+    (("vae/config.json",), "raw/unet", None),
+    (("scheduler/scheduler_config.json",), "unet/ema", "scheduler"),
+    (("scheduler/scheduler_config.json", "unet/config.json"), "ema_unet", "scheduler"),
+    (("scheduler/scheduler_config.json", "config.json"), "ema", "scheduler"),
+    (("checkpoint-9/scheduler/scheduler_config.json",), "checkpoint-9/ema", "checkpoint-9/scheduler"),
+]
+
+
+@pytest.mark.parametrize(("paths", "place", "expected"), UNRELATED)
+def test_only_a_pipeline_or_a_run_gives_a_network_what_lies_beside_it(tmp_path, paths, place, expected):
+    """Not a folder of unrelated networks, nor what lies above a whole pipeline."""
+    for path in (tmp_path / path for path in (*paths, f"{place}/config.json")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"from": str(path.parent.relative_to(tmp_path))}))
+    found = folders.locate(tmp_path / place)
+    assert (found.home, found.scheduler.get("from")) == (tmp_path / place, expected)
 
 
 def test_a_nearer_scheduler_that_says_otherwise_is_read_and_the_other_named(pipeline):
@@ -316,6 +349,8 @@ def test_sigmoid_betas_against_their_formula():
         ("flags.txt", "--num_channels '3", "not a command line"),
         ("flags.txt", "train --num_heads 2\ntrain --num_heads 4", "sets --num_heads twice, to '2' and '4'"),
         ("flags.txt", "M=x(--num_heads 2)", "'x(--num_heads' holds a flag, but is none"),
+        ("flags.txt", 'bash -c "a.py --lr 1"', "'a.py --lr 1' holds a flag, but is none"),
+        ("flags.txt", 'sbatch --wrap="a.py --lr 1"', "'a.py --lr 1' holds a flag, but is none"),
         ("flags.txt", 'A="it\'s"\ntrain --lr 1', "not a command line"),
         ("flags.txt", "python a.py --lr 1 \u2014num_heads 2", "'\u2014num_heads' holds a flag, but is none"),
         ("flags.txt", "python a.py --lr 1 \u2212\u2212num_heads 2", "num_heads' holds a flag, but is none"),
@@ -364,6 +399,14 @@ def test_flags_are_read_out_of_variables_arrays_and_brackets(lines):
         'R=1\nM=(\n  {} # two\n  --data_dir /data/set#1\n)\npython a.py "${{M[@]}}" --lr ${{L:-1}} --lr $R',
         "F='{}'\npython a.py $F\nF='--data_dir /data/set#1'\nF+=' --lr 1'\nF=\"$F\"\npython b.py $F",
         "{}\n--data_dir\n/data/set#1\n--lr\n1",
+        "set -euo pipefail\nset -eo pipefail; set -o pipefail\npython a.py {} --data_dir /data/set#1 --lr 1",
+        "conda activate a\nconda run -n env python a.py {} --data_dir /data/set#1 --lr 1",
+        "export PYTHONPATH=$PYTHONPATH:$(pwd)\npython a.py {} --data_dir /data/set#1 --lr 1",
+        "OPENAI_LOGDIR=$HOME/logs python a.py {} --data_dir /data/set#1 --lr 1",
+        "export CUDA_VISIBLE_DEVICES=$GPU\nX=$(hostname)\npython a.py {} --data_dir /data/set#1 --lr 1",
+        'XLA_FLAGS="a=b" LD_LIBRARY_PATH=$C/lib:$D python a.py {} --data_dir /data/set#1 --lr 1',
+        'M="{}"\nALL="$M --lr 1"\npython a.py $ALL --data_dir /data/set#1',
+        "M='{}'\nN=\"$M --lr 1\"\npython a.py --data_dir /data/set#1",
     ],
 )
 def test_ordinary_scripts_are_read_as_a_shell_does(text):
@@ -384,6 +427,28 @@ def test_a_variable_that_no_command_uses_is_left_out_and_named():
     with pytest.raises(MechdiffError, match="sets --num_heads twice"):
         command_lines.read_text(text)
     assert not command_lines.read_text(text.splitlines()[0]).runs
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'A="{}"\nB="--lr 1"\nALL="$A $B"',
+        'A="{}"\nA="$A --lr 1"',
+        'export A="{}"\nT="$A --lr 1"\nD=$HOME/data',
+    ],
+)
+def test_variables_that_are_made_of_others_are_read_without_a_command(text):
+    pasted = command_lines.read_text(text.format("--num_heads 2"))
+    assert pasted.flags == {"num_heads": "2", "lr": "1"}
+    assert not pasted.runs and not pasted.notes
+
+
+@pytest.mark.parametrize("text", ['export X="--xla 3"\n{}', 'X="--xla 3" {}'])
+def test_the_environment_of_a_command_with_flags_is_left_out_and_named(text):
+    pasted = command_lines.read_text(text.format("python a.py --num_heads 2"))
+    assert pasted.flags == {"num_heads": "2"}
+    assert pasted.notes == ("left out, as no command of flags uses them: $X",)
+    assert command_lines.read_text(text.format("python a.py")).flags == {"xla": "3"}
 
 
 def test_several_configs_are_not_guessed_among(tmp_path):
