@@ -7,6 +7,7 @@ images, which say more in as many runs. Start it again to go on. Result: WORKDIR
 """
 
 import dataclasses
+import sys
 
 from absl import flags
 
@@ -36,6 +37,8 @@ def main(config, workdir):
     denoiser, _, images, eval_set = _launch.opened(
         _launch.by_zero(config), workdir, MODEL.value, CELEBA.value, IMAGES.value
     )
+    if images.people is not None and (note := sequential.note_on_people(images.people)):
+        print(note, file=sys.stderr)
     forecast.print_memory_forecast(denoiser, config.sweep, ablations=("zero",))
     result = sequential.sequential_sweep(
         denoiser,

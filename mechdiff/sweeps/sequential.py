@@ -76,6 +76,25 @@ def check_count(images: int) -> None:
         raise ConfigError(f"{images} images; at least {FIRST_LOOK} are needed before the first look")
 
 
+def note_on_people(people: Int[np.ndarray, "..."]) -> str:
+    """That intervals are too narrow where several images show one person, since a sequential sweep takes
+    images as independent; empty where none do.
+
+    Args:
+      people: number of the person in each image.
+
+    Example:
+      >>> note_on_people(np.array([0, 1, 2]))
+      ''
+      >>> note_on_people(np.array([0, 1, 1]))
+      '3 images of 2 people are taken as independent; intervals are too narrow'
+    """
+    different = len(np.unique(people))
+    if different == people.size:
+        return ""
+    return f"{people.size} images of {different} people are taken as independent; intervals are too narrow"
+
+
 @dataclasses.dataclass(frozen=True)
 class _Run:
     denoiser: Examinable
