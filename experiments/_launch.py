@@ -306,8 +306,8 @@ def check_names(names: Sequence[str]) -> None:
         )
 
 
-def by_zero(config: ExperimentConfig) -> ExperimentConfig:
-    """The config of a launcher that replaces by zero, which takes no reference images."""
+def without_references(config: ExperimentConfig) -> ExperimentConfig:
+    """The config of a launcher that takes no reference images, as zero ablation takes none."""
     return replace(config, sweep=replace(config.sweep, ablations=("zero",)))
 
 

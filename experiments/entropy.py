@@ -42,7 +42,7 @@ def main(config, workdir):
     sweep = dataclasses.replace(config.sweep, ablations=("zero",))
     for folder in MODEL.value:
         denoiser, _, images, eval_set = _launch.opened(
-            _launch.by_zero(config), workdir, folder, CELEBA.value, IMAGES.value
+            _launch.without_references(config), workdir, folder, CELEBA.value, IMAGES.value
         )
         inputs[denoiser.name] = images.label
         image_feature_names(*denoiser.image_shape[1:])  # may refuse

@@ -43,7 +43,7 @@ def main(config, workdir):
     records, named_roles, inputs = {}, {}, {}
     for folder in MODEL.value:
         denoiser, trained, images, eval_set = _launch.opened(
-            _launch.by_zero(config), workdir, folder, CELEBA.value, IMAGES.value
+            _launch.without_references(config), workdir, folder, CELEBA.value, IMAGES.value
         )
         image_feature_names(*denoiser.image_shape[1:])  # may refuse
         inputs[denoiser.name] = images.label

@@ -23,7 +23,7 @@ from absl import flags
 from mechdiff.core.config import from_dict, to_dict
 from mechdiff.core.text_table import counted
 from mechdiff.storage import files, locks, mismatch
-from mechdiff.study import choosing, examination, plan
+from mechdiff.study import choosing, examination, packing, plan
 from mechdiff.training import loop
 
 from . import _launch
@@ -45,9 +45,9 @@ def main(config, workdir):
     planned = plan.networks(config, DATA.value, SEEDS.value, CELEBA.value)
     examined, folder = workdir / "examined", workdir / "pieces"
     with locks.lock(workdir):
-        _check_same_study(config, workdir / "settings.json", any(_done(each, workdir) for each in planned))
+        _check_same_study(config, workdir / "settings.json", any(examined.glob(f"*/{packing.CELLS}/*.zip")))
         _keep_programs(workdir / "cache" / "programs")
-        todo = [network for network in planned if not _done(network, workdir)]
+        todo = [network for network in planned if not _packed(network.name, workdir).exists()]
         before = len(planned) - len(todo)
         print(f"{counted(len(planned), 'network')}, {before} of them packed before", flush=True)
         for number, network in enumerate(todo, start=1):
@@ -82,10 +82,6 @@ def _keep_programs(folder):
 
 def _packed(name, workdir):
     return examination.packed_path(workdir / "examined" / name, name)
-
-
-def _done(network, workdir):
-    return _packed(network.name, workdir).exists()
 
 
 def _make(network, config, workdir):

@@ -34,7 +34,7 @@ def main(config, workdir):
     files.ensure_writable(workdir)
     use_all_cores()
     denoiser, _, images, eval_set = _launch.opened(
-        _launch.by_zero(config), workdir, MODEL.value, CELEBA.value, IMAGES.value
+        _launch.without_references(config), workdir, MODEL.value, CELEBA.value, IMAGES.value
     )
     swept = attention_patterns.pattern_effects(
         denoiser, eval_set, ablations=SOURCES.value, block=config.sweep.image_block

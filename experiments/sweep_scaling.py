@@ -36,7 +36,7 @@ def main(config, workdir):
     files.ensure_writable(workdir)
     use_all_cores()
     denoiser, _, images, eval_set = _launch.opened(
-        _launch.by_zero(config), workdir, MODEL.value, CELEBA.value, IMAGES.value
+        _launch.without_references(config), workdir, MODEL.value, CELEBA.value, IMAGES.value
     )
     names = select(denoiser.identity, COMPONENTS.value)
     chosen = [component for component in denoiser.components() if component.name in names]

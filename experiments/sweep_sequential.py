@@ -35,7 +35,7 @@ def main(config, workdir):
     use_all_cores()
     files.ensure_writable(workdir)
     denoiser, _, images, eval_set = _launch.opened(
-        _launch.by_zero(config), workdir, MODEL.value, CELEBA.value, IMAGES.value
+        _launch.without_references(config), workdir, MODEL.value, CELEBA.value, IMAGES.value
     )
     if images.people is not None and (note := sequential.note_on_people(images.people)):
         print(note, file=sys.stderr)

@@ -5,6 +5,7 @@ from markupsafe import Markup
 
 from mechdiff.analysis.effects import Effects, precision_statement
 from mechdiff.analysis.saved_effects import few_images
+from mechdiff.core.text_table import counted
 from mechdiff.report import numbers
 from mechdiff.report.numbers import Agreement, Extent, Value
 from mechdiff.report.ranking import PAPER
@@ -51,7 +52,7 @@ def sample(model: ExaminedModel, seeds: dict[str, int]) -> str:
     others = seeds[model.data] - 1
     text = f"n = {images(model)}, n = 1 trained seed{few_images(model.network.units.count)}"
     if others:
-        text += f" ({_count(others, 'other seed')} of this data examined too)"
+        text += f" ({counted(others, 'other seed')} of this data examined too)"
     return text
 
 
@@ -102,7 +103,7 @@ def _grid(increase: Effects) -> Markup:
     )
     idle = int(increase.idle.sum())
     tail = (
-        f"Of {_count(len(increase.idle), 'component')}, ablating {idle} changed no prediction."
+        f"Of {counted(len(increase.idle), 'component')}, ablating {idle} changed no prediction."
         if idle
         else ""
     )
@@ -212,7 +213,3 @@ def memorization(model: ExaminedModel) -> str:
         f"{100 * record['copies']:.1f} % of samples are closer to a training image than the 1st percentile "
         "of held-out images; 1 % is expected without memorization."
     )
-
-
-def _count(n: int, word: str) -> str:
-    return f"{n} {word}" if n == 1 else f"{n} {word}s"

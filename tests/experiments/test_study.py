@@ -47,7 +47,7 @@ def test_two_models_named_by_their_folders_are_examined_under_the_names_of_their
 
 def test_a_study_does_not_go_on_with_other_settings(tmp_path, capsys):
     """What is packed is taken as it is: numbers of the settings before were given as those of today's."""
-    name = "tiny-gaussian-seed0"
+    name = "tiny-synthetic-seed0"  # of other data: pieces hold both
     files.write_json(tmp_path / "settings.json", to_dict(preset("tiny")))
     cells = files.ensure_writable(tmp_path / "examined" / name / "cells")
     (cells / f"{name}.zip").touch()

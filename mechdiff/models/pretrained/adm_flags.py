@@ -116,7 +116,7 @@ def flags(config: Mapping[str, Any], state: tensors.State, stated: Stated, text:
         network and can't be inferred.
     """
     _check_steps(config, text)
-    flat, notes = flattened(config)
+    flat, left_out = flattened(config)
     spelled, by_class = _spelled(flat)
     get = read_options(spelled, TABLE, what=WHAT, ignored=IGNORED)
     get = _with_statements(get, stated)
@@ -139,7 +139,7 @@ def flags(config: Mapping[str, Any], state: tensors.State, stated: Stated, text:
     values["predict_xstart"] = _predicts_image(get, stated)
     assumed = _assumed(get, values, stated)
     values["rescale_timesteps"] = _rescaled(values, stated)
-    notes = [*notes]
+    notes = [*left_out]
     if read_off:
         notes.append(f"flags read off the tensors: {', '.join(read_off)}")
     if assumed:

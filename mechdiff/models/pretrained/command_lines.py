@@ -148,7 +148,7 @@ class _Shell:
     def _without_assignments(self, words: list[str]) -> list[str]:
         """The words behind assignments, which are noted."""
         declares, exports = bool(words) and words[0] in DECLARING, words[:1] == ["export"]
-        found = []
+        assignments = []
         while words and (words[0] in DECLARING or (declares and words[0].startswith("-"))):
             words = words[1:]
         while words and (match := ASSIGNED.fullmatch(words[0])):
@@ -168,9 +168,9 @@ class _Shell:
             sources = self._sources_of(words[:length])
             self.sources[name] = {name} | sources | (self.sources[name] if before else set())
             self.variables[name] = [*before, *parts]
-            found.append((name, parts))
+            assignments.append((name, parts))
             words = words[length:]
-        self.assigned += [_Assignment(*each, exports or bool(words)) for each in found]
+        self.assigned += [_Assignment(*each, exports or bool(words)) for each in assignments]
         return words
 
     def _sources_of(self, words: list[str]) -> set[str]:

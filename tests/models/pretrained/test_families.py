@@ -298,8 +298,8 @@ def test_steps_of_a_sampler_are_not_noise_levels(more, text, steps):
     config = configs.flags_of(frozen("upsample_heads")["config"]) | {"rescale_timesteps": False}
     known = {"noise_schedule", "diffusion_steps", "predict_xstart"} | {"rescale_timesteps"}
     config = {name: value for name, value in config.items() if name not in known} | more
-    read = lambda: adm.flags(
-        config, frozen("upsample_heads")["state"], Stated(dialect="guided-diffusion"), text
+    read = functools.partial(
+        adm.flags, config, frozen("upsample_heads")["state"], Stated(dialect="guided-diffusion"), text
     )
     if isinstance(steps, str):
         with pytest.raises(MechdiffError, match=steps):
