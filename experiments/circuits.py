@@ -23,11 +23,11 @@ from mechdiff.storage import files, labelled
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.study import circuit_results
 
-from . import _launch
+from . import _flags, _launch, _opening
 
-MODEL = flags.DEFINE_multi_string("model", None, _launch.MODEL_HELP, required=True)
-CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
-IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
+MODEL = flags.DEFINE_multi_string("model", None, _flags.MODEL_HELP, required=True)
+CELEBA = flags.DEFINE_string("celeba", None, _flags.CELEBA_HELP)
+IMAGES = flags.DEFINE_string("images", None, _flags.IMAGES_HELP)
 TAU = flags.DEFINE_float(
     "tau", 0.9, "Faithfulness match that a circuit must reach.", lower_bound=0.01, upper_bound=0.9999
 )
@@ -38,12 +38,12 @@ REPEATS = flags.DEFINE_integer("repeats", 10, "Resamples on which circuits are f
 
 
 def main(config, workdir):
-    _launch.check_names([load.name_of(model) for model in MODEL.value])
+    _opening.check_names([load.name_of(model) for model in MODEL.value])
     use_all_cores()
     root, folder = jax.random.key(config.seed), files.ensure_writable(workdir / "circuits")
     discovered, held_out, rows = {}, {}, []  # by ablation and network
     for model in MODEL.value:
-        denoiser, _, images, _ = _launch.opened(config, workdir, model, CELEBA.value, IMAGES.value)
+        denoiser, _, images, _ = _opening.opened(config, workdir, model, CELEBA.value, IMAGES.value)
         for ablation in config.sweep.ablations:
             halves = circuit_results.circuit_evaluators(
                 denoiser, images, ablation, config.sweep, root, folder / "run"

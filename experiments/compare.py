@@ -18,12 +18,12 @@ from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
 from mechdiff.storage import files, manifest
 
-from . import _launch
+from . import _flags, _launch
 
-BEFORE = flags.DEFINE_string("before", None, _launch.MODEL_HELP, required=True)
+BEFORE = flags.DEFINE_string("before", None, _flags.MODEL_HELP, required=True)
 AFTER = flags.DEFINE_string("after", None, "The model that it is compared with; as --before.")
 STEPS = flags.DEFINE_enum("steps", None, ("all",), "Compare all exported steps of one training instead.")
-IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
+IMAGES = flags.DEFINE_string("images", None, _flags.IMAGES_HELP)
 FOLLOWED = "it follows -n, --timesteps, --ablations and --seed alone"
 idle = dict.fromkeys(
     (

@@ -26,23 +26,23 @@ from mechdiff.sweeps import activations, temperature
 from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.attention_patterns import heads_of
 
-from . import _launch
+from . import _flags, _launch, _opening
 
-MODEL = flags.DEFINE_multi_string("model", None, _launch.MODEL_HELP, required=True)
-CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
-IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
+MODEL = flags.DEFINE_multi_string("model", None, _flags.MODEL_HELP, required=True)
+CELEBA = flags.DEFINE_string("celeba", None, _flags.CELEBA_HELP)
+IMAGES = flags.DEFINE_string("images", None, _flags.IMAGES_HELP)
 MATCHED = flags.DEFINE_boolean("matched", True, "Hold the norm of a head's output.")
-idle = {"sweep.ablations": _launch.BY_ZERO}
+idle = {"sweep.ablations": _flags.BY_ZERO}
 
 
 def main(config, workdir):
-    _launch.check_names([load.name_of(model) for model in MODEL.value])
+    _opening.check_names([load.name_of(model) for model in MODEL.value])
     use_all_cores()
     results, rows, inputs = {}, [], {}
     sweep = dataclasses.replace(config.sweep, ablations=("zero",))
     for folder in MODEL.value:
-        denoiser, _, images, eval_set = _launch.opened(
-            _launch.without_references(config), workdir, folder, CELEBA.value, IMAGES.value
+        denoiser, _, images, eval_set = _opening.opened(
+            _opening.without_references(config), workdir, folder, CELEBA.value, IMAGES.value
         )
         inputs[denoiser.name] = images.label
         image_feature_names(*denoiser.image_shape[1:])  # may refuse

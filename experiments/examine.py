@@ -14,11 +14,11 @@ from mechdiff.models import load
 from mechdiff.storage import locks
 from mechdiff.study import choosing, examination, plan
 
-from . import _launch
+from . import _flags, _launch
 
 MODEL = flags.DEFINE_string("model", None, "Folder RUN of a training, or RUN@STEP.")
 NAME = flags.DEFINE_string("name", None, "Of the network in results; default: that of its run.")
-CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
+CELEBA = flags.DEFINE_string("celeba", None, _flags.CELEBA_HELP)
 PART = flags.DEFINE_enum("part", "all", ["all", "ladder"], "What is examined.")
 SAMPLES = flags.DEFINE_boolean("samples", False, "Keep the sheet of samples in the packed file.")
 

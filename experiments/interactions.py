@@ -23,16 +23,16 @@ from mechdiff.storage import files, labelled
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.sweeps.execution.provenance import provenance
 
-from . import _launch
+from . import _flags, _launch, _opening
 
-MODEL = flags.DEFINE_string("model", None, _launch.MODEL_HELP, required=True)
-CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
-IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
+MODEL = flags.DEFINE_string("model", None, _flags.MODEL_HELP, required=True)
+CELEBA = flags.DEFINE_string("celeba", None, _flags.CELEBA_HELP)
+IMAGES = flags.DEFINE_string("images", None, _flags.IMAGES_HELP)
 COMPONENTS = flags.DEFINE_string("components", ".*", "Regular expression of their names.")
 TOP = flags.DEFINE_integer("top", 20, "Pairs of the largest scores that are run exactly.", lower_bound=1)
 AUDIT = flags.DEFINE_integer("audit", 20, "Other pairs that are run exactly, at random.", lower_bound=0)
 NUMBERS = ("a", "b", "score", "estimate", "low", "high", "p", "single_a", "single_b", "audited")
-idle = {"sweep.ablations": _launch.BY_ZERO}
+idle = {"sweep.ablations": _flags.BY_ZERO}
 
 
 def main(config, workdir):
@@ -42,7 +42,7 @@ def main(config, workdir):
     if not config.sweep.reference_images:
         raise ConfigError("pairs are scored on the reference images; sweep.reference_images=0 leaves none")
     needing = dataclasses.replace(config.sweep, ablations=("mean",))  # so that reference images are asked for
-    denoiser, _, images, eval_set = _launch.opened(
+    denoiser, _, images, eval_set = _opening.opened(
         dataclasses.replace(config, sweep=needing), workdir, MODEL.value, CELEBA.value, IMAGES.value
     )
     names = select(denoiser.identity, COMPONENTS.value)

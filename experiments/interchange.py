@@ -19,9 +19,9 @@ from mechdiff.models import load
 from mechdiff.storage import files
 from mechdiff.sweeps import interchange
 
-from . import _launch
+from . import _flags, _launch, _opening
 
-MODEL = flags.DEFINE_string("model", None, _launch.MODEL_HELP, required=True)
+MODEL = flags.DEFINE_string("model", None, _flags.MODEL_HELP, required=True)
 ONLY = flags.DEFINE_list("factors", list(FACTORS), "Which factors.")
 PAIRS = flags.DEFINE_integer("pairs", 16, "Pairs of faces for each factor.", lower_bound=2)
 TOP = flags.DEFINE_integer("top", 3, "Components shown for each factor.", lower_bound=1)
@@ -37,7 +37,7 @@ def main(config, workdir):
     key = keys.stream(jax.random.key(config.seed), "interchange")
     pairs = interchange.PairSet(key, ONLY.value, PAIRS.value, trained.data.complexity)
     effects = interchange.interchange_effects(denoiser, timesteps, pairs)
-    _launch.save(workdir, "interchange", effects, config, models=[denoiser.name])
+    _opening.save(workdir, "interchange", effects, config, models=[denoiser.name])
     _, share = interchange.transfer_by_component(effects, seed=config.seed)
     few = saved_effects.few_images(PAIRS.value)
     print(f"{denoiser.name}: components that carry most of each factor, {PAIRS.value} pairs of faces{few}")

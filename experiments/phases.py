@@ -20,22 +20,22 @@ from mechdiff.storage.manifest import run_manifest
 from mechdiff.study.replacement_values import replacement_values
 from mechdiff.sweeps.ablation import ablation_sweep
 
-from . import _launch
+from . import _flags, _launch, _opening
 
-MODEL = flags.DEFINE_multi_string("model", None, _launch.MODEL_HELP, required=True)
-CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
-IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
+MODEL = flags.DEFINE_multi_string("model", None, _flags.MODEL_HELP, required=True)
+CELEBA = flags.DEFINE_string("celeba", None, _flags.CELEBA_HELP)
+IMAGES = flags.DEFINE_string("images", None, _flags.IMAGES_HELP)
 UNTRAINED = flags.DEFINE_boolean("untrained", False, "With every model also a fresh network of its config.")
 
 
 def main(config, workdir):
     phases.check_sizes(config.sweep.images, config.sweep.timesteps)
-    _launch.check_names([load.name_of(model) for model in MODEL.value])
+    _opening.check_names([load.name_of(model) for model in MODEL.value])
     use_all_cores()
     records, inputs = {}, {}
     for folder in MODEL.value:
         name = load.name_of(folder)
-        denoiser, _, images, eval_set = _launch.opened(
+        denoiser, _, images, eval_set = _opening.opened(
             config, workdir, folder, CELEBA.value, IMAGES.value, name=name
         )
         networks = [denoiser]

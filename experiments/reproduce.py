@@ -23,11 +23,11 @@ from mechdiff.storage.manifest import run_manifest
 from mechdiff.study import examine, further_results
 from mechdiff.training import loop
 
-from . import _launch
+from . import _flags, _launch, _opening
 
 PROOFS = ("planted/planted.json", "calibration/calibration.json")
-CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
-IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
+CELEBA = flags.DEFINE_string("celeba", None, _flags.CELEBA_HELP)
+IMAGES = flags.DEFINE_string("images", None, _flags.IMAGES_HELP)
 
 
 def main(config, workdir):
@@ -41,7 +41,7 @@ def main(config, workdir):
             collection.open_collection(IMAGES.value)
         models = {name: shipped.folder(name) for name in config.study.models} or trained(config, workdir)
         manifest = run_manifest(to_dict(config), models=sorted(models))
-        choose = _launch.chooser(config, workdir, CELEBA.value, IMAGES.value, mixed=True)
+        choose = _opening.chooser(config, workdir, CELEBA.value, IMAGES.value, mixed=True)
         for name, folder in models.items():
             where = workdir / "subjects" / name
             examined = examine.examine(name, folder, choose, config.sweep, config.seed, where)

@@ -19,11 +19,11 @@ from mechdiff.storage import files, labelled
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.study import role_results
 
-from . import _launch
+from . import _flags, _launch, _opening
 
-MODEL = flags.DEFINE_multi_string("model", None, _launch.MODEL_HELP, required=True)
-CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
-IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
+MODEL = flags.DEFINE_multi_string("model", None, _flags.MODEL_HELP, required=True)
+CELEBA = flags.DEFINE_string("celeba", None, _flags.CELEBA_HELP)
+IMAGES = flags.DEFINE_string("images", None, _flags.IMAGES_HELP)
 PART = flags.DEFINE_enum("part", "head", ("head", "res", "skip", "all"), "Components to examine.")
 SETS = flags.DEFINE_integer("sets", 600, "Random sets of channels for each class.", lower_bound=20)
 FRESH = flags.DEFINE_integer(
@@ -32,18 +32,18 @@ FRESH = flags.DEFINE_integer(
     "Untrained networks to compare with; with fewer than 20 no lone role can be found.",
     lower_bound=1,
 )
-idle = {"sweep.ablations": _launch.BY_ZERO}
+idle = {"sweep.ablations": _flags.BY_ZERO}
 
 
 def main(config, workdir):
-    _launch.check_names([load.name_of(model) for model in MODEL.value])
+    _opening.check_names([load.name_of(model) for model in MODEL.value])
     use_all_cores()
     if FRESH.value < roles.untrained_needed():
         print(f"--fresh={FRESH.value} is few: no p will be small enough for a lone role", file=sys.stderr)
     records, named_roles, inputs = {}, {}, {}
     for folder in MODEL.value:
-        denoiser, trained, images, eval_set = _launch.opened(
-            _launch.without_references(config), workdir, folder, CELEBA.value, IMAGES.value
+        denoiser, trained, images, eval_set = _opening.opened(
+            _opening.without_references(config), workdir, folder, CELEBA.value, IMAGES.value
         )
         image_feature_names(*denoiser.image_shape[1:])  # may refuse
         inputs[denoiser.name] = images.label

@@ -23,9 +23,9 @@ from mechdiff.storage import files, image_grid
 from mechdiff.sweeps import precision
 from mechdiff.sweeps.execution import drawing
 
-from . import _launch
+from . import _flags, _launch
 
-MODEL = flags.DEFINE_string("model", None, _launch.MODEL_HELP, required=True)
+MODEL = flags.DEFINE_string("model", None, _flags.MODEL_HELP, required=True)
 COUNT = flags.DEFINE_integer("count", 64, "Images.", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", None, "DDIM steps; default: 50, at most T.", lower_bound=1)
 ABLATE = flags.DEFINE_string("ablate", "", "Regular expression of component names to leave out.")
@@ -36,7 +36,7 @@ GUIDANCE = flags.DEFINE_float("guidance", 1.0, "Scale of classifier-free guidanc
 idle = {
     "sweep.images": "give --count=N",
     "sweep.timesteps": "give --steps=N",
-    "sweep.ablations": _launch.BY_ZERO,
+    "sweep.ablations": _flags.BY_ZERO,
 }
 
 

@@ -22,11 +22,11 @@ from mechdiff.storage.manifest import run_manifest
 from mechdiff.study.replacement_values import replacement_values
 from mechdiff.sweeps.execution import forecast
 
-from . import _launch
+from . import _flags, _launch, _opening
 
-MODEL = flags.DEFINE_multi_string("model", None, _launch.MODEL_HELP, required=True)
-CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
-IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
+MODEL = flags.DEFINE_multi_string("model", None, _flags.MODEL_HELP, required=True)
+CELEBA = flags.DEFINE_string("celeba", None, _flags.CELEBA_HELP)
+IMAGES = flags.DEFINE_string("images", None, _flags.IMAGES_HELP)
 CHANNELS = flags.DEFINE_boolean("channels", False, "Every single channel as well.")
 ABLATION = flags.DEFINE_enum("ablation", "zero", ABLATIONS, "What a component is replaced by.")
 POINT = flags.DEFINE_enum("point", "identity", audits.EXPANSIONS, "What the ranking is by.")
@@ -43,12 +43,12 @@ idle = {"sweep.ablations": "give --ablation=NAME"}
 
 
 def main(config, workdir):
-    _launch.check_names([load.name_of(model) for model in MODEL.value])
+    _opening.check_names([load.name_of(model) for model in MODEL.value])
     use_all_cores()
     screens, inputs, largest = {"trained": {}, "untrained": {}}, {}, {}
     for folder in MODEL.value:
         name = load.name_of(folder)
-        denoiser, trained, images, eval_set = _launch.opened(
+        denoiser, trained, images, eval_set = _opening.opened(
             config, workdir, folder, CELEBA.value, IMAGES.value, name=name
         )
         inputs[name] = images.label

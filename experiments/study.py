@@ -26,7 +26,7 @@ from mechdiff.storage import files, locks, mismatch
 from mechdiff.study import choosing, examination, packing, plan
 from mechdiff.training import loop
 
-from . import _launch
+from . import _flags, _launch
 
 SEEDS = flags.DEFINE_integer("seeds", 6, "Trainings of each data set.", lower_bound=1)
 DATA = flags.DEFINE_list(
@@ -36,7 +36,7 @@ DATA = flags.DEFINE_list(
 )
 # Settings that may change in a study that has begun: of memory, and those that decide no number.
 FREE = ("name", "study.models", "sweep.image_block", "sweep.chunk", "train.fsdp", "train.keep")
-CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
+CELEBA = flags.DEFINE_string("celeba", None, _flags.CELEBA_HELP)
 
 
 def main(config, workdir):

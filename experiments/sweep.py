@@ -27,11 +27,11 @@ from mechdiff.stats.clusters import units_of
 from mechdiff.storage import exchange, files, labelled, manifest
 from mechdiff.study import examine
 
-from . import _launch
+from . import _flags, _launch, _opening
 
-MODEL = flags.DEFINE_string("model", None, _launch.MODEL_HELP, required=True)
-CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
-IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
+MODEL = flags.DEFINE_string("model", None, _flags.MODEL_HELP, required=True)
+CELEBA = flags.DEFINE_string("celeba", None, _flags.CELEBA_HELP)
+IMAGES = flags.DEFINE_string("images", None, _flags.IMAGES_HELP)
 
 
 def main(config, workdir):
@@ -40,7 +40,7 @@ def main(config, workdir):
     exchange.check_shared(files.ensure_writable(workdir))
     name = name_of(MODEL.value)
     manifest.write(workdir, manifest.run_manifest(to_dict(config), models=[name]))
-    choose = _launch.chooser(config, workdir, CELEBA.value, IMAGES.value)
+    choose = _opening.chooser(config, workdir, CELEBA.value, IMAGES.value)
     target = workdir / "subjects" / name
     examine.examine(name, MODEL.value, choose, config.sweep, config.seed, target)
     swept = labelled.read(target / "sweep.zarr")

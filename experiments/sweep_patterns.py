@@ -17,11 +17,11 @@ from mechdiff.stats.clusters import PERSON
 from mechdiff.storage import files
 from mechdiff.sweeps import attention_patterns
 
-from . import _launch
+from . import _flags, _launch, _opening
 
-MODEL = flags.DEFINE_string("model", None, _launch.MODEL_HELP, required=True)
-CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
-IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
+MODEL = flags.DEFINE_string("model", None, _flags.MODEL_HELP, required=True)
+CELEBA = flags.DEFINE_string("celeba", None, _flags.CELEBA_HELP)
+IMAGES = flags.DEFINE_string("images", None, _flags.IMAGES_HELP)
 SOURCES = flags.DEFINE_list(
     "sources", list(attention_patterns.PATTERN_SOURCES), "What takes the place of a pattern."
 )
@@ -33,13 +33,13 @@ def main(config, workdir):
     stats.weights.check_units(config.sweep.images)
     files.ensure_writable(workdir)
     use_all_cores()
-    denoiser, _, images, eval_set = _launch.opened(
-        _launch.without_references(config), workdir, MODEL.value, CELEBA.value, IMAGES.value
+    denoiser, _, images, eval_set = _opening.opened(
+        _opening.without_references(config), workdir, MODEL.value, CELEBA.value, IMAGES.value
     )
     swept = attention_patterns.pattern_effects(
         denoiser, eval_set, ablations=SOURCES.value, block=config.sweep.image_block
     )
-    _launch.save(workdir, "patterns", swept, config, models=[denoiser.name], inputs=images.label)
+    _opening.save(workdir, "patterns", swept, config, models=[denoiser.name], inputs=images.label)
     if images.scored_people is not None:
         swept = swept.assign_coords({PERSON: ("image", images.scored_people)})
     pooled = {source: pooled_increase(swept, source, config.seed) for source in SOURCES.value}

@@ -22,9 +22,9 @@ from mechdiff.sweeps import precision, sampling
 from mechdiff.sweeps.execution import drawing, forecast
 from mechdiff.sweeps.execution.rollout import even_windows, network_calls
 
-from . import _launch
+from . import _flags, _launch
 
-MODEL = flags.DEFINE_string("model", None, _launch.MODEL_HELP, required=True)
+MODEL = flags.DEFINE_string("model", None, _flags.MODEL_HELP, required=True)
 WINDOWS = flags.DEFINE_integer("windows", 5, "Parts that the visited timesteps are cut into.", lower_bound=1)
 SAMPLES = flags.DEFINE_integer("samples", 16, "Samples under every intervention.", lower_bound=2)
 STEPS = flags.DEFINE_integer("steps", None, "Timesteps visited; default: 50, at most all.", lower_bound=1)
@@ -32,7 +32,7 @@ SAMPLER = flags.DEFINE_enum("sampler", "ddim", ["ddim", "ddpm"], "How a step is 
 idle = {
     "sweep.images": "give --samples=N",
     "sweep.timesteps": "give --steps=N",
-    "sweep.ablations": _launch.BY_ZERO,
+    "sweep.ablations": _flags.BY_ZERO,
 }
 
 

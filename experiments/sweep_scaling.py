@@ -15,14 +15,14 @@ from mechdiff.interventions.components import select
 from mechdiff.storage import files
 from mechdiff.sweeps import scaling
 
-from . import _launch
+from . import _flags, _launch, _opening
 
-MODEL = flags.DEFINE_string("model", None, _launch.MODEL_HELP, required=True)
-CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
-IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
+MODEL = flags.DEFINE_string("model", None, _flags.MODEL_HELP, required=True)
+CELEBA = flags.DEFINE_string("celeba", None, _flags.CELEBA_HELP)
+IMAGES = flags.DEFINE_string("images", None, _flags.IMAGES_HELP)
 COMPONENTS = flags.DEFINE_string("components", ".*", "Regular expression of their names.")
 GATES = flags.DEFINE_list("gates", [str(value) for value in scaling.GATE_VALUES], "Gates to try.")
-idle = {"sweep.ablations": _launch.BY_ZERO}
+idle = {"sweep.ablations": _flags.BY_ZERO}
 
 
 def main(config, workdir):
@@ -35,13 +35,13 @@ def main(config, workdir):
     gates = scaling.as_gates(gates)
     files.ensure_writable(workdir)
     use_all_cores()
-    denoiser, _, images, eval_set = _launch.opened(
-        _launch.without_references(config), workdir, MODEL.value, CELEBA.value, IMAGES.value
+    denoiser, _, images, eval_set = _opening.opened(
+        _opening.without_references(config), workdir, MODEL.value, CELEBA.value, IMAGES.value
     )
     names = select(denoiser.identity, COMPONENTS.value)
     chosen = [component for component in denoiser.components() if component.name in names]
     curves = scaling.scaling_curves(denoiser, eval_set, chosen, gates, block=config.sweep.image_block)
-    _launch.save(workdir, "scaling", curves, config, models=[denoiser.name], inputs=images.label)
+    _opening.save(workdir, "scaling", curves, config, models=[denoiser.name], inputs=images.label)
     change = curves["loss"].mean("image") / curves["clean_loss"].mean("image") - 1
     pooled = (100 * change).mean("t").transpose("component", "gate")
     rows = [

@@ -20,13 +20,13 @@ from mechdiff.sweeps import sequential
 from mechdiff.sweeps.execution import forecast
 from mechdiff.sweeps.stopping import StoppingRule
 
-from . import _launch
+from . import _flags, _launch, _opening
 
-MODEL = flags.DEFINE_string("model", None, _launch.MODEL_HELP, required=True)
-CELEBA = flags.DEFINE_string("celeba", None, _launch.CELEBA_HELP)
-IMAGES = flags.DEFINE_string("images", None, _launch.IMAGES_HELP)
+MODEL = flags.DEFINE_string("model", None, _flags.MODEL_HELP, required=True)
+CELEBA = flags.DEFINE_string("celeba", None, _flags.CELEBA_HELP)
+IMAGES = flags.DEFINE_string("images", None, _flags.IMAGES_HELP)
 WIDTH = flags.DEFINE_float("width", 2.0, "In percent of the clean loss; certain enough wherever it lies.")
-idle = {"sweep.ablations": _launch.BY_ZERO}
+idle = {"sweep.ablations": _flags.BY_ZERO}
 
 
 def main(config, workdir):
@@ -34,8 +34,8 @@ def main(config, workdir):
     sequential.check_count(config.sweep.images)
     use_all_cores()
     files.ensure_writable(workdir)
-    denoiser, _, images, eval_set = _launch.opened(
-        _launch.without_references(config), workdir, MODEL.value, CELEBA.value, IMAGES.value
+    denoiser, _, images, eval_set = _opening.opened(
+        _opening.without_references(config), workdir, MODEL.value, CELEBA.value, IMAGES.value
     )
     if images.people is not None and (note := sequential.note_on_people(images.people)):
         print(note, file=sys.stderr)

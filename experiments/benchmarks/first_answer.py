@@ -19,11 +19,11 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments import _launch
+from experiments import _flags, _launch
 from mechdiff.core.errors import MechdiffError
 from mechdiff.storage import files
 
-MODEL = flags.DEFINE_string("model", "cpu32-synthetic-seed0", _launch.MODEL_HELP)
+MODEL = flags.DEFINE_string("model", "cpu32-synthetic-seed0", _flags.MODEL_HELP)
 IMAGES = flags.DEFINE_integer("n", 16, "Images of the sweep.", lower_bound=2)
 STEPS = {  # name -> what a user types; `md`, `model` and `n` are there
     "import": "import jax; import mechdiff as md",

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import _launch
+from experiments import _flags, _launch
 from mechdiff.core.config import to_dict
 from mechdiff.models import load
 from mechdiff.storage import labelled
@@ -75,7 +75,7 @@ def killed(module, folder, extra, together, seconds, kills):
 
 
 def launch(module, folder, extra):
-    common = [f"--preset={_launch.FLAGS.preset}", *(f"--set={item}" for item in _launch.FLAGS.set)]
+    common = [f"--preset={_flags.FLAGS.preset}", *(f"--set={item}" for item in _flags.FLAGS.set)]
     command = [sys.executable, "-m", module, f"--workdir={folder}", *common, *extra]
     cache = {"JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled")}
     return subprocess.Popen(

@@ -22,7 +22,7 @@ import numpy as np
 import xarray as xr
 from absl import flags
 
-from experiments import _launch
+from experiments import _launch, _opening
 from experiments.benchmarks import _rounding
 from mechdiff.analysis import effects
 from mechdiff.core import devices
@@ -102,7 +102,7 @@ def main(config, workdir):
         if name not in known:
             raise ConfigError(unknown("precision", name, known))
     print(f"{'network':40s}{'precision':>10s}" + "".join(f"{name:>{w}s}" for name, w in COLUMNS.items()))
-    opened = {name: _launch.opened(config, workdir, name, None) for name in models}
+    opened = {name: _opening.opened(config, workdir, name, None) for name in models}
     exact = {name: _swept(config, workdir, network, "float32") for name, network in opened.items()}
     rows = {}
     for setting in settings:  # outermost: a program serves all networks of its shape
@@ -125,7 +125,7 @@ def main(config, workdir):
 def _swept(
     config: ExperimentConfig,
     workdir: Path,
-    opened: _launch.Opened,
+    opened: _opening.Opened,
     setting: Precision,
     folder: str = "float32",
 ) -> xr.Dataset:

@@ -34,8 +34,8 @@ class LauncherCommand(click.Command):
 
     def __init__(self, launcher: launchers.Launcher):
         module = launchers.load(launcher.module)
-        shell = sys.modules[f"{module.__package__}._launch"]
-        self.own, self.common = shell.flags_of(module), shell.common_flags()
+        flags, shell = (sys.modules[f"{module.__package__}.{name}"] for name in ("_flags", "_launch"))
+        self.own, self.common = flags.of(module), flags.common()
         self.needed = {flag.name for flag in self.own if flag.name in options.POSITIONAL and _required(flag)}
         super().__init__(
             launcher.command,
@@ -121,7 +121,7 @@ class Commands(click.Group):
 
 def _to_complete(launcher: launchers.Launcher) -> click.Command:
     """A subcommand of which only the options are known, without importing its launcher."""
-    shared = launchers.home() / "_launch.py"
+    shared = launchers.home() / "_flags.py"
     own, common = (
         completion.declared(source, shared) for source in (launchers.home() / f"{launcher.module}.py", shared)
     )

@@ -90,10 +90,10 @@ def test_names_are_completed_without_jax(words, offered):
 
 
 def test_flags_are_read_from_a_source_as_far_as_they_are_written_there(tmp_path):
-    source, shared = tmp_path / "launcher.py", tmp_path / "_launch.py"
+    source, shared = tmp_path / "launcher.py", tmp_path / "_flags.py"
     shared.write_text('HELP = "A folder."')
     source.write_text(
-        "A = flags.DEFINE_string('images', None, _launch.HELP, required=True)\n"
+        "A = flags.DEFINE_string('images', None, _flags.HELP, required=True)\n"
         "flags.DEFINE_enum('steps', None, ('all',), 'Which.')\n"
         "flags.DEFINE_enum('point', 'identity', audits.EXPANSIONS, 'Where.')\n"
         "flags.DEFINE_boolean('matched', True, f'Hold {it}.')\n"

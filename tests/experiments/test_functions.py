@@ -8,7 +8,7 @@ import pytest
 from absl.testing import flagsaver
 from reference import user_network
 
-from experiments import _launch
+from experiments import _launch, _opening
 from mechdiff import report
 from mechdiff.circuits import redundancy
 from mechdiff.core import keys
@@ -72,7 +72,7 @@ def test_a_function_with_init_has_an_untrained_control(config, tmp_path):
 
 
 def test_pairs_and_samples_are_told_the_classes(config, tmp_path):
-    denoiser, _, came_with, eval_set = _launch.opened(config, tmp_path, CLASSES, None)
+    denoiser, _, came_with, eval_set = _opening.opened(config, tmp_path, CLASSES, None)
     others = came_with.reference_set(eval_set.timesteps, eval_set.key)
     assert others.condition.tolist() == [1, 2, 0, 1]
     options = {"config": redundancy.PairConfig(top=1, audit=0)}
@@ -102,12 +102,12 @@ def test_images_and_conditions_that_do_not_fit_are_refused(config, tmp_path):
     with pytest.raises(DataError, match=r"return \(denoiser, images, condition\)"):
         inputs.accompanying_images(denoiser, config.sweep, images)
     with pytest.raises(ConfigError, match="for which there is no default"):
-        _launch.opened(config, tmp_path, "reference.user_network:classes_without_images", None)
+        _opening.opened(config, tmp_path, "reference.user_network:classes_without_images", None)
 
 
 def test_a_launcher_ends_with_one_line(tmp_path, capsys):
     def main(config, workdir):
-        _launch.opened(config, workdir, "reference.user_network:not_a_denoiser", None)
+        _opening.opened(config, workdir, "reference.user_network:not_a_denoiser", None)
 
     with flagsaver.flagsaver():
         assert _launch.launch(main, ["launcher", "--preset=tiny", f"--workdir={tmp_path}"]) == 2

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from experiments import _launch
+from experiments import _opening
 from mechdiff.core.config import override
 from mechdiff.core.errors import ConfigError
 from mechdiff.data.collection import open_collection
@@ -44,7 +44,7 @@ def test_a_model_of_a_folder_is_never_examined_on_what_it_was_trained_on(config,
     run = tmp_path / "shapes"
     loop.train(config, run)
     digests = open_collection(shapes).digests
-    opened = _launch.opened(
+    opened = _opening.opened(
         override(config, ["data.preprocessing.crop=center"]), run, f"{run}@10", None, str(shapes)
     )
     assert opened.denoiser.name == "shapes@10"

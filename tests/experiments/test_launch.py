@@ -16,7 +16,7 @@ import pytest
 from absl.testing import flagsaver
 from reference import launching
 
-from experiments import _launch
+from experiments import _flags, _launch, _opening
 from mechdiff.core import presets
 from mechdiff.core.errors import MechdiffError
 
@@ -258,11 +258,11 @@ def test_what_the_threads_of_a_failed_save_report_is_not_shown(monkeypatch):
 
 
 def test_a_number_of_images_is_told_from_a_folder_of_them(launch, capsys):
-    _launch.flags.DEFINE_string("images", None, "A folder.")
+    _flags.flags.DEFINE_string("images", None, "A folder.")
     try:
         assert launch(raising(AssertionError()), "--images=16") == 2
     finally:
-        delattr(_launch.FLAGS, "images")
+        delattr(_flags.FLAGS, "images")
     assert only_line(capsys).endswith("did you mean --set=sweep.images=16")
 
 
@@ -301,10 +301,10 @@ def test_models_of_one_name_are_refused_before_any_is_read(name, tmp_path, capsy
 
 
 def test_celeba_without_effect_on_a_network_of_synthetic_faces_is_said(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(_launch.choosing, "chooser", lambda *_: lambda *_: "images")
+    monkeypatch.setattr(_opening.choosing, "chooser", lambda *_: lambda *_: "images")
     network, config = SimpleNamespace(name="faces"), presets.preset("tiny")
     for mixed in (False, True):
-        choose = _launch.chooser(config, tmp_path, "celeba/", None, mixed)
+        choose = _opening.chooser(config, tmp_path, "celeba/", None, mixed)
         assert choose(network, config) == "images"
     assert only_line(capsys) == (
         "warning: --celeba=celeba/ has no effect on faces: it is examined on synthetic images, which are "
@@ -349,7 +349,7 @@ def test_every_launcher_starts_with_nothing_but_what_it_requires(name, tmp_path)
 @pytest.mark.parametrize("name", ["gates", "doses"])
 def test_flags_of_the_first_edition_are_read_under_their_names_of_today(name, tmp_path):
     def main(config, workdir):
-        values.extend(_launch.FLAGS.gates)
+        values.extend(_flags.FLAGS.gates)
 
     values = []
     flags = (f"--workdir={tmp_path}", "--model=x", f"--{name}=0,0.5")

@@ -1,0 +1,133 @@
+"""The flags that all launchers take, texts of those that many define, and how a command line is read.
+
+The command `mechdiff` makes its options of `of` and `common`.
+"""
+
+from pathlib import Path
+from types import ModuleType
+
+import jax
+from absl import flags
+
+from mechdiff.cli import hints
+from mechdiff.core import old_names, presets, processes
+from mechdiff.storage import files
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("preset", "quickstart", f"Settings to start from: {', '.join(presets.PRESETS)}.")
+flags.DEFINE_multi_string(
+    "set", [], "Change a setting: section.field=value (may be given again; `mechdiff settings` lists all)."
+)
+flags.DEFINE_string("workdir", None, "Folder of the results, or gs:// or s3:// of one; default: runs/PRESET.")
+flags.DEFINE_string("compilation_cache", None, "Folder in which JAX keeps compiled programs.")
+flags.DEFINE_boolean("distributed", False, "Join the other processes of this SLURM job or TPU pod.")
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0: join the processes that name the same.")
+flags.DEFINE_integer("processes", None, "With --coordinator: how many there are.", lower_bound=1)
+flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is, from 0.", lower_bound=0)
+flags.DEFINE_float(
+    "join_timeout",
+    processes.JOIN_SECONDS,
+    "Seconds until the other processes must have joined.",
+    lower_bound=1,
+)
+flags.DEFINE_string("classes", "", "With --images: SUBFOLDER=NUMBER,... of their classes, or one NUMBER.")
+flags.DEFINE_string("conditions", "", "With --images: folder of the images to go by, called as they are.")
+flags.DEFINE_boolean("json", False, "The result as JSON on stdout; everything else on stderr.")
+flags.DEFINE_boolean("quiet", False, "Show warnings and errors only.")
+flags.DEFINE_string("log_file", None, "File to which every line shown is appended, also with --quiet.")
+flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
+
+MODEL_HELP = "Folder of a trained model, a shipped name, or MODULE:FUNCTION of one that returns a denoiser."
+CELEBA_HELP = "CelebA in its official layout, held-out images are taken; several folders with commas."
+IMAGES_HELP = "A folder of images, or an .npy or .npz file, to examine on."
+BY_ZERO = "it replaces by zero"  # for `idle`
+OF_NETWORKS = ("unet", "train", "diffusion")  # sections of settings that training alone reads
+
+
+def of(module: ModuleType, script: str = "") -> list[flags.Flag]:
+    """A launcher's own flags, by name.
+
+    Args:
+      script: its path, where it was started as a script.
+    """
+    by_module: dict[str, list[flags.Flag]] = FLAGS.flags_by_module_dict()
+    return by_module.get(script if module.__name__ == "__main__" else module.__name__, [])
+
+
+def common() -> list[flags.Flag]:
+    """The flags that all launchers take."""
+    return FLAGS.flags_by_module_dict()[__name__]
+
+
+def parse(argv: list[str]) -> None:
+    """Reads a command line into `FLAGS`, and switches the cache of compiled programs on.
+
+    Raises:
+      flags.Error: an unknown flag (the closest named), an empty or impossible value, a word that is no flag.
+    """
+    try:
+        extra = FLAGS([_renamed(word) for word in argv])[1:]
+    except flags.UnrecognizedFlagError as error:
+        value = error.flagvalue.partition("=")[2]  # absl gives the whole word here
+        meant = hints.meant(error.flagname, value or None, FLAGS)
+        if meant is None:
+            raise
+        raise flags.Error(f"unknown flag --{error.flagname}; did you mean {meant}") from None
+    for name in FLAGS:
+        if FLAGS[name].present and FLAGS[name].value == "":  # of a shell's variable that is not set, say
+            raise flags.Error(f"--{name}= is empty; give a value, or leave it out")
+    if extra:
+        raise flags.Error(f"unexpected argument {extra[0]!r}; write --flag=value (see --help)")
+    _check_images(FLAGS["images"].value if "images" in FLAGS else None)
+    if FLAGS.compilation_cache:
+        folder = Path(FLAGS.compilation_cache).absolute()
+        with files.plain_errors(folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # compiled programs are code: private
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def check_settings(module: ModuleType, script: str) -> None:
+    """Refuses --set of what has no effect in a launcher: of what a trained network brings with it, where one
+    is examined, and of the settings or sections that it calls `idle` (name -> what to do instead)."""
+    own = {flag.name for flag in of(module, script)}
+    examines = bool({"model", "before"} & own)
+    instead = getattr(module, "idle", {})
+    for word in FLAGS.set or ():
+        name = word.partition("=")[0]
+        if examines and name.partition(".")[0] in OF_NETWORKS:
+            raise flags.Error(
+                f"--set={word} has no effect on a network that is trained already; leave it out"
+            )
+        idle = next((known for known in instead if name == known or name.startswith(f"{known}.")), None)
+        if idle and word != "sweep.ablations=zero":
+            raise flags.Error(f"--set={word} has no effect in {_name(module)}: {instead[idle]}")
+
+
+def _name(module: ModuleType) -> str:
+    return (module.__spec__.name if module.__spec__ else module.__name__).rpartition(".")[2]
+
+
+def _renamed(word: str) -> str:
+    """A word of the command line; the name of a flag of version 0.1 is replaced by today's."""
+    name, equals, value = word.removeprefix("--").partition("=")
+    today = old_names.FLAG_NAMES.get(name, name)
+    if not word.startswith("--") or name in FLAGS or today not in FLAGS:
+        return word
+    return f"--{today}{equals}{value}"
+
+
+def _check_images(images: str | int | None) -> None:
+    """Checks that `--images` is a folder or file, in launchers that examine images."""
+    if isinstance(images, str) and images.isdecimal() and not Path(images).exists():
+        raise flags.Error(
+            f"--images={images} is not a folder or file; did you mean --set=sweep.images={images}"
+        )
+    for name in ("classes", "conditions"):
+        if FLAGS[name].value and not (images and isinstance(images, str)):
+            raise flags.Error(f"--{name} says what the images of --images=FOLDER are; give that too")
+
+
+def help_of(module: ModuleType, script: str) -> str:
+    """The launcher's docstring, its own flags and the common ones."""
+    shown = script if module.__name__ == "__main__" else module.__name__
+    return "\n\n".join([module.__doc__ or "", FLAGS.module_help(shown), FLAGS.module_help(__name__)]).strip()

@@ -1,0 +1,111 @@
+"""Trained models, the images that they are examined on, and their results: as the flags of launchers say."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import xarray as xr
+from absl import flags
+
+from mechdiff.core import keys
+from mechdiff.core.config import DRAWN, ExperimentConfig, to_dict
+from mechdiff.diffusion.eval_set import EvalSet
+from mechdiff.diffusion.schedules import timesteps_by_log_snr
+from mechdiff.models import load
+from mechdiff.models.denoiser import Examinable
+from mechdiff.storage import files, labelled
+from mechdiff.storage.manifest import run_manifest
+from mechdiff.study import choosing, inputs, load_check
+from mechdiff.study.condition_sources import ConditionSources
+
+
+class Opened(NamedTuple):
+    """A trained model, how it was trained, its images, and those of them that it is examined on."""
+
+    denoiser: Examinable
+    trained: ExperimentConfig
+    images: inputs.EvalImages
+    eval_set: EvalSet
+
+
+def opened(
+    config: ExperimentConfig,
+    workdir: Path,
+    model: str | Path,
+    celeba: str | None,
+    images: str | None = None,
+    name: str = "",
+) -> Opened:
+    """A trained model and what it is examined on, by the settings `sweeps` and `seed`.
+
+    Args:
+      model: see `load.load_denoiser`.
+      celeba, images: where images lie; see `choosing.chooser`.
+      name: shown in results; the folder's if empty.
+    """
+    if config.sweep.precision != "float32":
+        words = "acts in sweeps, screens and samples; all else is in float32"
+        print(f"sweep.precision={config.sweep.precision} {words}", file=sys.stderr, flush=True)
+    choose = chooser(config, workdir, celeba, images)
+    denoiser, trained, record = load.load_denoiser(model, name)
+    load.check_known(record, denoiser.name)
+    images_of = choose(denoiser, trained, record)
+    checked = load_check.check(denoiser, images_of, record, config.seed)
+    print(f"{denoiser.name}: {images_of.label}; {checked.words}", file=sys.stderr, flush=True)
+    timesteps = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
+    key = keys.stream(jax.random.key(config.seed), "scored noise")
+    return Opened(denoiser, trained, images_of, images_of.scored_set(timesteps, key))
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuses models of one name in results, where the later would take the place of the earlier.
+
+    Args:
+      names: of all models, as the launcher calls their results.
+
+    Raises:
+      flags.Error: two are alike.
+    """
+    alike = [name for place, name in enumerate(names) if name in names[:place]]
+    if alike:
+        raise flags.Error(
+            f"two models are called alike, {alike[0]}, and so would be their results; rename one run's folder"
+        )
+
+
+def without_references(config: ExperimentConfig) -> ExperimentConfig:
+    """The config of a launcher that takes no reference images, as zero ablation takes none."""
+    return replace(config, sweep=replace(config.sweep, ablations=("zero",)))
+
+
+def chooser(
+    config: ExperimentConfig, workdir: Path, celeba: str | None, images: str | None, mixed: bool = False
+) -> Callable:
+    """`choosing.chooser`, with the statements of --classes and --conditions on the images.
+
+    Args:
+      mixed: models of several data sets are examined by one command, and --celeba is for those that it fits;
+        else a line on stderr says where it has no effect.
+    """
+    classes, conditions = (flags.FLAGS[name].value for name in ("classes", "conditions"))  # unparsed in tests
+    sources = ConditionSources(classes=classes, conditions=conditions)
+    choose = choosing.chooser(config, celeba, workdir / "cache", images, sources)
+
+    def said(
+        denoiser: Examinable, trained: ExperimentConfig, record: dict | None = None
+    ) -> inputs.EvalImages:
+        if celeba and trained.data.name in DRAWN:
+            words = f"{denoiser.name}: it is examined on {trained.data.name} images, which are drawn"
+            print(f"warning: --celeba={celeba} has no effect on {words}", file=sys.stderr, flush=True)
+        return choose(denoiser, trained, record)
+
+    return choose if mixed else said
+
+
+def save(workdir: Path, name: str, result: xr.Dataset, config: ExperimentConfig, **facts: object) -> None:
+    """Writes WORKDIR/NAME.zarr, and its manifest as NAME.json."""
+    labelled.replace(workdir / f"{name}.zarr", result)
+    files.write_json(workdir / f"{name}.json", {"manifest": run_manifest(to_dict(config), **facts)})
