@@ -16,8 +16,7 @@ import pytest
 from absl.testing import flagsaver
 from reference import launching
 
-from experiments import _flags, _launch, _opening
-from mechdiff.core import presets
+from experiments import _launch
 from mechdiff.core.errors import MechdiffError
 
 ROOT = Path(__file__).parents[2]
@@ -40,15 +39,6 @@ def main(config, workdir):
 if __name__ == "__main__":
     _launch.run(main)
 '''
-
-
-@pytest.fixture
-def launch():
-    """`launch(main, *flags)` in this process, with the flags and the signal handler put back afterwards."""
-    handler = signal.getsignal(signal.SIGTERM)
-    with flagsaver.flagsaver():
-        yield lambda main, *argv: _launch.launch(main, ["launcher", "--preset=tiny", *argv])
-    signal.signal(signal.SIGTERM, handler)
 
 
 def test_a_card_too_small_is_one_line_with_the_way_out(launch, capsys, tmp_path):
@@ -85,26 +75,13 @@ def test_errors_are_logged_and_shown_when_quiet(launch, capsys, tmp_path):
         raise MechdiffError("size=7 is odd")
 
     assert launch(main, "--quiet", f"--log_file={tmp_path}/log") == 2
-    assert only_line(capsys) == "error: size=7 is odd"
+    assert launching.only_line(capsys) == "error: size=7 is odd"
     assert (tmp_path / "log").read_text().splitlines()[1:] == ["a line for a reader", "error: size=7 is odd"]
 
 
 def test_a_pipe_that_the_reader_closed_is_no_error(launch, capsys):
-    assert launch(raising(BrokenPipeError())) == 141
+    assert launch(launching.raising(BrokenPipeError())) == 141
     assert capsys.readouterr() == ("", "")
-
-
-def raising(error: BaseException):
-    def main(config, workdir):
-        raise error
-
-    return main
-
-
-def only_line(capsys) -> str:
-    out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1
-    return err.rstrip("\n")
 
 
 def test_main_gets_the_preset_with_its_changes_and_a_folder_named_after_it(launch, capsys):
@@ -127,31 +104,6 @@ def test_workdir_is_where_the_flag_says(launch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        (["--preset=cpu61"], "error: unknown preset 'cpu61'; closest: cpu16"),
-        (
-            ["--coordinator=127.0.0.1:1", "--processes=2", "--process_id=1"],
-            "error: --coordinator is for train and sweep, which share work out; start this without it",
-        ),
-        (["--set=train.stepz=3"], "error: unknown field 'train.stepz'; closest: train.steps"),
-        (["--set=train.steps=many"], "error: train.steps='many' is not of type int"),
-        (["--set=train.steps"], "error: --set='train.steps' has no '='"),
-        (["--wrkdir=x"], "error: unknown flag --wrkdir; did you mean --workdir"),
-        (["--images_per_step=16"], "error: Unknown command line flag 'images_per_step'"),
-        (["--classes=cats=1"], "error: --classes says what the images of --images=FOLDER are; give that too"),
-        (["--image_block=16"], "error: unknown flag --image_block; did you mean --set=sweep.image_block=16"),
-        (["--workdir="], "error: --workdir= is empty; give a value, or leave it out"),
-        (["--debug=perhaps"], "error: flag --debug=perhaps: "),
-        (["train"], "error: unexpected argument 'train'; write --flag=value"),
-    ],
-)
-def test_wrong_flags_are_one_line_with_a_way_out_and_exit_code_2(launch, capsys, flags, expected):
-    assert launch(raising(AssertionError("main must not be called")), *flags) == 2
-    assert only_line(capsys).startswith(expected)
-
-
-@pytest.mark.parametrize(
     ("error", "expected"),
     [
         (MechdiffError("size=7 is odd;\n  use 8"), "error: size=7 is odd; use 8"),
@@ -166,40 +118,24 @@ def test_wrong_flags_are_one_line_with_a_way_out_and_exit_code_2(launch, capsys,
     ],
 )
 def test_errors_of_input_and_disk_are_one_line_and_exit_code_2(launch, capsys, error, expected):
-    assert launch(raising(error)) == 2
-    assert only_line(capsys).startswith(expected)
+    assert launch(launching.raising(error)) == 2
+    assert launching.only_line(capsys).startswith(expected)
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), OSError(errno.EINTR, "rare")])
 def test_bugs_keep_their_traceback(launch, error):
     with pytest.raises(type(error)):
-        launch(raising(error))
+        launch(launching.raising(error))
 
 
 def test_debug_keeps_the_traceback_of_an_error_of_input(launch):
     with pytest.raises(MechdiffError, match="size=7"):
-        launch(raising(MechdiffError("size=7")), "--debug")
+        launch(launching.raising(MechdiffError("size=7")), "--debug")
 
 
 def test_an_interruption_exits_with_130_and_says_how_to_go_on(launch, capsys):
-    assert launch(raising(KeyboardInterrupt())) == 130
-    assert only_line(capsys).startswith("interrupted; the same command goes on: ")
-
-
-def test_the_compilation_cache_is_private_and_switched_on(launch, tmp_path):
-    before = jax.config.jax_compilation_cache_dir
-    try:
-        launch(lambda *_: None, f"--compilation_cache={tmp_path}/cache")
-        assert jax.config.jax_compilation_cache_dir == f"{tmp_path}/cache"
-        assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
-
-
-def test_a_compilation_cache_that_cannot_be_made_is_one_line(launch, capsys, tmp_path):
-    (tmp_path / "file").write_text("")
-    assert launch(raising(AssertionError()), f"--compilation_cache={tmp_path}/file") == 2
-    assert "a file stands where a folder is needed" in only_line(capsys)
+    assert launch(launching.raising(KeyboardInterrupt())) == 130
+    assert launching.only_line(capsys).startswith("interrupted; the same command goes on: ")
 
 
 def test_sigterm_ends_a_real_launcher_like_an_interruption(tmp_path):
@@ -257,61 +193,6 @@ def test_what_the_threads_of_a_failed_save_report_is_not_shown(monkeypatch):
     assert shown == [news]
 
 
-def test_a_number_of_images_is_told_from_a_folder_of_them(launch, capsys):
-    _flags.flags.DEFINE_string("images", None, "A folder.")
-    try:
-        assert launch(raising(AssertionError()), "--images=16") == 2
-    finally:
-        delattr(_flags.FLAGS, "images")
-    assert only_line(capsys).endswith("did you mean --set=sweep.images=16")
-
-
-@pytest.mark.parametrize(
-    ("name", "setting", "line"),
-    [
-        ("sweep", "train.steps=3", "has no effect on a network that is trained already; leave it out"),
-        ("sample", "sweep.images=3", "has no effect in sample: give --count=N"),
-        ("screen", "sweep.ablations=mean", "has no effect in screen: give --ablation=NAME"),
-        ("roles", "sweep.ablations=mean", "has no effect in roles: it replaces by zero"),
-        (
-            "compare",
-            "data.flip=False",
-            "has no effect in compare: it follows -n, --timesteps, --ablations and --seed alone",
-        ),
-    ],
-)
-def test_settings_without_effect_are_refused(name, setting, line, tmp_path, capsys):
-    model = "--before=x" if name == "compare" else "--model=x"
-    assert launching.launch(name, f"--workdir={tmp_path}", model, f"--set={setting}") == 2
-    assert only_line(capsys) == f"error: --set={setting} {line}"
-
-
-@pytest.mark.parametrize("setting", ["sweep.ablations=zero", "sweep.images=3"])
-def test_settings_that_a_launcher_follows_are_taken(setting, tmp_path, capsys):
-    flags = (f"--workdir={tmp_path}", f"--model={tmp_path}/absent", f"--set={setting}")
-    assert launching.launch("roles", *flags) == 2  # for another reason
-    assert "no effect" not in only_line(capsys)
-
-
-@pytest.mark.parametrize("name", ["circuits", "phases", "screen", "roles", "entropy"])
-def test_models_of_one_name_are_refused_before_any_is_read(name, tmp_path, capsys):
-    two = (f"--model={tmp_path}/a/run/model", f"--model={tmp_path}/b/run/model")
-    assert launching.launch(name, f"--workdir={tmp_path}", *two) == 2
-    assert only_line(capsys).startswith("error: two models are called alike, run")
-
-
-def test_celeba_without_effect_on_a_network_of_synthetic_faces_is_said(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(_opening.choosing, "chooser", lambda *_: lambda *_: "images")
-    network, config = SimpleNamespace(name="faces"), presets.preset("tiny")
-    for mixed in (False, True):
-        choose = _opening.chooser(config, tmp_path, "celeba/", None, mixed)
-        assert choose(network, config) == "images"
-    assert only_line(capsys) == (
-        "warning: --celeba=celeba/ has no effect on faces: it is examined on synthetic images, which are "
-        "drawn"
-    )
-
-
 EXPERIMENTS = ROOT / "experiments"
 ARMS = ("mechdiff_arm", "torch_baseline")  # programs that benchmarks start
 LAUNCHERS = [
@@ -346,17 +227,6 @@ def test_every_launcher_starts_with_nothing_but_what_it_requires(name, tmp_path)
     assert code == 0 and called == [tmp_path]
 
 
-@pytest.mark.parametrize("name", ["gates", "doses"])
-def test_flags_of_the_first_edition_are_read_under_their_names_of_today(name, tmp_path):
-    def main(config, workdir):
-        values.extend(_flags.FLAGS.gates)
-
-    values = []
-    flags = (f"--workdir={tmp_path}", "--model=x", f"--{name}=0,0.5")
-    assert launching.launch("sweep_scaling", *flags, main=main) == 0
-    assert values == ["0", "0.5"]
-
-
 @pytest.mark.parametrize(
     ("name", "flag", "line"),
     [
@@ -380,14 +250,14 @@ def test_values_out_of_range_or_given_twice_are_refused_before_any_model_is_read
     name, flag, line, tmp_path, capsys
 ):
     assert launching.launch(name, f"--workdir={tmp_path}", "--model=absent", flag) == 2
-    assert line in only_line(capsys)
+    assert line in launching.only_line(capsys)
 
 
 @pytest.mark.parametrize("name", ["interchange", "sweep_scaling", "sweep_patterns"])
 def test_a_file_as_workdir_is_refused_before_any_model_is_read(name, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert launching.launch(name, f"--workdir={tmp_path}/file", "--model=absent") == 2
-    assert "a file stands where a folder is needed" in only_line(capsys)
+    assert "a file stands where a folder is needed" in launching.only_line(capsys)
 
 
 def test_network_calls_are_said_to_be_fewer_only_where_they_are():

@@ -37,6 +37,22 @@ def forget(module: ModuleType) -> None:
     del sys.modules[module.__name__]
 
 
+def raising(error: BaseException) -> _launch.Main:
+    """A `main` that fails so."""
+
+    def main(config, workdir):
+        raise error
+
+    return main
+
+
+def only_line(capsys) -> str:
+    """The one line that was printed, on stderr."""
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    return err.rstrip("\n")
+
+
 if __name__ == "__main__":
     gc.set_threshold(50_000, 10, 10)  # as `conftest.py` does
     sys.exit(max(launch(*words) for words in json.loads(sys.argv[1])))

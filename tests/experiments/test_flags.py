@@ -1,0 +1,95 @@
+"""Command lines of launchers: what is refused, renamed, switched on."""
+
+import jax
+import pytest
+from reference import launching
+
+from experiments import _flags
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--preset=cpu61"], "error: unknown preset 'cpu61'; closest: cpu16"),
+        (
+            ["--coordinator=127.0.0.1:1", "--processes=2", "--process_id=1"],
+            "error: --coordinator is for train and sweep, which share work out; start this without it",
+        ),
+        (["--set=train.stepz=3"], "error: unknown field 'train.stepz'; closest: train.steps"),
+        (["--set=train.steps=many"], "error: train.steps='many' is not of type int"),
+        (["--set=train.steps"], "error: --set='train.steps' has no '='"),
+        (["--wrkdir=x"], "error: unknown flag --wrkdir; did you mean --workdir"),
+        (["--images_per_step=16"], "error: Unknown command line flag 'images_per_step'"),
+        (["--classes=cats=1"], "error: --classes says what the images of --images=FOLDER are; give that too"),
+        (["--image_block=16"], "error: unknown flag --image_block; did you mean --set=sweep.image_block=16"),
+        (["--workdir="], "error: --workdir= is empty; give a value, or leave it out"),
+        (["--debug=perhaps"], "error: flag --debug=perhaps: "),
+        (["train"], "error: unexpected argument 'train'; write --flag=value"),
+    ],
+)
+def test_wrong_flags_are_one_line_with_a_way_out_and_exit_code_2(launch, capsys, flags, expected):
+    assert launch(launching.raising(AssertionError("main must not be called")), *flags) == 2
+    assert launching.only_line(capsys).startswith(expected)
+
+
+def test_the_compilation_cache_is_private_and_switched_on(launch, tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        launch(lambda *_: None, f"--compilation_cache={tmp_path}/cache")
+        assert jax.config.jax_compilation_cache_dir == f"{tmp_path}/cache"
+        assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_a_compilation_cache_that_cannot_be_made_is_one_line(launch, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert launch(launching.raising(AssertionError()), f"--compilation_cache={tmp_path}/file") == 2
+    assert "a file stands where a folder is needed" in launching.only_line(capsys)
+
+
+def test_a_number_of_images_is_told_from_a_folder_of_them(launch, capsys):
+    _flags.flags.DEFINE_string("images", None, "A folder.")
+    try:
+        assert launch(launching.raising(AssertionError()), "--images=16") == 2
+    finally:
+        delattr(_flags.FLAGS, "images")
+    assert launching.only_line(capsys).endswith("did you mean --set=sweep.images=16")
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "line"),
+    [
+        ("sweep", "train.steps=3", "has no effect on a network that is trained already; leave it out"),
+        ("sample", "sweep.images=3", "has no effect in sample: give --count=N"),
+        ("screen", "sweep.ablations=mean", "has no effect in screen: give --ablation=NAME"),
+        ("roles", "sweep.ablations=mean", "has no effect in roles: it replaces by zero"),
+        (
+            "compare",
+            "data.flip=False",
+            "has no effect in compare: it follows -n, --timesteps, --ablations and --seed alone",
+        ),
+    ],
+)
+def test_settings_without_effect_are_refused(name, setting, line, tmp_path, capsys):
+    model = "--before=x" if name == "compare" else "--model=x"
+    assert launching.launch(name, f"--workdir={tmp_path}", model, f"--set={setting}") == 2
+    assert launching.only_line(capsys) == f"error: --set={setting} {line}"
+
+
+@pytest.mark.parametrize("setting", ["sweep.ablations=zero", "sweep.images=3"])
+def test_settings_that_a_launcher_follows_are_taken(setting, tmp_path, capsys):
+    flags = (f"--workdir={tmp_path}", f"--model={tmp_path}/absent", f"--set={setting}")
+    assert launching.launch("roles", *flags) == 2  # for another reason
+    assert "no effect" not in launching.only_line(capsys)
+
+
+@pytest.mark.parametrize("name", ["gates", "doses"])
+def test_flags_of_the_first_edition_are_read_under_their_names_of_today(name, tmp_path):
+    def main(config, workdir):
+        values.extend(_flags.FLAGS.gates)
+
+    values = []
+    flags = (f"--workdir={tmp_path}", "--model=x", f"--{name}=0,0.5")
+    assert launching.launch("sweep_scaling", *flags, main=main) == 0
+    assert values == ["0", "0.5"]
