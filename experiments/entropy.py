@@ -19,7 +19,6 @@ from mechdiff.core.devices import use_all_cores
 from mechdiff.core.errors import ConfigError
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.models import load
-from mechdiff.stats.clusters import PERSON
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.sweeps import activations, temperature
@@ -50,8 +49,7 @@ def main(config, workdir):
         heads = heads_over_many_keys(denoiser, attention)
         swept = ablation_sweep(denoiser, eval_set, workdir / "sweeps", config=sweep, chosen=heads)
         attention = attention.sel(head=[head.name for head in heads])
-        if images.scored_people is not None:
-            attention = attention.assign_coords({PERSON: ("image", images.scored_people)})
+        attention = images.with_people(attention)
         names, stacked = leave_one_out(denoiser.identity, heads)
         effect = roles.role_effects(denoiser, eval_set, stacked, names)
         tempered = temperature.temperature_effects(denoiser, eval_set, heads=heads, matched=MATCHED.value)

@@ -12,6 +12,7 @@ import dataclasses
 import jax
 from absl import flags
 
+from mechdiff import stats
 from mechdiff.circuits import audits, score_agreement, screening
 from mechdiff.cli import tables
 from mechdiff.core.config import ABLATIONS, to_dict
@@ -44,8 +45,9 @@ idle = {"sweep.ablations": "give --ablation=NAME"}
 
 def main(config, workdir):
     _opening.check_names([load.name_of(model) for model in MODEL.value])
+    stats.weights.check_units(config.sweep.images)
     use_all_cores()
-    screens, inputs, largest = {"trained": {}, "untrained": {}}, {}, {}
+    screens, inputs, largest, intervals = {"trained": {}, "untrained": {}}, {}, {}, {}
     for folder in MODEL.value:
         name = load.name_of(folder)
         denoiser, trained, images, eval_set = _opening.opened(
@@ -53,19 +55,26 @@ def main(config, workdir):
         )
         inputs[name] = images.label
         chosen = denoiser.components(_widest(denoiser) if CHANNELS.value else 0)
+        units = stats.units_from(images.scored_people, eval_set.count)
         networks = {"trained": denoiser}
         if UNTRAINED.value:
             networks["untrained"] = untrained.untrained(denoiser, trained.seed)
         forecast.print_memory_forecast(denoiser, _sweep(config))
         for group, network in networks.items():
-            screens[group][network.name] = screened(config, workdir, network, images, eval_set, chosen)
+            screen = screened(config, workdir, network, images, eval_set, chosen)
+            screens[group][network.name] = screen
             if not EVERY.value:
-                names = [component.name for component in chosen]
-                largest[network.name] = screening.top(screens[group][network.name], names)
+                effects = screening.effect_intervals(screen, units)
+                intervals[network.name] = {"effect_low": effects.low, "effect_high": effects.high}
+                largest[network.name] = screening.top(screen, [each.name for each in chosen], effects)
     if EVERY.value:
         save_summaries(screens, workdir)
     manifest = run_manifest(to_dict(config), models=MODEL.value, ablation=ABLATION.value, inputs=inputs)
-    records = {name: plain(screen) for of_group in screens.values() for name, screen in of_group.items()}
+    records = {
+        name: plain(screen) | intervals.get(name, {})
+        for of_group in screens.values()
+        for name, screen in of_group.items()
+    }
     files.write_json(workdir / "screen.json", {"models": records, "manifest": manifest})
     for name, rows in largest.items():
         tables.print_records(f"\n{name}, {ABLATION.value} ablation: largest verified effects", rows)
@@ -127,11 +136,12 @@ def verify(denoiser, eval_set, folder, *, chosen, setting, **options):
 
 
 def plain(screen):
-    """What goes into the JSON file: all but the scores of every image."""
+    """What goes into the JSON file: all but scores and losses of every image."""
     if isinstance(screen, dict):
         return {point: dataclasses.asdict(agreement) for point, agreement in screen.items()}
     record = {field.name: getattr(screen, field.name) for field in dataclasses.fields(screen)}
-    return record | {"scores": None, "fidelity": dataclasses.asdict(screen.fidelity)}
+    record |= dict.fromkeys(("scores", "loss", "clean_loss"))
+    return record | {"fidelity": dataclasses.asdict(screen.fidelity)}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from mechdiff import stats
 from mechdiff.analysis import effects
 from mechdiff.cli import tables
 from mechdiff.core.devices import use_all_cores
-from mechdiff.stats.clusters import PERSON
 from mechdiff.storage import files
 from mechdiff.sweeps import attention_patterns
 
@@ -39,28 +38,18 @@ def main(config, workdir):
     swept = attention_patterns.pattern_effects(
         denoiser, eval_set, ablations=SOURCES.value, block=config.sweep.image_block
     )
+    swept = images.with_people(swept)
     _opening.save(workdir, "patterns", swept, config, models=[denoiser.name], inputs=images.label)
-    if images.scored_people is not None:
-        swept = swept.assign_coords({PERSON: ("image", images.scored_people)})
-    pooled = {source: pooled_increase(swept, source, config.seed) for source in SOURCES.value}
+    pooled = {source: effects.pooled_interval(swept, source, config.seed) for source in SOURCES.value}
     rows = []
     for i in np.argsort(-next(iter(pooled.values())).estimate):
         row: dict = {"head": str(swept["component"].values[i])}
         for source, interval in pooled.items():
-            row[source] = float(interval.estimate[i])
-            row[f"{source}, 95 %"] = (float(interval.low[i]), float(interval.high[i]))
+            row |= tables.with_interval(source, interval, i)
         rows.append(row)
     what = f"{len(images.scored)} images ({images.label})"
     tables.print_records(f"{denoiser.name}: relative loss increase (%) with patterns replaced, {what}", rows)
     return {"folder": workdir, "heads": rows}
-
-
-def pooled_increase(swept, source, seed):
-    """Pooled relative loss increase of every head, with its interval over images, or people."""
-    clean, loss = effects.losses(swept, source)
-    return stats.bootstrap_units(
-        lambda w: effects.pooled_relative_increase(clean, loss, w), stats.units_of(swept), seed=seed
-    )
 
 
 if __name__ == "__main__":

@@ -58,16 +58,16 @@ def main(config, workdir):
     print(calls_in_words(shared, naive))
     if statement := precision.sampling_statement(swept):
         print(f"{statement}; –: not above it")
-    above_error = swept.distance.isel(ablation=0, sample=0).copy(data=precision.above_error(swept)[0])
-    distance = swept.distance.isel(ablation=0).mean("sample")
-    largest_first = distance.mean("window").sortby(distance.mean("window"), ascending=False)
-    shown = distance.where(above_error)
-    names = [f"t in [{low}, {high})" for low, high in windows]
-    rows = [
-        {"component": str(name)} | dict(zip(names, shown.sel(component=name).values.tolist(), strict=True))
-        for name in largest_first.component.values
-    ]
-    tables.print_records("distance of samples to those without ablation, by window of timesteps", rows)
+    distance = sampling.mean_distance(swept.isel(ablation=[0]), config.seed)
+    largest_first = swept["distance"].isel(ablation=0).mean(("sample", "window")).argsort().values[::-1]
+    rows = []
+    for i in largest_first:
+        row: dict = {"component": str(swept["component"].values[i])}
+        for j, (low, high) in enumerate(windows):
+            row |= tables.with_interval(f"t in [{low}, {high})", distance, (0, i, j))
+        rows.append(row)
+    what = "mean distance of samples to those without ablation, by window of timesteps"
+    tables.print_records(f"{what}, with 95 % intervals over {SAMPLES.value} samples", rows)
     return {"folder": workdir / "trajectories", "distances": rows}
 
 

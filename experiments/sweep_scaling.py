@@ -1,13 +1,15 @@
 """Measures the loss as a function of the gate of one component at a time (scaled down, off and up).
 
 `python -m experiments.sweep_scaling --model=checkpoints/cpu16-synthetic-seed0 --components='.*skip'`
-Prints for every component the relative loss increase (%, pooled over timesteps) at every gate; 1 leaves it
-alone, 0 replaces it by zeros.
+Prints for every component the relative loss increase (%, pooled over timesteps) at every gate, with its 95 %
+interval over images (or people, where they are known); 1 leaves it alone, 0 replaces it by zeros.
 Result: WORKDIR/scaling.zarr and .json.
 """
 
 from absl import flags
 
+from mechdiff import stats
+from mechdiff.analysis import effects
 from mechdiff.cli import tables
 from mechdiff.core.devices import use_all_cores
 from mechdiff.core.errors import ConfigError
@@ -33,6 +35,7 @@ def main(config, workdir):
             f"--gates={','.join(GATES.value)}: {error}; give numbers such as 0,0.5,1,2"
         ) from None
     gates = scaling.as_gates(gates)
+    stats.weights.check_units(config.sweep.images)
     files.ensure_writable(workdir)
     use_all_cores()
     denoiser, _, images, eval_set = _opening.opened(
@@ -41,14 +44,16 @@ def main(config, workdir):
     names = select(denoiser.identity, COMPONENTS.value)
     chosen = [component for component in denoiser.components() if component.name in names]
     curves = scaling.scaling_curves(denoiser, eval_set, chosen, gates, block=config.sweep.image_block)
+    curves = images.with_people(curves)
     _opening.save(workdir, "scaling", curves, config, models=[denoiser.name], inputs=images.label)
-    change = curves["loss"].mean("image") / curves["clean_loss"].mean("image") - 1
-    pooled = (100 * change).mean("t").transpose("component", "gate")
-    rows = [
-        {"component": str(name)}
-        | {f"gate {gate:g}": float(value) for gate, value in zip(gates, curve, strict=True)}
-        for name, curve in zip(curves["component"].values, pooled.values, strict=True)
-    ]
+    by_gate = curves.rename(gate="ablation")
+    pooled = {gate: effects.pooled_interval(by_gate, gate, config.seed) for gate in gates}
+    rows = []
+    for i, name in enumerate(curves["component"].values):
+        row: dict = {"component": str(name)}
+        for gate, interval in pooled.items():
+            row |= tables.with_interval(f"gate {gate:g}", interval, i)
+        rows.append(row)
     title = (
         f"{denoiser.name}: relative loss increase (%) by gate, {len(images.scored)} images ({images.label})"
     )

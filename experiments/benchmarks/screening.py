@@ -49,7 +49,7 @@ def main(config, workdir):
 
     def exact():
         with TemporaryDirectory() as folder:
-            screen_scores.exact_increase(denoiser, eval_set, Path(folder), sampled)
+            screen_scores.exact_losses(denoiser, eval_set, Path(folder), sampled)
 
     def scores_of_all():
         gate_scores(denoiser, eval_set, chosen=every, expansion=Expansion(probes=PROBES.value))

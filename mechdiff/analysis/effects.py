@@ -239,6 +239,24 @@ def measure(
     )
 
 
+def pooled_interval(sweep: xr.Dataset, ablation: str, seed: int = 0) -> Interval:
+    """Pooled relative loss increase (%) of every component, with its 95 % interval over images or people;
+    exactly 0 where no prediction changed by more than rounding.
+
+    Args:
+      sweep: `loss` and `change`, dims `ablation, component, t, image`, and `clean_loss`; at least 2 images.
+
+    Raises:
+      ConfigError, CheckpointError: see `losses`.
+    """
+    clean, loss = losses(sweep, ablation)
+    idle = sweep["change"].sel(ablation=ablation).max(("t", "image")).values <= ROUNDING
+    loss = np.where(idle[:, None, None], clean, loss)
+    return stats.bootstrap_units(
+        lambda weights: pooled_relative_increase(clean, loss, weights), stats.units_of(sweep), seed=seed
+    )
+
+
 def precision_error(sweep: xr.Dataset, ablation: str) -> Float[np.ndarray, " component"]:
     """Error of relative loss increases by reduced precision, in points, as the sweep measured it; 0 where its
     products were in full precision.

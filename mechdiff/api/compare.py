@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # methods import it when they draw: matplotlib would make eve
 SHARED = ("inputs", "images_sha256", "noise_seed", "preprocessing", "schedule")  # by all that are compared
 UNITS = (
     "before, after: relative loss increase, %, pooled over noise levels; difference: percentage points with "
-    "95 % interval over images; p: sign flips, Holm over components"
+    "95 % interval over images, or people where they are known; p: sign flips, Holm over components"
 )
 
 

@@ -24,11 +24,18 @@ from mechdiff.sweeps import precision
 from mechdiff.sweeps.ablation import ablation_sweep
 
 
-class ExactIncrease(NamedTuple):
-    """Relative loss increases (%) by exact runs, and their error by reduced precision, in points."""
+class ExactLosses(NamedTuple):
+    """Losses with each component ablated and of the network without intervention, by exact runs; and the
+    error of pooled relative loss increases by reduced precision, in points."""
 
-    increase: Float[np.ndarray, "component t"]
+    loss: Float[np.ndarray, "component t image"]
+    clean_loss: Float[np.ndarray, "t image"]
     precision_error: Float[np.ndarray, " component"]
+
+    @property
+    def increase(self) -> Float[np.ndarray, "component t"]:
+        """Relative loss increases at each timestep, %."""
+        return stats.percent_increase(self.loss.mean(-1), self.clean_loss.mean(-1))
 
 
 def score_all(
@@ -104,7 +111,7 @@ def _part_of(eval_set: EvalSet, replacements: PyTree) -> tuple[EvalSet, PyTree]:
     return part, jax.tree.map(lambda values: values[np.array(places)], replacements)
 
 
-def exact_increase(
+def exact_losses(
     denoiser: Examinable,
     eval_set: EvalSet,
     folder: Path,
@@ -112,8 +119,8 @@ def exact_increase(
     ablation: str = "zero",
     replacements: PyTree = None,
     setting: Precision = "float32",
-) -> ExactIncrease:
-    """Relative loss increase (%) of ablating each component, at each timestep, by exact runs.
+) -> ExactLosses:
+    """Losses of every image with each component ablated, by exact runs.
 
     Args:
       setting: precision of matrix products.
@@ -128,6 +135,6 @@ def exact_increase(
         replacements=replacements,
         chosen=chosen,
     ).isel(ablation=0)
-    increase = stats.percent_increase(sweep.loss.mean("image"), sweep.clean_loss.mean("image")).values
     error = sweep["precision_error"].values if "precision_error" in sweep else np.zeros(len(chosen))
-    return ExactIncrease(increase, error)
+    loss, clean = (sweep[name].values.astype(np.float64) for name in ("loss", "clean_loss"))
+    return ExactLosses(loss, clean, error)

@@ -14,9 +14,10 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int
 
+from mechdiff import stats
 from mechdiff.circuits.audits import ScreenConfig, audit_until
 from mechdiff.circuits.score_agreement import ScoreAgreement, score_agreement
-from mechdiff.circuits.screen_scores import ExactIncrease, exact_increase, score_all, score_error
+from mechdiff.circuits.screen_scores import ExactLosses, exact_losses, score_all, score_error
 from mechdiff.core import devices
 from mechdiff.core.text_table import text_table
 from mechdiff.core.types import PyTree
@@ -40,6 +41,8 @@ class VerifiedScreen:
       miss_interval: of the share of all that are not on the shortlist; over all the audits that the rule may
         make, and so wherever it stops, right with at least 95 %.
       fidelity: over the verified components only: those with large scores, and the last audits.
+      loss, clean_loss: of every image, with each component ablated (NaN for those not verified) and without
+        intervention, `[component, t, image]` and `[t, image]`.
       precision_error: of `effect`, by reduced precision of products, in points; 0 in full precision, NaN for
         those not verified. What may be a miss within it counts as one.
       score_error: largest error of a score, in points, see `score_error`.
@@ -55,36 +58,43 @@ class VerifiedScreen:
     miss_rate: float
     miss_interval: tuple[float, float]
     fidelity: ScoreAgreement
+    loss: Float[np.ndarray, "component t image"]
+    clean_loss: Float[np.ndarray, "t image"]
     precision_error: Float[np.ndarray, " component"]
     score_error: float
 
 
 @dataclasses.dataclass(frozen=True)
 class _ExactRuns:
-    """Exact relative loss increases, run when they are first asked for; the arrays are written to.
+    """Exact runs, made when they are first asked for; the arrays are written to.
 
     Attributes:
-      run: increases of some components, and their errors by reduced precision.
+      run: losses of some components, and their errors by reduced precision.
       chosen: all components.
-      increase: at each timestep, %; NaN for components that were not run.
-      error: of each component, in points; NaN for the same components.
+      losses: of all; NaN for components that were not run.
+      increase: relative, at each timestep, %; NaN for the same components.
     """
 
-    run: Callable[[Sequence[Component]], ExactIncrease]
+    run: Callable[[Sequence[Component]], ExactLosses]
     chosen: Sequence[Component]
+    losses: ExactLosses
     increase: Float[np.ndarray, "component t"]
-    error: Float[np.ndarray, " component"]
 
     @classmethod
-    def none_yet(cls, run: Callable, chosen: Sequence[Component], timesteps: int) -> "_ExactRuns":
-        """Of no component so far."""
-        return cls(run, chosen, np.full((len(chosen), timesteps), np.nan), np.full(len(chosen), np.nan))
+    def none_yet(cls, run: Callable, chosen: Sequence[Component], shape: tuple[int, int]) -> "_ExactRuns":
+        """Of no component so far; `shape`: timesteps and images."""
+        many = len(chosen)
+        losses = ExactLosses(np.full((many, *shape), np.nan), np.full(shape, np.nan), np.full(many, np.nan))
+        return cls(run, chosen, losses, np.full((many, shape[0]), np.nan))
 
     def sizes(self, which: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         """Pooled |relative loss increase| of components by their places; no component is run twice."""
         new = which[np.isnan(self.increase[which, 0])]
         if len(new):
-            self.increase[new], self.error[new] = self.run([self.chosen[i] for i in new])
+            ran = self.run([self.chosen[i] for i in new])
+            self.increase[new] = ran.increase
+            self.losses.loss[new], self.losses.precision_error[new] = ran.loss, ran.precision_error
+            self.losses.clean_loss[:] = ran.clean_loss
         return np.abs(self.increase[which].mean(1))
 
 
@@ -127,13 +137,15 @@ def screen_and_verify(
     with devices.multiplying(config.precision):
         scores, scored = score_of(eval_set, replacements)
 
-    def run(which: Sequence[Component]) -> ExactIncrease:
-        return exact_increase(denoiser, eval_set, folder, which, ablation, replacements, config.precision)
+    def run(which: Sequence[Component]) -> ExactLosses:
+        return exact_losses(denoiser, eval_set, folder, which, ablation, replacements, config.precision)
 
-    exact = _ExactRuns.none_yet(run, chosen, scored.shape[1])
+    exact = _ExactRuns.none_yet(run, chosen, (scored.shape[1], eval_set.count))
     score, rng = scored.mean(1), np.random.default_rng(config.seed)
     order = np.argsort(-np.abs(score), kind="stable")
-    audit = audit_until(order, exact.sizes, config, rng, error=lambda which: exact.error[which])
+    audit = audit_until(
+        order, exact.sizes, config, rng, error=lambda which: exact.losses.precision_error[which]
+    )
     return VerifiedScreen(
         scores=scores,
         score=score,
@@ -145,7 +157,7 @@ def screen_and_verify(
         miss_rate=audit.missed / max(len(audit.audited), 1),
         miss_interval=audit.interval,
         fidelity=score_agreement(scored, exact.increase, chosen, eval_set.timesteps, config.k),
-        precision_error=exact.error,
+        **exact.losses._asdict(),
         score_error=score_error(
             lambda part, values: score_of(part, values)[1], eval_set, replacements, setting=config.precision
         ),
@@ -185,23 +197,56 @@ def quality(
     kwargs = {"ablation": ablation, "replacements": replacements}
     with devices.multiplying(config.precision):
         relative = score_all(denoiser, eval_set, chosen, probes=config.probes, **kwargs)[1]
-    exact = exact_increase(denoiser, eval_set, folder, chosen, setting=config.precision, **kwargs).increase
+    exact = exact_losses(denoiser, eval_set, folder, chosen, setting=config.precision, **kwargs).increase
     return {
         point: score_agreement(scores, exact, chosen, eval_set.timesteps, config.k)
         for point, scores in relative.items()
     }
 
 
-def top(screen: VerifiedScreen, names: Sequence[str], count: int = 10) -> list[dict[str, object]]:
-    """The verified components of the largest effects, of either sign: component, score and exact effect, %.
+def effect_intervals(screen: VerifiedScreen, units: stats.Units) -> stats.Interval:
+    """95 % intervals of the effects (%) of the components that were verified; NaN for the rest.
+
+    They are of each component alone, on the images that the ranking saw too, and wider at both ends by the
+    error of reduced precision.
+
+    Args:
+      units: what is resampled, images or people.
+    """
+    done = ~np.isnan(screen.effect)
+    loss = screen.loss[done]
+
+    def increase(weights: np.ndarray) -> np.ndarray:
+        means = stats.weighted_mean(loss, weights), stats.weighted_mean(screen.clean_loss, weights)
+        return stats.percent_increase(*means).mean(axis=1)
+
+    verified = stats.bootstrap_units(increase, units)
+    low, high = np.full((2, len(done)), np.nan)
+    low[done] = verified.low - screen.precision_error[done]
+    high[done] = verified.high + screen.precision_error[done]
+    return dataclasses.replace(verified, estimate=screen.effect, low=low, high=high)
+
+
+def top(
+    screen: VerifiedScreen, names: Sequence[str], effects: stats.Interval, count: int = 10
+) -> list[dict[str, object]]:
+    """The verified components of the largest effects, of either sign: component, score and exact effect with
+    its 95 % interval, %.
 
     Args:
       names: of all components, in their order.
+      effects: their intervals.
     """
     sizes = np.where(np.isnan(screen.effect), -1.0, np.abs(screen.effect))
     order = np.argsort(-sizes, kind="stable")[:count]
     return [
-        {"component": names[i], "score, %": float(screen.score[i]), "exact, %": float(screen.effect[i])}
+        {
+            "component": names[i],
+            "score, %": float(screen.score[i]),
+            "exact, %": float(screen.effect[i]),
+            "95 % interval": (float(effects.low[i]), float(effects.high[i])),
+            "n": effects.n,
+        }
         for i in order
         if sizes[i] >= 0
     ]

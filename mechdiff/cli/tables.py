@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from mechdiff.analysis import effects, saved_effects
+from mechdiff.stats import Interval
 
 TOP = 10
+ENDS = ", 95 %"  # of the name of an interval, behind that of its number
 WIDTH = 1000  # of a table where stdout is no terminal, at most: no line is broken there
 
 
@@ -29,8 +31,16 @@ def top_components(sweep: xr.Dataset, ablation: str, count: int = TOP) -> list[d
     return frame.to_dict("records")
 
 
+def with_interval(name: str, interval: Interval, place: int | tuple[int, ...]) -> dict[str, Any]:
+    """One number of `interval` and its 95 % interval, as two entries of a record for `print_records`."""
+    ends = (float(interval.low[place]), float(interval.high[place]))
+    return {name: float(interval.estimate[place]), f"{name}{ENDS}": ends}
+
+
 def print_records(title: str, rows: list[dict[str, Any]]) -> None:
     """A table of records with equal keys, its columns named by them, to stdout; numbers of three digits.
+
+    Intervals of `with_interval` stand beside their numbers, below them where there is no room.
 
     Args:
       title: its line above; nothing is printed where there are no rows.
@@ -38,13 +48,22 @@ def print_records(title: str, rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
     table = Table(box=None, header_style="bold")
-    for name, value in rows[0].items():
-        text = isinstance(value, str)
-        table.add_column(name, justify="left" if text else "right", no_wrap=not text, overflow="fold")
+    names = [name for name in rows[0] if not name.endswith(ENDS)]
+    for name in names:
+        value = rows[0][name]
+        breaks = isinstance(value, str) or f"{name}{ENDS}" in rows[0]
+        justify = "left" if isinstance(value, str) else "right"
+        table.add_column(name, justify=justify, no_wrap=not breaks, overflow="fold")
     for row in rows:
-        table.add_row(*map(_cell, row.values()))
+        table.add_row(*(f"{_cell(row[name])} {_ends(row, name)}".rstrip() for name in names))
     print(title)
     _print(table)
+
+
+def _ends(row: dict[str, Any], name: str) -> str:
+    """The interval of a number that is known, with spaces that no line is broken at."""
+    known = f"{name}{ENDS}" in row and not np.isnan(row[name])
+    return _cell(row[f"{name}{ENDS}"]).replace(" ", "\N{NO-BREAK SPACE}") if known else ""
 
 
 def _cell(value: Any) -> str:

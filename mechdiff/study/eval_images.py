@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import xarray as xr
 from jaxtyping import Float, Int
 
 from mechdiff.analysis.class_effects import CLASS
@@ -66,6 +67,11 @@ class EvalImages:
         if self.people is None or self.people.ndim == 1:
             return self.people
         return self.people[0]
+
+    def with_people(self, result: xr.Dataset) -> xr.Dataset:
+        """A result on the scored images with the person in each, where that is known."""
+        people = self.scored_people
+        return result if people is None else result.assign_coords({PERSON: ("image", people)})
 
     @property
     def swept(self) -> Shown:

@@ -72,12 +72,19 @@ def largest_distance_error(
     return np.abs(next(means) - next(means)).max(axis=-1)
 
 
+def error_of(swept: xr.Dataset) -> Float[np.ndarray, "ablation component"]:
+    """Error of mean distances of a sampling sweep by its precision; 0 where that was full."""
+    if "precision_error" not in swept:
+        return np.zeros((swept.sizes["ablation"], swept.sizes["component"]))
+    return swept["precision_error"].transpose("ablation", "component").values
+
+
 def above_error(swept: xr.Dataset) -> Bool[np.ndarray, "ablation component window"]:
     """Which mean distances of a sampling sweep exceed the error of their precision; in full precision
     all."""
     means = swept["distance"].mean("sample").transpose("ablation", "component", "window").values
-    error = swept["precision_error"].values if "precision_error" in swept else np.zeros(means.shape[:2])
-    return (means > error[..., None]) | (error == 0)[..., None]
+    error = error_of(swept)[..., None]
+    return (means > error) | (error == 0)
 
 
 def sampling_statement(swept: xr.Dataset) -> str | None:

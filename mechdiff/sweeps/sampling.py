@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from mechdiff import stats
 from mechdiff.core import devices
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
@@ -21,7 +22,9 @@ from mechdiff.diffusion.samplers import TimestepSequence, ddim_step
 from mechdiff.interventions.build import needs_replacements
 from mechdiff.interventions.components import Component
 from mechdiff.models.denoiser import Examinable, chosen_components
+from mechdiff.stats import Interval
 from mechdiff.storage import labelled
+from mechdiff.sweeps import precision
 from mechdiff.sweeps.execution import drawing, rollout
 from mechdiff.sweeps.execution.rollout import Rollout, Window
 from mechdiff.sweeps.sampling_plan import SamplingPlan
@@ -129,6 +132,21 @@ def sampling_sweep(
     if plan.reduced:
         plan.measure_precision(path)
     return labelled.read(path)
+
+
+def mean_distance(swept: xr.Dataset, seed: int = 0) -> Interval:
+    """Mean of the samples' distances with its 95 % interval over samples, `[ablation, component, window]`.
+
+    Args:
+      swept: of `sampling_sweep`. Where its precision was measured, intervals are wider by its error at both
+        ends, and a mean that is not above it is NaN.
+      seed: of the bootstrap.
+    """
+    distance = swept["distance"].transpose("ablation", "component", "window", "sample").values
+    mean = stats.bootstrap_mean(distance.astype(np.float64), seed=seed)
+    error = precision.error_of(swept)[..., None]
+    estimate = np.where(precision.above_error(swept), mean.estimate, np.nan)
+    return dataclasses.replace(mean, estimate=estimate, low=mean.low - error, high=mean.high + error)
 
 
 def _rollout(denoiser: Examinable, sample_set: SampleSet, block: int) -> Rollout:

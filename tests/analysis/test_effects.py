@@ -95,6 +95,16 @@ def test_measure_agrees_with_a_float64_loop():
     assert (result.pooled.estimate <= result.pooled.high).all()
 
 
+def test_a_pooled_interval_is_that_of_measure_and_nothing_where_nothing_changed():
+    data = random_sweep(0)
+    data["change"][0, 2] = effects.ROUNDING
+    alone, measured = effects.pooled_interval(data, "zero"), effects.measure(data, "zero").pooled
+    acts = np.arange(6) != 2
+    for end in ("estimate", "low", "high"):
+        np.testing.assert_allclose(getattr(alone, end)[acts], getattr(measured, end)[acts])
+        assert getattr(alone, end)[2] == 0 != getattr(measured, end)[2]
+
+
 def test_damage_is_free_of_the_unit_of_loss():
     data = random_sweep(1)
     scaled = data.assign(loss=data["loss"] * 4, clean_loss=data["clean_loss"] * 4)  # exact in binary

@@ -148,6 +148,17 @@ def exact(denoiser, images, tmp_path_factory):
     return 100 * (whole.loss.mean("image") / whole.clean_loss.mean("image") - 1).values
 
 
+def known_losses(exact, names):
+    """In place of `screen_scores.exact_losses`: of six images alike, with the increases `exact`."""
+
+    def run(*args, **_):
+        increase = exact[[names.index(component.name) for component in args[3]]]
+        loss = np.repeat(1 + increase[..., None] / 100, 6, axis=-1)
+        return screen_scores.ExactLosses(loss, np.ones(loss.shape[1:]), np.zeros(len(loss)))
+
+    return run
+
+
 def test_screening_finds_what_exact_runs_find_and_computes_nothing_twice(
     denoiser, images, exact, tmp_path, monkeypatch
 ):
@@ -169,6 +180,13 @@ def test_screening_finds_what_exact_runs_find_and_computes_nothing_twice(
     assert result.miss_interval[0] <= result.miss_rate <= result.miss_interval[1] <= 0.6
     known = np.isfinite(result.effect)
     np.testing.assert_allclose(result.effect[known], exact.mean(1)[known], rtol=1e-3, atol=1e-3)
+    intervals = screening.effect_intervals(result, stats.units_from(None, 6))
+    wider = screening.effect_intervals(
+        dataclasses.replace(result, precision_error=np.full(len(known), 0.5)), stats.units_from(None, 6)
+    )
+    np.testing.assert_allclose((wider.high - intervals.high)[known], 0.5)
+    assert (intervals.low[known] <= result.effect[known]).all() and np.isnan(intervals.low[~known]).all()
+    assert (result.effect[known] <= intervals.high[known]).all() and intervals.n == 6
     split = result.fidelity
     assert set(split.by_part) <= {"res", "head", "skip", "time"} and set(split.by_t) == set(LEVELS)
     assert sum(part.n for part in split.by_part.values()) == split.overall.n == known.sum()
@@ -226,10 +244,7 @@ def test_a_screen_ranks_by_the_point_that_is_asked_for(
     denoiser, images, exact, damage, tmp_path, monkeypatch, point
 ):
     names = [component.name for component in components(denoiser.unet)]
-    known = lambda *args, **_: screen_scores.ExactIncrease(
-        exact[[names.index(component.name) for component in args[3]]], np.zeros(len(args[3]))
-    )
-    monkeypatch.setattr(screening, "exact_increase", known)
+    monkeypatch.setattr(screening, "exact_losses", known_losses(exact, names))
     settings = ScreenConfig(k=3, shortlist=4, audit=5, miss_bound=1.0, probes=8, point=point)
     result = screening.screen_and_verify(denoiser, EvalSet(images, LEVELS, KEY), tmp_path, config=settings)
     np.testing.assert_allclose(result.score, damage[point].mean(1), rtol=1e-5)
@@ -272,11 +287,8 @@ def test_a_screen_that_misses_widens_until_all_is_verified(denoiser, images, exa
             score=(result.score.dims, np.random.default_rng(0).normal(size=result.score.shape))
         )
 
-    known = lambda *args, **_: screen_scores.ExactIncrease(
-        exact[[names.index(component.name) for component in args[3]]], np.zeros(len(args[3]))
-    )
     monkeypatch.setattr(screen_scores, "gate_scores", useless)
-    monkeypatch.setattr(screening, "exact_increase", known)
+    monkeypatch.setattr(screening, "exact_losses", known_losses(exact, names))
     settings = ScreenConfig(k=5, shortlist=5, audit=8, miss_bound=0.05, probes=8)
     result = screening.screen_and_verify(denoiser, EvalSet(images, LEVELS, KEY), tmp_path, config=settings)
     np.testing.assert_allclose(result.effect, exact.mean(1))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from mechdiff import stats
 from mechdiff.analysis import effects, paired
 from mechdiff.cli import tables
 
@@ -54,6 +55,16 @@ def test_records_of_any_launcher_become_a_table(capsys):
     ]
     tables.print_records("nothing", [])
     assert capsys.readouterr().out == ""
+
+
+def test_an_interval_stands_beside_its_number_where_that_is_known(capsys):
+    ends = {"low": np.array([0.1, 1.0]), "high": np.array([0.3, 3.0])}
+    interval = stats.Interval(estimate=np.array([0.2, np.nan]), **ends, confidence=0.95, n=4)
+    rows = [{"head": f"h{i}"} | tables.with_interval("effect", interval, i) for i in range(2)]
+    assert rows[0] == {"head": "h0", "effect": 0.2, "effect, 95 %": (0.1, 0.3)}
+    tables.print_records("heads", rows)
+    lines = [line.replace("\N{NO-BREAK SPACE}", "~").split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [["heads"], ["head", "effect"], ["h0", "0.2", "[0.1,~0.3]"], ["h1", "–"]]
 
 
 def test_a_table_without_a_terminal_has_a_line_for_each(sweep, capsys):

@@ -179,6 +179,17 @@ def test_a_sampling_sweep_measures_the_error_of_its_precision(denoiser, tmp_path
     assert "2 samples x 2 windows drawn in float32 too" in precision.sampling_statement(reduced)
     nothing = reduced.assign(precision_error=reduced["distance"].mean(("sample", "window")) * 0 + 1e3)
     assert precision.above_error(reduced).any() and not precision.above_error(nothing).any()
+    assert np.isnan(sampling.mean_distance(nothing).estimate).all()
+    means, plain = sampling.mean_distance(reduced), sampling.mean_distance(exact)
+    np.testing.assert_allclose(plain.estimate, exact["distance"].astype(np.float64).mean("sample"), rtol=1e-6)
+    assert (plain.low <= plain.estimate).all() and (plain.estimate <= plain.high).all() and plain.n == 3
+    alone = sampling.mean_distance(reduced.drop_vars("precision_error"))
+    np.testing.assert_allclose(
+        means.high - alone.high,
+        np.broadcast_to(expected.values[..., None], means.high.shape),
+        rtol=1e-3,
+        atol=1e-7,
+    )
 
 
 def test_samples_say_how_far_they_are_from_those_of_float32(denoiser):
