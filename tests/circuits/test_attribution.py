@@ -152,7 +152,7 @@ def known_losses(exact, names):
     """In place of `screen_scores.exact_losses`: of six images alike, with the increases `exact`."""
 
     def run(*args, **_):
-        increase = exact[[names.index(component.name) for component in args[3]]]
+        increase = exact[[names.index(component.name) for component in args[3]]].astype(np.float64)
         loss = np.repeat(1 + increase[..., None] / 100, 6, axis=-1)
         return screen_scores.ExactLosses(loss, np.ones(loss.shape[1:]), np.zeros(len(loss)))
 
