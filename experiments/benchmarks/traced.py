@@ -51,6 +51,17 @@ def dit(images: int):
     return linen_dit.denoiser(steps=1, draw=draw), jnp.arange(images) % linen_dit.RUNGS
 
 
+def whole(denoiser, stacked, x, t, condition):
+    """What `shared_prefix.forward` gives, each intervention by a run of the whole network."""
+
+    def predict(gate):
+        return denoiser.predict(dataclasses.replace(stacked, gate=gate), x, jnp.full(len(x), t), condition)
+
+    nothing = {site: jnp.ones_like(leaf[:1]) for site, leaf in stacked.gate.items()}
+    eps = jax.vmap(predict)(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), nothing, stacked.gate))
+    return eps[0], eps[1:]
+
+
 def measured(denoiser, condition, images: int, repeats: int) -> dict[str, float]:
     """Operations and processor seconds of both arms, and how far their predictions are apart."""
 
@@ -65,7 +76,7 @@ def measured(denoiser, condition, images: int, repeats: int) -> dict[str, float]
     stacked = dataclasses.replace(stacked, gate=gate)
     x, t = jax.random.normal(jax.random.key(1), (images, *denoiser.image_shape)), jnp.int32(300)
     arms = {
-        "whole": lambda denoiser, x: shared_prefix.forward_whole(denoiser, stacked, x, t, condition),
+        "whole": lambda denoiser, x: whole(denoiser, stacked, x, t, condition),
         "shared": lambda denoiser, x: shared_prefix.forward(denoiser, plan.joins, stacked, x, t, condition),
     }
     compiled = {name: jax.jit(run).lower(denoiser, x).compile() for name, run in arms.items()}

@@ -16,8 +16,9 @@ from mechdiff.core.config import DataConfig, ExperimentConfig
 from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.models import factories, pretrained, shipped
 from mechdiff.models import load as exported
-from mechdiff.models.denoiser import Examinable
+from mechdiff.models.denoiser import Denoiser, Examinable
 from mechdiff.models.pretrained import builders, hub_cache
+from mechdiff.models.traced.denoiser import TracedDenoiser
 from mechdiff.storage import checksums
 
 
@@ -95,7 +96,7 @@ def _keep_programs() -> None:
 
 
 def _of_denoiser(denoiser: Any, name: str) -> Model:
-    if not isinstance(denoiser, Examinable):
+    if not isinstance(denoiser, Denoiser | TracedDenoiser):
         raise ConfigError(
             f"{type(denoiser).__name__} is not a denoiser; make one by mechdiff.wrap(fn, params, ...) or "
             "mechdiff.Denoiser(...), or give a name or a folder"

@@ -24,8 +24,9 @@ from mechdiff.storage import digests
 
 @runtime_checkable
 class Examinable(Protocol):
-    """The contract of everything that can be examined: the UNet (`Denoiser`) and any JAX function with named
-    values (`traced.TracedDenoiser`).
+    """What the two kinds of denoiser that can be examined have in common: the UNet (`Denoiser`), and any JAX
+    function with named values (`traced.TracedDenoiser`, made by `wrap`). A network of another framework or of
+    one's own is not a third kind: give its function to `wrap`.
 
     It is a pytree whose leaves are `params`, `identity` and `schedule`; another name compiles nothing again.
     """
@@ -42,13 +43,13 @@ class Examinable(Protocol):
 
     @property
     def network(self) -> Any:
-        """The part that is static in compiled programs; hashable."""
+        """The part that is static in compiled programs; hashable: a `UNetConfig` or a `TracedNetwork`."""
         ...
 
     @property
     def stages(self) -> tuple[Stage, ...] | None:
         """Stages of the forward pass, which sweeps share between interventions that don't act in them. None:
-        sites take their place (`traced.TracedDenoiser`), or every intervention runs the whole network."""
+        sites take their place."""
         ...
 
     def components(self, channel_groups: int = 0) -> tuple[Component, ...]:

@@ -21,6 +21,7 @@ from mechdiff.core.config import DataConfig, DiffusionConfig, ExperimentConfig
 from mechdiff.core.errors import ConfigError, MechdiffError, shorten, unknown
 from mechdiff.core.types import PyTree
 from mechdiff.models.denoiser import Denoiser, Examinable
+from mechdiff.models.traced.denoiser import TracedDenoiser
 
 FUNCTION = "function"  # key of a record: facts of a network that a function returned; see `facts`
 WITH_IMAGES = "images_and_condition"  # key of a record: the images returned with it; not JSON-ready
@@ -81,11 +82,11 @@ def make(model: str | Path, name: str = "") -> Made:
         raise ConfigError(f"{model}: {error}") from error
     except Exception as error:  # whatever the user's function raises
         raise ConfigError(f"{model}() failed: {_line(error)}; it is called without arguments") from error
-    parts = result if isinstance(result, tuple) and not isinstance(result, Examinable) else (result,)
-    if not 1 <= len(parts) <= 3 or not isinstance(parts[0], Examinable):
+    parts = result if isinstance(result, tuple) else (result,)
+    if not 1 <= len(parts) <= 3 or not isinstance(parts[0], Denoiser | TracedDenoiser):
         raise ConfigError(f"{model} returns {shorten(result)}, which is not a denoiser; {_HOW}")
     denoiser, *extras = parts
-    named = dataclasses.replace(denoiser, name=name or name_of(model))  # type: ignore[type-var]
+    named = dataclasses.replace(denoiser, name=name or name_of(model))
     return Made(named, *extras)
 
 

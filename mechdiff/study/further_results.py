@@ -83,9 +83,18 @@ def _key(examined: Analysis, config: ExperimentConfig, result: str) -> str:
     study = {name: getattr(config.study, name) for name in names}
     if config.sweep.precision == "float32":  # a later field: results without it keep their names
         del sweep["precision"]
+    decisive = ["condition", "reference_condition"]
+    if result == "pairs" or result.startswith("circuit_"):
+        decisive.append("people")
+    about_images = {
+        name: digests.digest_arrays(getattr(images, name))
+        for name in decisive
+        if getattr(images, name) is not None  # results on images of which nothing is known keep their names
+    }
     return digests.digest_json(
         {
             **examined.denoiser.digests(),
+            **about_images,
             "pictures": digests.digest_arrays([images.swept, images.reference]),
             "asked": [config.seed, sweep, study],
             "numerics": NUMERICS_VERSION,

@@ -93,20 +93,35 @@ def test_what_is_there_is_not_made_again(deepened, monkeypatch):
 def test_results_are_made_anew_only_for_settings_that_decide_them(deepened):
     examined, config, _ = deepened
 
-    def changed(config, **settings):
-        other = dataclasses.replace(config, **settings)
-        names = ("activity", "control", "circuit_mean", "random_sets", "roles", "pairs")
+    names = ("activity", "control", "circuit_mean", "random_sets", "roles", "pairs")
+
+    def differ(*first, second):
         return {
             name
             for name in names
-            if further_results._key(examined, other, name) != further_results._key(examined, config, name)
+            if further_results._key(*first, name) != further_results._key(*second, name)
         }
+
+    def changed(config, **settings):
+        return differ(examined, config, second=(examined, dataclasses.replace(config, **settings)))
+
+    def of_images(**about):
+        images = dataclasses.replace(examined.images, **about)
+        return differ(examined, config, second=(dataclasses.replace(examined, images=images), config))
 
     def study(**settings):
         return changed(config, study=dataclasses.replace(config.study, **settings))
 
     assert len(changed(config, seed=config.seed + 1)) == len(study(images=8)) == 6
     assert study(models=("one more",)) == set()
+    count, references = (len(each) for each in (examined.images.scored, examined.images.reference))
+    labels, people = np.zeros(count, np.int32), np.arange(count) // 2
+    assert (
+        len(of_images(condition=labels))
+        == len(of_images(reference_condition=np.zeros(references, np.int32)))
+        == 6
+    )
+    assert of_images(people=people) == {"circuit_mean", "pairs"}
     assert study(role_sets=config.study.role_sets + 1) == {"roles"}
     assert study(pairs=config.study.pairs + 1) == {"pairs"}
     assert study(random_sets=config.study.random_sets + 1) == {"random_sets"}

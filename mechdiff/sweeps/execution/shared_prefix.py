@@ -4,15 +4,12 @@ The batch grows on its way through the stages: the clean rows go first, and the 
 join, as copies of the clean ones, at the first stage that it changes. A leave-one-out sweep is one program
 of about half the operations of one pass per component, compiled once whatever the number of sweeps. Where
 memory holds only a part of the rows at a time, they take turns in the same program (`plan_passes`).
-In a function with named values, sites take the place of stages, see `models.traced.joining`; any other
-denoiser without stages runs whole for every intervention.
+In a function with named values, sites take the place of stages, see `models.traced.joining`.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -37,7 +34,7 @@ class PassPlan(NamedTuple):
     Attributes:
       order: which intervention each row of each pass is; places left over hold repeats.
       joins: interventions that join at each stage, or at each site of a traced function, the same in every
-        pass; all of them at one place where the network has neither.
+        pass.
     """
 
     order: Int[np.ndarray, "passes rows"]
@@ -86,7 +83,11 @@ def _changes(
 
 
 def plan_passes(
-    network: Any, stacked: Intervention, rows: int, together: bool = False, counts: int = 0
+    network: UNetConfig | TracedNetwork,
+    stacked: Intervention,
+    rows: int,
+    together: bool = False,
+    counts: int = 0,
 ) -> PassPlan:
     """Passes of at most `rows` interventions, in all of which equally many join at every stage.
 
@@ -95,18 +96,15 @@ def plan_passes(
     several, each by about one part in `rows` of the network.
 
     Args:
-      network: of the denoiser: a UNet's configuration, a traced function's facts, or anything else, which has
-        no places to join at.
+      network: of the denoiser: a UNet's configuration, or a traced function's facts.
       together: whether all join at the first stage, whatever they change: one program for all stacks of one
         size.
       counts: largest number of stages of a UNet at which interventions join, see `row_counts`; 0: all stages.
     """
     if isinstance(network, UNetConfig):
         places, first = len(stages(network)), joining_stages(network, stacked)
-    elif isinstance(network, TracedNetwork):
-        places, first = len(site_places(network)), joining_sites(network, stacked)
     else:
-        places, first = 1, np.zeros(len(next(iter(stacked.gate.values()))), int)
+        places, first = len(site_places(network)), joining_sites(network, stacked)
     if together:
         first = np.zeros_like(first)
     passes = -(-len(first) // max(rows, 1))
@@ -139,8 +137,7 @@ def forward(
     """
     if isinstance(denoiser, TracedDenoiser):
         return predict_each(denoiser, joins, stacked, x_t, jnp.full(len(x_t), t), condition)
-    if not isinstance(denoiser, Denoiser):
-        return forward_whole(denoiser, stacked, x_t, t, condition)
+    assert isinstance(denoiser, Denoiser)
     config, schedule, params = denoiser.unet, denoiser.schedule, denoiser.params
     batch, count = x_t.shape[0], sum(joins)
     stacked = at_timesteps(stacked, jnp.full(count, t))
@@ -153,32 +150,4 @@ def forward(
     tiled = extended(x_t, batch, rows)
     eps = to_eps(config.prediction, schedule, tiled, jnp.full(rows, t), extended(stream.h, batch, rows))
     eps = eps.reshape(1 + count, *x_t.shape)
-    return eps[0], eps[1:]
-
-
-def forward_whole(
-    denoiser: Examinable, stacked: Intervention, x_t: Images, t: Int[AnyArray, ""], condition: PyTree
-) -> tuple[Images, Float[Array, "interventions batch height width channels"]]:
-    """`forward` of a network without stages. The identity is the first row of the same program, so that an
-    intervention that changes nothing gives no change, to the last bit."""
-    count = len(next(iter(stacked.gate.values())))
-    stacked = dataclasses.replace(stacked, window=jnp.broadcast_to(stacked.window, (count, 2)))
-    first = dataclasses.replace(
-        stacked,
-        gate={site: jnp.ones_like(leaf[:1]) for site, leaf in stacked.gate.items()},
-        add={site: jnp.zeros_like(leaf[:1]) for site, leaf in stacked.add.items()},
-        window=stacked.window[:1],
-    )
-    shared = {"replacement": None, "pattern_replacement": None}
-    rows = jax.tree.map(
-        lambda *leaves: jnp.concatenate(leaves),
-        dataclasses.replace(first, **shared),
-        dataclasses.replace(stacked, **shared),
-    )
-
-    def predict(row: Intervention) -> Images:
-        row = dataclasses.replace(row, replacement=stacked.replacement)
-        return denoiser.predict(row, x_t, jnp.full(len(x_t), t), condition)
-
-    eps = jax.vmap(predict)(dataclasses.replace(rows, pattern_replacement={}))
     return eps[0], eps[1:]
