@@ -5,9 +5,10 @@ computed of the differences from one element of each group, which changes neithe
 
 On a CPU what is subtracted from all pixels is expanded from groups to channels by a product with a matrix of
 zeros and ones, which is exact: with `jnp.repeat` the expansion ends up in the loop over all pixels, which is
-then not vectorized unless a group has a multiple of 8 channels. Norm and SiLU of 16 maps of 32x32x96 took 1.8
-ms that way and 1.0 ms this way, on one core. All else that is of a group is repeated, which costs nothing there
-and gives a network a tenth fewer kernels to compile. The gradient is written out: with it 4.1 ms and 2.1 ms.
+then not vectorized unless a group has a multiple of 8 channels. Norm and SiLU of 16 maps of 32x32x96 took
+1.8 ms that way and 1.0 ms this way, on one core. All else that is of a group is repeated, which costs nothing
+there and gives a network a tenth fewer kernels to compile. The gradient is written out: with it 4.1 ms and
+2.1 ms.
 """
 
 from typing import NamedTuple
