@@ -28,162 +28,27 @@ import pkgutil
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # at run time names are imported when they are first used, so that this module is quick
-    from mechdiff.analysis.roles.assignment import role_effects as role_effects
     from mechdiff.api.compare import compare as compare
     from mechdiff.api.compare import compare_steps as compare_steps
     from mechdiff.api.loading import load as load
     from mechdiff.api.model import Model as Model
     from mechdiff.api.result import Result as Result
     from mechdiff.api.show import show as show
-    from mechdiff.circuits.attribution import Expansion as Expansion
-    from mechdiff.circuits.attribution import gate_scores as gate_scores
-    from mechdiff.circuits.discovery import (
-        Circuit as Circuit,
-    )
-    from mechdiff.circuits.discovery import (
-        backup_components as backup_components,
-    )
-    from mechdiff.circuits.discovery import (
-        discover as discover,
-    )
-    from mechdiff.circuits.faithfulness import CircuitEvaluator as CircuitEvaluator
-    from mechdiff.circuits.integrated_gradients import integrated_gradients as integrated_gradients
-    from mechdiff.circuits.interactions import pair_effects as pair_effects
-    from mechdiff.circuits.interactions import pair_scores as pair_scores
-    from mechdiff.circuits.redundancy import PairConfig as PairConfig
-    from mechdiff.circuits.redundancy import verified_pairs as verified_pairs
-    from mechdiff.circuits.robustness import stability as stability
-    from mechdiff.circuits.robustness import transfer as transfer
-    from mechdiff.circuits.scorecards import Scorecard as Scorecard
-    from mechdiff.circuits.scorecards import scorecard as scorecard
-    from mechdiff.circuits.screening import ScreenConfig as ScreenConfig
+    from mechdiff.circuits.discovery import Circuit as Circuit
+    from mechdiff.circuits.discovery import discover as discover
     from mechdiff.circuits.screening import screen_and_verify as screen_and_verify
-    from mechdiff.core.config import (
-        ExperimentConfig as ExperimentConfig,
-    )
-    from mechdiff.core.config import (
-        UNetConfig as UNetConfig,
-    )
-    from mechdiff.core.config import (
-        override as override,
-    )
     from mechdiff.core.devices import use_all_cores as use_all_cores
     from mechdiff.core.errors import MechdiffError as MechdiffError
     from mechdiff.core.presets import preset as preset
     from mechdiff.diffusion.eval_set import EvalSet as EvalSet
-    from mechdiff.diffusion.process import (
-        denoising_loss as denoising_loss,
-    )
-    from mechdiff.diffusion.process import (
-        predict_x0 as predict_x0,
-    )
-    from mechdiff.diffusion.process import (
-        q_sample as q_sample,
-    )
-    from mechdiff.diffusion.process import (
-        training_loss as training_loss,
-    )
-    from mechdiff.diffusion.samplers import Sampler as Sampler
-    from mechdiff.diffusion.samplers import ddim_step as ddim_step
-    from mechdiff.diffusion.samplers import ddpm_step as ddpm_step
-    from mechdiff.diffusion.samplers import sample as sample
-    from mechdiff.diffusion.schedules import (
-        NoiseSchedule as NoiseSchedule,
-    )
-    from mechdiff.diffusion.schedules import (
-        cosine_schedule as cosine_schedule,
-    )
-    from mechdiff.diffusion.schedules import (
-        linear_schedule as linear_schedule,
-    )
-    from mechdiff.diffusion.schedules import (
-        make_schedule as make_schedule,
-    )
-    from mechdiff.diffusion.schedules import (
-        scaled_linear_schedule as scaled_linear_schedule,
-    )
-    from mechdiff.diffusion.schedules import (
-        timesteps_by_log_snr as timesteps_by_log_snr,
-    )
-    from mechdiff.interventions.build import (
-        ablate as ablate,
-    )
-    from mechdiff.interventions.build import (
-        keep_only as keep_only,
-    )
-    from mechdiff.interventions.build import (
-        leave_one_out as leave_one_out,
-    )
-    from mechdiff.interventions.build import (
-        random_subsets as random_subsets,
-    )
-    from mechdiff.interventions.build import (
-        set_gate as set_gate,
-    )
-    from mechdiff.interventions.build import (
-        set_temperature as set_temperature,
-    )
-    from mechdiff.interventions.build import (
-        windowed as windowed,
-    )
+    from mechdiff.diffusion.schedules import make_schedule as make_schedule
     from mechdiff.interventions.components import Component as Component
-    from mechdiff.interventions.record import STACKED as STACKED
     from mechdiff.interventions.record import Intervention as Intervention
     from mechdiff.models.denoiser import Denoiser as Denoiser
-    from mechdiff.models.load import load_denoiser as load_denoiser
-    from mechdiff.models.load import load_trained as load_trained
     from mechdiff.models.traced.wrapping import wrap as wrap
-    from mechdiff.models.unet import (
-        apply_unet as apply_unet,
-    )
-    from mechdiff.models.unet import (
-        components as components,
-    )
-    from mechdiff.models.unet import (
-        count_parameters as count_parameters,
-    )
-    from mechdiff.models.unet import (
-        denoise as denoise,
-    )
-    from mechdiff.models.unet import (
-        init_unet as init_unet,
-    )
     from mechdiff.sweeps.ablation import ablation_sweep as ablation_sweep
     from mechdiff.sweeps.activation_datasets import activations as activations
-    from mechdiff.sweeps.activations import (
-        activation_means as activation_means,
-    )
-    from mechdiff.sweeps.activations import (
-        attention_stats as attention_stats,
-    )
-    from mechdiff.sweeps.attention_patterns import (
-        pattern_effects as pattern_effects,
-    )
-    from mechdiff.sweeps.attention_patterns import (
-        replace_pattern as replace_pattern,
-    )
-    from mechdiff.sweeps.execution.engine import Engine as Engine
-    from mechdiff.sweeps.execution.rollout import even_windows as even_windows
-    from mechdiff.sweeps.interchange import PairSet as PairSet
-    from mechdiff.sweeps.interchange import interchange_effects as interchange_effects
-    from mechdiff.sweeps.optimal_ablation import optimal_replacements as optimal_replacements
-    from mechdiff.sweeps.replacements import (
-        noise_replacements as noise_replacements,
-    )
-    from mechdiff.sweeps.replacements import (
-        resample_replacements as resample_replacements,
-    )
-    from mechdiff.sweeps.sampling import SampleSet as SampleSet
     from mechdiff.sweeps.sampling import sampling_sweep as sampling_sweep
-    from mechdiff.sweeps.scaling import scaling_curves as scaling_curves
-    from mechdiff.sweeps.sequential import sequential_sweep as sequential_sweep
-    from mechdiff.sweeps.stopping import StoppingRule as StoppingRule
-    from mechdiff.sweeps.temperature import (
-        matched_temperature as matched_temperature,
-    )
-    from mechdiff.sweeps.temperature import (
-        temperature_effects as temperature_effects,
-    )
 
 __version__ = "0.1.0"
 
