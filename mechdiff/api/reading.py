@@ -142,7 +142,10 @@ def _acting(model: Any, t: int) -> Examinable:
     """A denoiser whose identity is what the model does at `t`."""
     patched = [name for name, source in model.sources.items() if not source.mean]
     if patched:
-        raise ConfigError(f"{patched[0]} is patched, image by image; what is inside then is not read")
+        raise ConfigError(
+            f"activations of a patched model can't be read ({patched[0]}); use model.untouched(), or "
+            "ablate(..., 'mean') in place of patch"
+        )
     shared, _ = replacements_of(model.denoiser, model.intervention, model.sources, [t], 0)
     values = {site: value[0] for site, value in shared.items()}
     replacement = dict(model.intervention.replacement) | values

@@ -52,13 +52,13 @@ def sample(
     n, seed = ranges.whole("n", n, 1), ranges.seed(seed)
     timesteps = sampled_timesteps(denoiser, None if steps is None else ranges.whole("steps", steps, 1))[::-1]
     condition = sample_condition(denoiser, n) if condition is None else condition
-    conditions.check(denoiser.network, condition)  # labels are out of range here, or never seen to be
+    conditions.check(denoiser.network, condition)  # before tracing, where labels have values
     shared, of_images = replacements_of(denoiser, intervention, sources or {}, timesteps, n)
     check_rows(of_images, n)
     block, clip = min(BLOCK, n), sample_clip(denoiser)
     mesh, key, drawn = devices.over(block), jax.random.key(seed), []
     network = devices.everywhere(mesh, denoiser)
-    # Of one kind of array, wherever they come from: another placement would be another program.
+    # NumPy leaves throughout: arrays placed elsewhere would compile another program.
     intervention = jax.tree.map(np.asarray, intervention)
     with progress(n, desc=f"sampling {denoiser.name}", unit="image") as bar:
         for batch in batches(n, block):

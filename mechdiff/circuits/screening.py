@@ -38,8 +38,8 @@ class VerifiedScreen:
       k: number of largest effects that the screen should not miss.
       looks: audits that were made.
       miss_rate: share of the last audit with an |effect| above the k-th largest of the shortlist.
-      miss_interval: of the share of all that are not on the shortlist; over all the audits that the rule may
-        make, and so wherever it stops, right with at least 95 %.
+      miss_interval: 95 % interval of the miss rate among all that are not on the shortlist, valid wherever
+        the rule stops.
       fidelity: over the verified components only: those with large scores, and the last audits.
       loss, clean_loss: of every image, with each component ablated (NaN for those not verified) and without
         intervention, `[component, t, image]` and `[t, image]`.

@@ -192,8 +192,10 @@ def from_dict(data: dict, record: type = ExperimentConfig) -> Any:
 
 
 def override(config: ExperimentConfig, assignments: Iterable[str]) -> ExperimentConfig:
-    """`config` with assignments such as `"train.steps=10"` or `"seed=3"`; of two of one field the later wins.
-    What they make together is checked, not each alone: the number of levels is that of several fields.
+    """`config` with assignments such as `"train.steps=10"` or `"seed=3"`; the last one of a field holds.
+
+    Only the resulting config is checked, since some fields must change together (all that have one value for
+    each resolution).
 
     Raises:
       ConfigError: an unknown field (closest named), a value of the wrong type or out of range.

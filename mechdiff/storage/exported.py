@@ -37,9 +37,8 @@ def export_model(
 
     The folder appears whole or not at all; an earlier export of the same name is replaced. Where a run has
     several processes, all of them must call this (Orbax waits for them); where each has a copy of the folder,
-    each writes its own. Nobody else may export to `folder` meanwhile (a training holds the lock of its run):
-    what lies beside it was left by an export that was killed. It is put back where `folder` is missing, else
-    removed.
+    each writes its own. Only one export to `folder` at a time (a training holds the lock of its run). What a
+    killed export left beside it is put back where `folder` is missing, else removed.
 
     Args:
       params: nested dicts of floating arrays.

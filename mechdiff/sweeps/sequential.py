@@ -146,7 +146,7 @@ class _Run:
         loss = np.full((count, *clean.shape), np.nan)
         running, result = np.ones(count, bool), None
         error = np.zeros(count)
-        with run_log.progress(total, 0, f"certifying {denoiser.name}", unit="image") as bar:
+        with run_log.progress(total, 0, f"sequential sweep of {denoiser.name}", unit="image") as bar:
             for batch in batches(total, self.block):
                 where = batch.span
                 if not labelled.written(path, "clean_loss", (0, where.start)):

@@ -61,7 +61,7 @@ class SequentialResult:
       components: names.
       estimate: pooled relative loss increase (%), the mean over timesteps of 100 (L(do) - L0) / L0.
       low, high: its confidence sequence where it stopped; not symmetric, see `stats.skewed_sequence`. The
-        sign is certified; the size is less certain the fewer images carry it.
+        sign is decided; the size is less certain the fewer images carry it.
       images: how many each component was scored on.
       decided: whether the interval lies on one side of zero or is narrow enough.
       spent: components x images that were computed.

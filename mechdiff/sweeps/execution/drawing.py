@@ -48,7 +48,7 @@ def draw_samples(
         steps than T.
     """
     condition = sample_condition(denoiser, count) if condition is None else condition
-    conditions.check(denoiser.network, condition)  # here: values of labels can't be checked once traced
+    conditions.check(denoiser.network, condition)  # before tracing, where labels have values
     null = null_condition(denoiser, condition) if guidance != 1 else condition
     block = memory.images_at_once(min(SAMPLE_BLOCK, count), footprint.row_bytes(denoiser.network))
     timesteps = sampled_timesteps(denoiser, steps).tolist()
