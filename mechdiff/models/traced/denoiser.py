@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array
 
-from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Features, Images, PRNGKey, PyTree, Timesteps
 from mechdiff.diffusion.parameterization import Parameterization
 from mechdiff.diffusion.schedules import NoiseSchedule
@@ -195,43 +194,6 @@ def _unflattened(static: tuple, leaves: tuple) -> TracedDenoiser:
 
 
 jax.tree_util.register_pytree_node(TracedDenoiser, _flattened, _unflattened)
-
-
-def activations(
-    denoiser: TracedDenoiser,
-    x_t: Images,
-    t: Timesteps,
-    sites: str | Sequence[str],
-    *,
-    intervention: Intervention | None = None,
-    condition: Any = None,
-) -> dict[str, Array]:
-    """Values of sites, before their own gates act on them.
-
-    Args:
-      sites: names, or one regular expression (full match).
-      intervention: under which the network runs; the identity if None.
-    Returns:
-      site -> `(batch, *rest)`, rows first; zeros if the site is in a branch of a `cond` that was not taken.
-    Raises:
-      ConfigError: a site or a pattern that matches nothing.
-
-    Example:
-      >>> activations(denoiser, x_t, t, "block.*[.]mlp")["block0.mlp"].shape  # doctest: +SKIP
-      (16, 64, 128)
-    """
-    known = {name: site for site in denoiser.network.sites for name in site.names}
-    if isinstance(sites, str):
-        chosen = [name for name in known if name == sites or re.fullmatch(sites, name)]
-        sites = chosen or [sites]
-    for name in sites:
-        if name not in known:
-            raise ConfigError(unknown("site", name, known))
-    tags = frozenset(known[name].tag for name in sites)
-    intervention = denoiser.identity if intervention is None else intervention
-    _, captured = _run(denoiser.network, denoiser, intervention, x_t, t, condition, tags)
-    values = _tempered(per_turn(denoiser.network.sites, captured), known, intervention, t)
-    return {name: values[name] for name in sites}
 
 
 def _tempered(
