@@ -179,9 +179,6 @@ if TYPE_CHECKING:  # at run time names are imported when they are first used, so
     from mechdiff.sweeps.sequential import sequential_sweep as sequential_sweep
     from mechdiff.sweeps.stopping import StoppingRule as StoppingRule
     from mechdiff.sweeps.temperature import (
-        matched_temperature as matched_temperature,
-    )
-    from mechdiff.sweeps.temperature import (
         temperature_effects as temperature_effects,
     )
 
@@ -256,7 +253,7 @@ _NAMES = {  # module -> names that can be had from here; those beyond `__all__` 
     "sweeps.scaling": "scaling_curves",
     "sweeps.sequential": "sequential_sweep",
     "sweeps.stopping": "StoppingRule",
-    "sweeps.temperature": "matched_temperature temperature_effects",
+    "sweeps.temperature": "temperature_effects",
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 _ROOMS = {module.name for module in pkgutil.iter_modules(__path__)}
