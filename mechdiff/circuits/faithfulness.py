@@ -30,12 +30,12 @@ from mechdiff.core.types import PyTree
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.build import keep_sets, needs_replacements
 from mechdiff.interventions.components import Component
-from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
 from mechdiff.stats import Units, equal_weights, units_from
 from mechdiff.storage import digests, labelled
 from mechdiff.sweeps.execution.engine import Engine
 from mechdiff.sweeps.execution.provenance import eval_set_digests, provenance
+from mechdiff.sweeps.in_memory import block_losses
 from mechdiff.sweeps.replacements import ReplacementSource, as_source
 
 Members = Bool[np.ndarray, "circuit component"]
@@ -234,21 +234,11 @@ class CircuitEvaluator:
         losses = np.empty((len(members), len(self.eval_set.timesteps), count), np.float32)
         for t_index in range(len(self.eval_set.timesteps)):
             for batch in batches(count, min(self.block, count)):
-                loss = self._measured(stacked, batch.indices, t_index)
+                loss = block_losses(
+                    self._engine, self.eval_set, t_index, batch.indices, stacked, self._source, "replacement"
+                ).loss
                 losses[:, t_index, batch.span] = loss[: len(members), : batch.count]
         return losses
-
-    def _measured(self, stacked: Intervention, index: np.ndarray, t_index: int):
-        """Losses `(interventions, images)`, the mean over the draws of the replacements."""
-        batch = self.eval_set.batch(t_index, index)
-        drawn = [stacked.replacement]
-        if self._source is not None:
-            drawn = [self._source.at(t_index, index, draw) for draw in range(self._source.draws)]
-        losses = []
-        for replacement in drawn:
-            intervention = dataclasses.replace(stacked, replacement=replacement)
-            losses.append(self._engine.measure(intervention, batch).loss)
-        return np.mean(losses, axis=0)
 
 
 def dataset(
