@@ -3,6 +3,7 @@
 Families are whole arrays: every entry counts, whatever its axes.
 """
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -122,7 +123,7 @@ def _signs(n: int, repeats: int, seed: int) -> np.ndarray:
 
 
 def _blocks(signs: np.ndarray) -> list[np.ndarray]:
-    return np.array_split(signs, -(-len(signs) // BLOCK))
+    return np.array_split(signs, math.ceil(len(signs) / BLOCK))
 
 
 def _flipped(differences: np.ndarray, signs: np.ndarray) -> np.ndarray:

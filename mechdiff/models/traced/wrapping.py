@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -97,8 +98,8 @@ def wrap(
         dtype=str(jnp.result_type(example[0])),
         conditioned=len(example) == 3,
         digest=_digest_program(few),
-        row_bytes=-(-peak_bytes(program) // rows),
-        gradient_bytes=-(-total_bytes(program) // rows),
+        row_bytes=math.ceil(peak_bytes(program) / rows),
+        gradient_bytes=math.ceil(total_bytes(program) / rows),
         init=init,
     )
     return TracedDenoiser(params, identity_of(sites), schedule, network, name)

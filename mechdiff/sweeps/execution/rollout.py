@@ -20,7 +20,7 @@ from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import AnyArray, Images, PRNGKey, PyTree, StepFn
 from mechdiff.diffusion.samplers import Sampler, TimestepSequence, initial_noise, keys_of_steps, one_step
-from mechdiff.interventions.record import Intervention
+from mechdiff.interventions.record import Intervention, stack_size
 from mechdiff.models.denoiser import Examinable
 
 Window = tuple[int, int]
@@ -100,7 +100,7 @@ def roll(
     """
 
     def local(denoiser, stacked, steps, samples):
-        count, batch = len(next(iter(stacked.gate.values()))), len(samples.x_t)
+        count, batch = stack_size(stacked), len(samples.x_t)
         stacked = dataclasses.replace(
             stacked,
             gate=_each_repeated(stacked.gate, batch),

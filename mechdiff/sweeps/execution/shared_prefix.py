@@ -9,6 +9,7 @@ denoiser without stages runs whole for every intervention.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from mechdiff.core.config import UNetConfig
 from mechdiff.core.types import AnyArray, Images, PyTree
 from mechdiff.diffusion.process import to_eps
 from mechdiff.interventions.components import VECTORS, site_stage, site_type
-from mechdiff.interventions.record import Intervention
+from mechdiff.interventions.record import Intervention, stack_size
 from mechdiff.models.denoiser import Denoiser, Examinable
 from mechdiff.models.stage_modules import at_timesteps, enter
 from mechdiff.models.stages import stages
@@ -51,7 +52,7 @@ def joining_stages(config: UNetConfig, stacked: Intervention) -> Int[np.ndarray,
       stacked: gates `(interventions, units)`; temperatures, patterns and directions stacked too, or shared.
     """
     place = {stage.name: i for i, stage in enumerate(stages(config))}
-    count = len(next(iter(stacked.gate.values())))
+    count = stack_size(stacked)
     first = np.full(count, len(place) - 1)
     for site, changed in _changes(stacked, count, lambda site: 1 if site_type(site) in VECTORS else 3):
         first = np.where(changed, np.minimum(first, place[site_stage(site)]), first)
@@ -62,7 +63,7 @@ def joining_sites(network: TracedNetwork, stacked: Intervention) -> Int[np.ndarr
     """As `joining_stages`: the first site in the order of execution."""
     place = site_places(network)
     ranks = {name: len(site.shape) - 1 for site in network.sites for name in site.names}
-    count = len(next(iter(stacked.gate.values())))
+    count = stack_size(stacked)
     first = np.full(count, len(place) - 1)
     for site, changed in _changes(stacked, count, ranks.__getitem__):
         first = np.where(changed, np.minimum(first, place[site]), first)
@@ -106,11 +107,11 @@ def plan_passes(
     elif isinstance(network, TracedNetwork):
         places, first = len(site_places(network)), joining_sites(network, stacked)
     else:
-        places, first = 1, np.zeros(len(next(iter(stacked.gate.values()))), int)
+        places, first = 1, np.zeros(stack_size(stacked), int)
     if together:
         first = np.zeros_like(first)
-    passes = -(-len(first) // max(rows, 1))
-    rounds = -(-len(first) // passes)
+    passes = math.ceil(len(first) / max(rows, 1))
+    rounds = math.ceil(len(first) / passes)
     dealt = np.arange(rounds * passes).reshape(rounds, passes)
     # Places left over repeat the last.
     order = np.argsort(first, kind="stable")[np.minimum(dealt, len(first) - 1)].T
@@ -161,7 +162,7 @@ def forward_whole(
 ) -> tuple[Images, Float[Array, "interventions batch height width channels"]]:
     """`forward` of a network without stages. The identity is the first row of the same program, so that an
     intervention that changes nothing gives no change, to the last bit."""
-    count = len(next(iter(stacked.gate.values())))
+    count = stack_size(stacked)
     stacked = dataclasses.replace(stacked, window=jnp.broadcast_to(stacked.window, (count, 2)))
     first = dataclasses.replace(
         stacked,
