@@ -14,6 +14,8 @@ from jaxtyping import Array, Float, Int
 from mechdiff.core.config import DiffusionConfig
 from mechdiff.core.errors import ConfigError, unknown
 
+SAMPLE_STEPS = 50  # of DDIM, unless said otherwise
+
 
 class NoiseSchedule(NamedTuple):
     """Tables of q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I), Ho et al. 2020, eq. 4; a pytree."""

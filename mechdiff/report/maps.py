@@ -12,8 +12,8 @@ from matplotlib.path import Path
 from mechdiff.analysis.effects import EffectGrid
 from mechdiff.report import inline, style
 from mechdiff.report.style import Theme
+from mechdiff.stats import ALPHA
 
-ALPHA = 0.05  # family-wise, of all cells of a map
 ROW = 0.155  # inches
 BREAK = 0.9  # rows between component types
 KEY = 4.7  # inches for the color scale and its key

@@ -24,6 +24,7 @@ from mechdiff.stats.intervals import (
 from mechdiff.stats.jackknife import jackknife_error, jackknife_interval, pseudo_values
 from mechdiff.stats.sequential import confidence_sequence, skewed_sequence
 from mechdiff.stats.significance import (
+    ALPHA,
     FLIPS,
     benjamini_hochberg,
     equivalence_test,
@@ -35,6 +36,7 @@ from mechdiff.stats.significance import (
 from mechdiff.stats.weights import bootstrap_weights, equal_weights, hierarchical_weights, random_orders
 
 __all__ = [
+    "ALPHA",
     "FLIPS",
     "Interval",
     "Units",

@@ -17,6 +17,7 @@ from mechdiff.stats.intervals import Cells
 from mechdiff.stats.weights import check_units
 
 BLOCK = 1000  # sign flips held at once
+ALPHA = 0.05  # usual level of a test, or of a family of tests
 FLIPS = 9999  # random sign flips where not all of them are taken
 
 

@@ -18,14 +18,13 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from mechdiff.analysis import complexity, effects, spread
+from mechdiff.analysis import complexity, effects, margins, spread
 from mechdiff.core.errors import ConfigError, NotTestable
 from mechdiff.stats import small_samples
 from mechdiff.study.claims import across_seeds
 from mechdiff.study.claims.verdicts import ALPHA, Finding
 from mechdiff.study.records import Network
 
-MARGIN = float(np.log(1.042))  # of a ratio's logarithm: half of what the paper reports
 RUNGS = (0, 2, 4)
 MATCHED = float(np.log(1.1))  # of the ratio of mean clean losses: networks within 10 % are matched
 Values = tuple[Float[np.ndarray, " network"], Float[np.ndarray, " m"] | None]
@@ -78,7 +77,7 @@ def examine(networks: Sequence[Network], controls: Sequence[Network] = ()) -> Fi
         f"{_beside(measure, networks, controls)}"
     )
     ends = tuple(float(np.exp(end)) for end in interval)
-    negligible = bool(np.abs(interval).max() < MARGIN)  # False for NaN
+    negligible = bool(np.abs(interval).max() < margins.RATIO)  # False for NaN
     n = min(len(natural), len(simple))
     return Finding(float(np.exp(estimate)), ends, p, n, because, null=1.0, negligible=negligible)
 

@@ -13,12 +13,11 @@ from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.samplers import Sampler, guided, sample
-from mechdiff.diffusion.schedules import ddim_timesteps
+from mechdiff.diffusion.schedules import SAMPLE_STEPS, ddim_timesteps
 from mechdiff.models import conditions
 from mechdiff.models.denoiser import Examinable
 from mechdiff.sweeps.execution import footprint, memory
 
-SAMPLE_STEPS = 50  # DDIM
 SAMPLE_BLOCK = 16  # images drawn together
 BRIEF_STEPS = 10  # DDIM, for images of a first ranking only
 
