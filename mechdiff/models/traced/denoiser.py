@@ -1,7 +1,6 @@
 """A network that is examined through its named values: the `Denoiser` of any JAX function."""
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Features, Images, PRNGKey, PyTree, Timesteps
 from mechdiff.diffusion.parameterization import Parameterization
 from mechdiff.diffusion.schedules import NoiseSchedule
-from mechdiff.interventions.components import HEAD, PATTERN, Component, pattern_site, site_type, units
+from mechdiff.interventions.components import HEAD, PATTERN, Component, groups, pattern_site, site_type, units
 from mechdiff.interventions.gates import CAPTURED
 from mechdiff.interventions.record import Intervention, in_window
 from mechdiff.models.attention_stats import attention_statistics
@@ -113,7 +112,7 @@ class TracedDenoiser:
                 continue
             owned = dict(units(name, site.units))
             if channel_groups and len(owned) == 1:
-                owned |= _groups(name, site.units, channel_groups)
+                owned |= groups(name, site.units, channel_groups)
             listed += [
                 Component(part, site_type(name), name, index, depth, _side(site.shape))
                 for part, index in owned.items()
@@ -251,11 +250,6 @@ def program_of(
 def _grid(tokens: int) -> tuple[int, int]:
     side = math.isqrt(tokens)
     return (side, side) if side * side == tokens else (1, tokens)
-
-
-def _groups(site: str, width: int, count: int) -> dict[str, tuple[int, int]]:
-    edges = [width * group // min(count, width) for group in range(min(count, width) + 1)]
-    return {f"{site}.{low}-{high}": (low, high) for low, high in itertools.pairwise(edges)}
 
 
 def _side(shape: Sequence[int]) -> int:

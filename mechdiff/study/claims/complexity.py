@@ -150,12 +150,12 @@ def _matched(networks: Sequence[Network]) -> tuple[list[Network], list[Network],
         for side in sides
     ]
     pairs = [
-        (abs(np.log(_loss(natural) / _loss(simple))), i)
+        (abs(np.log(mean_clean_loss(natural) / mean_clean_loss(simple))), i)
         for i, (natural, simple) in enumerate(itertools.product(*options))
     ]
     gap, best = min(pairs)
     natural, simple = list(itertools.product(*options))[best]
-    ratio = _loss(natural) / _loss(simple)
+    ratio = mean_clean_loss(natural) / mean_clean_loss(simple)
     if gap > MATCHED:
         raise NotTestable(
             f"networks are not matched in loss: CelebA's is {ratio:.2f} times that of synthetic faces, at "
@@ -173,7 +173,8 @@ def _unmatched(networks: Sequence[Network]) -> str:
     return ""
 
 
-def _loss(networks: Sequence[Network]) -> float:
+def mean_clean_loss(networks: Sequence[Network]) -> float:
+    """Mean squared error of the predicted noise: over networks, and over timesteps and images of each."""
     return float(np.mean([network.sweep["clean_loss"].values.mean() for network in networks]))
 
 
