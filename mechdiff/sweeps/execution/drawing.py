@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from mechdiff.core import devices
+from mechdiff.core.batches import batches
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.errors import ConfigError
@@ -56,11 +57,9 @@ def draw_samples(
     program = {"mesh": mesh, "timesteps": tuple(timesteps), "guidance": guidance}
     run = devices.jitted(_drawn, ("mesh", "timesteps", "guidance"), quickly)
     drawn = []
-    for start in range(0, count, block):
-        indices = start + np.arange(block)
-        places = np.minimum(indices, count - 1)
-        pair = jax.tree.map(lambda leaf, places=places: np.take(leaf, places, axis=0), (condition, null))
-        drawn.append(np.asarray(run(placed, key, indices, pair, **program)))
+    for batch in batches(count, block):
+        pair = conditions.at((condition, null), batch.indices)
+        drawn.append(np.asarray(run(placed, key, batch.indices, pair, **program)))
     return np.concatenate(drawn)[:count]
 
 

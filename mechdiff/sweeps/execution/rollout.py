@@ -21,6 +21,7 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import AnyArray, Images, PRNGKey, PyTree, StepFn
 from mechdiff.diffusion.samplers import Sampler, TimestepSequence, initial_noise, keys_of_steps, one_step
 from mechdiff.interventions.record import Intervention, stack_size
+from mechdiff.models import conditions
 from mechdiff.models.denoiser import Examinable
 
 Window = tuple[int, int]
@@ -167,7 +168,7 @@ class Rollout:
           stacked: as for `roll`.
         """
         x_t = devices.shared(self.mesh, x_t)  # always laid out alike: another layout is another program
-        condition = jax.tree.map(lambda leaf: np.asarray(leaf)[indices], self.condition)
+        condition = conditions.at(self.condition, indices)
         steps = Steps(self.timesteps, span[0], span[1], self.key)
         program = {"step_fn": self.step_fn, "clip": self.clip, "mesh": self.mesh}
         return roll(self._placed, stacked, steps, Samples(x_t, indices, condition), **program)
