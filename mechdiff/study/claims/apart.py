@@ -16,12 +16,13 @@ from mechdiff.study.records import Network
 Values = Float[np.ndarray, " network"]
 
 
-def by_data(networks: Sequence[Network], values: Values, *, unit: str = "") -> str:
+def by_data(networks: Sequence[Network], values: Values, *, digits: int = 1, unit: str = "") -> str:
     """Mean and Student's 95 % interval of the networks of each data set; empty where there is one data set,
     or a value is not known.
 
     Args:
       values: of the networks, in their order.
+      digits: shown after the point.
       unit: after each number, such as " %".
     """
     data = np.array([network.data for network in networks])
@@ -31,11 +32,11 @@ def by_data(networks: Sequence[Network], values: Values, *, unit: str = "") -> s
     for name in names:
         of_data = values[data == name]
         networks_of = "network of" if len(of_data) == 1 else "networks of"
-        parts.append(f"{_mean(of_data)}{unit} in {len(of_data)} {networks_of} {name}")
+        parts.append(f"{_mean(of_data, digits)}{unit} in {len(of_data)} {networks_of} {name}")
     return ", ".join(parts)
 
 
-def by_start(networks: Sequence[Network], values: Values, *, unit: str = "") -> str:
+def by_start(networks: Sequence[Network], values: Values, *, digits: int = 1, unit: str = "") -> str:
     """Mean and Student's 95 % interval over training seeds, networks of equal seed averaged first; empty
     where no two networks share a seed, or a value is not known. Arguments as in `by_data`."""
     seeds = np.array([network.seed for network in networks])
@@ -44,10 +45,10 @@ def by_start(networks: Sequence[Network], values: Values, *, unit: str = "") -> 
         return ""
     means = np.array([values[seeds == seed].mean() for seed in starts])
     over = "one seed" if len(starts) == 1 else f"{len(starts)} seeds"
-    return f"{_mean(means)}{unit} over {over}, networks that share one averaged"
+    return f"{_mean(means, digits)}{unit} over {over}, networks that share one averaged"
 
 
-def _mean(values: Values) -> str:
+def _mean(values: Values, digits: int) -> str:
     mean, (low, high), _ = over_seeds(values)
-    ends = f" [{low:.1f}, {high:.1f}]" if np.isfinite(low) else ""
-    return f"{mean:.1f}{ends}"
+    ends = f" [{low:.{digits}f}, {high:.{digits}f}]" if np.isfinite(low) else ""
+    return f"{mean:.{digits}f}{ends}"

@@ -17,9 +17,9 @@ VALUES = np.array([1.0, 2.0, 3.0, 7.0, 8.0, 9.0])
 
 def test_data_sets_are_told_apart():
     half = 4.30265 / np.sqrt(3)  # Student's, two degrees of freedom, standard deviation 1
-    assert apart.by_data(NETWORKS, VALUES, unit=" %") == (
-        f"2.0 [{2 - half:.1f}, {2 + half:.1f}] % in 3 networks of celeba, "
-        f"8.0 [{8 - half:.1f}, {8 + half:.1f}] % in 3 networks of synthetic"
+    assert apart.by_data(NETWORKS, VALUES, digits=2, unit=" %") == (
+        f"2.00 [{2 - half:.2f}, {2 + half:.2f}] % in 3 networks of celeba, "
+        f"8.00 [{8 - half:.2f}, {8 + half:.2f}] % in 3 networks of synthetic"
     )
     assert not apart.by_data(NETWORKS[:3], VALUES[:3])
     assert not apart.by_data(NETWORKS, np.r_[VALUES[:5], np.nan])
