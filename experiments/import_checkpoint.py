@@ -80,7 +80,7 @@ def main(config, workdir):
     )
     saved = to_dict(about)
     if isinstance(imported, pretrained.ImportedFunction):
-        saved[load.FUNCTION] = {"layout": imported.layout, "options": imported.options}
+        saved[load.IMPORTED_FUNCTION] = {"layout": imported.layout, "options": imported.options}
     record = {load.IMPORTED: imported.facts, **class_names(denoiser)}
     sheet = {}
     if SAMPLES.value:

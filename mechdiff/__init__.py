@@ -121,7 +121,7 @@ _NAMES = {  # module -> names that can be had from here; those beyond `__all__` 
     "sweeps.scaling": "scaling_curves",
     "sweeps.sequential": "sequential_sweep",
     "sweeps.stopping": "StoppingRule",
-    "sweeps.temperature": "matched_temperature temperature_effects",
+    "sweeps.temperature": "temperature_effects",
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 _ROOMS = {module.name for module in pkgutil.iter_modules(__path__)}

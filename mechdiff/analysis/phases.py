@@ -19,7 +19,7 @@ Three ways in which "four phases" can be an artifact, each with its number here:
                    component as there are phases, and `stepped`, how often the piecewise-constant model beats
                    it. k alone is no evidence: simulated effects that drift evenly were cut into 2 to 6
                    pieces, three or four most often.
-The fourth, the architecture alone, needs the sweep of an untrained network: `excess` compares gains.
+The fourth, the architecture alone, needs the sweep of an untrained network.
 """
 
 from dataclasses import dataclass
@@ -42,7 +42,6 @@ from mechdiff.analysis.segmentation import (
 )
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.numerics import ROUNDING
-from mechdiff.stats import Interval
 
 
 @dataclass(frozen=True)
@@ -185,37 +184,6 @@ def order_test(
     shuffled = np.stack([gain(rng.permutation(fit.shape[-2])) for _ in range(repeats)])
     p = (1 + (shuffled >= observed - 1e-12).sum(axis=0)) / (1 + repeats)
     return np.where(np.arange(len(p)) > 0, p, np.nan)
-
-
-def excess(trained: Phases, control: Phases, confidence: float = 0.95) -> Interval:
-    """Gain of k phases over one in a trained network minus that in a control, `[k]`: percentile interval over
-    images of the two. The control is an untrained network, or another seed; as many timesteps and draws.
-
-    Raises:
-      ConfigError: another number of draws or of phases.
-    """
-    if trained.gain.shape != control.gain.shape:
-        raise ConfigError(
-            f"gains {trained.gain.shape} and {control.gain.shape} (draws, k) differ; measure both alike"
-        )
-    drawn = trained.gain - control.gain
-    estimate = _gain(trained.score[None])[0] - _gain(control.score[None])[0]
-    return stats.percentile_interval(estimate, drawn, confidence, min(trained.images, control.images))
-
-
-def across_seeds(matrices: Float[np.ndarray, "seed t component"], most: int = MOST) -> Scores:
-    """Scores with networks held out: piecewise-constant models fitted to one seed, scored on another.
-
-    Args:
-      matrices: `effect_matrix` of each seed, over the same timesteps and components.
-    Returns:
-      `[seed, k]`: of each seed, the mean score of the others' segmentations on it.
-    """
-    seeds = len(matrices)
-    stats.weights.check_units(seeds)
-    fit, scored = np.array([(i, j) for j in range(seeds) for i in range(seeds) if i != j]).T
-    steps = held_out(matrices[fit], matrices[scored], most)[0]
-    return steps.reshape(seeds, seeds - 1, -1).mean(axis=1)
 
 
 def _gain(score: Scores) -> Scores:

@@ -135,5 +135,5 @@ def _of_folder(folder: Path, name: str, stated: dict[str, Any]) -> Model:
     )
     record: dict[str, Any] = {exported.IMPORTED: imported.facts}
     if isinstance(imported, pretrained.ImportedFunction):
-        record[factories.FUNCTION] = factories.facts(imported.layout, denoiser)
+        record[factories.FUNCTION_FACTS] = factories.facts(imported.layout, denoiser)
     return Model(denoiser, denoiser.identity, config=config, record=record, origin=str(folder))

@@ -25,6 +25,7 @@ from mechdiff.interventions.components import Component, component_at, select
 from mechdiff.interventions.describe import describe, table
 from mechdiff.interventions.directions import add_direction
 from mechdiff.interventions.record import Intervention
+from mechdiff.models import conditions
 from mechdiff.models.denoiser import Examinable, check_inputs
 from mechdiff.models.load import check_known
 from mechdiff.sweeps import precision as reduced_precision
@@ -212,7 +213,7 @@ class Model:
         options = {"seed": seed, "steps": steps, "sources": self.sources}
 
         def draw(count: int) -> Images:
-            first = jax.tree.map(lambda leaf: leaf[:count], condition)
+            first = conditions.at(condition, slice(count))
             return sampling.sample(self.denoiser, self.intervention, count, condition=first, **options)
 
         devices.warn_of(precision)

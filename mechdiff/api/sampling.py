@@ -64,7 +64,7 @@ def sample(
         for batch in batches(n, block):
             samples = _Samples(
                 batch.indices,
-                jax.tree.map(lambda leaf, at=batch.indices: np.asarray(leaf)[at], condition),
+                conditions.at(condition, batch.indices),
                 {site: values[:, batch.indices] for site, values in of_images.items()},
             )
             down = _Steps(timesteps, shared)

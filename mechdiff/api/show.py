@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ class Sheet:
     def image(self) -> Image.Image:
         """The whole sheet."""
         height, width = self.rows[0].shape[1:3]
-        zoom = max(1, -(-SIDE // height))
+        zoom = max(1, math.ceil(SIDE / height))
         height, width, columns = height * zoom, width * zoom, max(map(len, self.rows))
         line = TEXT + 2 * GAP + height
         font = ImageFont.load_default(TEXT)

@@ -8,6 +8,7 @@ units at once from products of a random vector with the Jacobian. They are *scre
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -216,7 +217,7 @@ class _Passes:
     def of(cls, denoiser: Examinable, eval_set: EvalSet, expansion: Expansion, block: int) -> "_Passes":
         block = memory.images_at_once(block, footprint.gradient_bytes(denoiser.network))
         mesh = devices.over(block)
-        calls = len(eval_set.timesteps) * -(-eval_set.count // block)
+        calls = len(eval_set.timesteps) * math.ceil(eval_set.count / block)
         probes = expansion.probes if expansion.order == "gauss_newton" else 0
         program = _program(calls <= FEW and not jax.config.read("jax_disable_most_optimizations"))
         placed = devices.everywhere(mesh, denoiser)

@@ -25,17 +25,16 @@ from jaxtyping import Bool, Float, Int
 
 from mechdiff.core.batches import batches, filled
 from mechdiff.core.errors import ConfigError
-from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.build import keep_sets, needs_replacements
 from mechdiff.interventions.components import Component
-from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
 from mechdiff.stats import Units, equal_weights, units_from
 from mechdiff.storage import digests, labelled
 from mechdiff.sweeps.execution.engine import Engine
-from mechdiff.sweeps.execution.provenance import eval_set_digests, provenance
+from mechdiff.sweeps.execution.provenance import provenance, result_key, store
+from mechdiff.sweeps.in_memory import block_losses
 from mechdiff.sweeps.replacements import ReplacementSource, as_source
 
 Members = Bool[np.ndarray, "circuit component"]
@@ -185,17 +184,14 @@ class CircuitEvaluator:
         return np.repeat([[False], [True]], len(self.chosen), axis=1)
 
     @functools.cached_property
-    def digest(self) -> str:
+    def key(self) -> str:
         """SHA-256 of all inputs that decide the losses."""
-        return digests.digest_json(  # "fills" is an old name: with today's, no saved loss would be found
-            {
-                **self.denoiser.digests(),
-                **eval_set_digests(self.eval_set),
-                "fills": self._source.digest() if self._source else None,
-                "ablation": self.ablation,
-                "components": self.names,
-                "numerics": NUMERICS_VERSION,
-            }
+        return result_key(
+            self.denoiser,
+            self.eval_set,
+            fills=self._source.digest() if self._source else None,  # an old name, by which losses are found
+            ablation=self.ablation,
+            components=self.names,
         )
 
     @functools.cached_property
@@ -211,13 +207,13 @@ class CircuitEvaluator:
     @property
     def _home(self) -> Path | None:
         """Where losses are kept; None: nowhere."""
-        return self.folder / self.digest[:16] if self.folder else None
+        return self.folder / self.key[:16] if self.folder else None
 
     def _keep(self, members: Members, loss: Float[np.ndarray, "circuit t image"]) -> None:
         if self._home is None:
             return
         page = dataset(self, members, loss)
-        labelled.create(self._home / f"{digests.digest_arrays(members)[:16]}.zarr", page, {})
+        labelled.create(store(self._home, digests.digest_arrays(members)), page, {})
 
     @functools.cached_property
     def _source(self) -> ReplacementSource | None:
@@ -234,21 +230,11 @@ class CircuitEvaluator:
         losses = np.empty((len(members), len(self.eval_set.timesteps), count), np.float32)
         for t_index in range(len(self.eval_set.timesteps)):
             for batch in batches(count, min(self.block, count)):
-                loss = self._measured(stacked, batch.indices, t_index)
+                loss = block_losses(
+                    self._engine, self.eval_set, t_index, batch.indices, stacked, self._source, "replacement"
+                ).loss
                 losses[:, t_index, batch.span] = loss[: len(members), : batch.count]
         return losses
-
-    def _measured(self, stacked: Intervention, index: np.ndarray, t_index: int):
-        """Losses `(interventions, images)`, the mean over the draws of the replacements."""
-        batch = self.eval_set.batch(t_index, index)
-        drawn = [stacked.replacement]
-        if self._source is not None:
-            drawn = [self._source.at(t_index, index, draw) for draw in range(self._source.draws)]
-        losses = []
-        for replacement in drawn:
-            intervention = dataclasses.replace(stacked, replacement=replacement)
-            losses.append(self._engine.measure(intervention, batch).loss)
-        return np.mean(losses, axis=0)
 
 
 def dataset(
@@ -267,5 +253,5 @@ def dataset(
             "image": np.arange(evaluator.eval_set.count),
             **{name: ("circuit", list(values)) for name, values in labels.items()},
         },
-        attrs={**provenance(evaluator.denoiser), "ablation": evaluator.ablation, "key": evaluator.digest},
+        attrs={**provenance(evaluator.denoiser), "ablation": evaluator.ablation, "key": evaluator.key},
     )

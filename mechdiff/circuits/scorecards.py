@@ -20,18 +20,18 @@ import dataclasses
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from mechdiff import stats
 from mechdiff.circuits.discovery import Circuit, as_members, shuffled
 from mechdiff.circuits.faithfulness import CircuitEvaluator, dataset, faithfulness, faithfulness_match
+from mechdiff.circuits.pruning import Set
 from mechdiff.core.errors import ConfigError
 from mechdiff.stats import Interval
 
 SHARES = (0, 0.02, 0.05, *(i / 10 for i in range(1, 11)))  # of the components, for the curve
 TIE = 1e-9  # faithfulness match that rounding can make
 UNSEEN = 1e-4  # %, relative loss increase that rounding can make
-Set = Bool[np.ndarray, " component"]
 
 
 @dataclasses.dataclass(frozen=True)

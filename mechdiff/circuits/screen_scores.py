@@ -19,6 +19,7 @@ from mechdiff.core.config import Precision, SweepConfig
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.components import Component
+from mechdiff.models import conditions
 from mechdiff.models.denoiser import Examinable
 from mechdiff.sweeps import precision
 from mechdiff.sweeps.ablation import ablation_sweep
@@ -106,7 +107,7 @@ def _part_of(eval_set: EvalSet, replacements: PyTree) -> tuple[EvalSet, PyTree]:
     checked = precision.subset(len(eval_set.timesteps), eval_set.count)
     places = [0] if eval_set.images.ndim == 5 else list(checked.t_indices)
     images = eval_set.at(0)[0][: checked.images]
-    condition = jax.tree.map(lambda leaf: leaf[: checked.images], eval_set.condition_at(0))
+    condition = conditions.at(eval_set.condition_at(0), slice(checked.images))
     part = EvalSet(images, eval_set.timesteps[places], eval_set.key, condition)
     return part, jax.tree.map(lambda values: values[np.array(places)], replacements)
 

@@ -1,11 +1,11 @@
 """Array aliases and the contracts that higher layers implement."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Int, Key
 
 PyTree = Any
 
@@ -15,15 +15,15 @@ Images = Float[AnyArray, "batch height width channels"]  # in [-1, 1]
 # One set for all timesteps (crossed), or one per timestep (nested): see `process.images_at`.
 Shown = Images | Float[AnyArray, "timesteps images height width channels"]
 Features = Float[AnyArray, "batch _ _ _"]  # NHWC feature maps; side and channels differ from stage to stage
-Bytes = UInt8[AnyArray, "batch height width channels"]  # in [0, 255]
 Timesteps = Int[AnyArray, "batch"]  # in [0, T)
 PRNGKey = Key[Array, ""]
 
 
+@runtime_checkable
 class DenoiseFn(Protocol):
     """Anything that predicts the noise in `x_t`: a UNet, a UNet under intervention, a closed form."""
 
-    def __call__(self, x_t: Images, t: Timesteps) -> Images: ...
+    def __call__(self, x_t: Images, t: Timesteps, /) -> Images: ...
 
 
 StepFn = Callable[..., jax.Array]

@@ -5,6 +5,7 @@ The geometry is the same at every size: small images are averages of a finer gri
 its pixels wide. The factors and the complexity ladder are in `factors.py`, the painting in `drawing/`.
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -63,7 +64,7 @@ def render(
     """
     if not 8 <= size <= 256:
         raise ConfigError(f"size={size} pixels is out of range; 8 to 256")
-    fold = max(1, -(-FINE // size))
+    fold = max(1, math.ceil(FINE / size))
     pixel = 2.0 * VIEW / (size * fold)
     head = make_head(factors, *_grid(size * fold, pixel), pixel)
     image, parts = _composite(layers(factors, head))

@@ -14,11 +14,10 @@ from jaxtyping import Array, Float, Int, Key
 
 from mechdiff.core import keys
 from mechdiff.core.errors import ConfigError
-from mechdiff.core.types import AnyArray, Images, PRNGKey, PyTree, StepFn, Timesteps
+from mechdiff.core.types import AnyArray, DenoiseFn, Images, PRNGKey, PyTree, StepFn, Timesteps
 from mechdiff.diffusion.process import image_noise, log_alpha_bar, posterior, predict_eps, predict_x0
 from mechdiff.diffusion.schedules import NoiseSchedule
 
-DenoiseFn = Callable[[Images, Timesteps], Images]  # a `types.DenoiseFn`
 TimestepSequence = Sequence[int] | Int[np.ndarray, " n"]
 
 

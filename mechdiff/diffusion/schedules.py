@@ -14,6 +14,8 @@ from jaxtyping import Array, Float, Int
 from mechdiff.core.config import DiffusionConfig
 from mechdiff.core.errors import ConfigError, unknown
 
+SAMPLE_STEPS = 50  # of DDIM, unless said otherwise
+
 
 class NoiseSchedule(NamedTuple):
     """Tables of q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I), Ho et al. 2020, eq. 4; a pytree."""
@@ -33,14 +35,14 @@ class NoiseSchedule(NamedTuple):
 
 def linear_schedule(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
     """Betas linear in t, from `beta_start` to `beta_end` whatever `steps` is (Ho et al. 2020, section 4)."""
-    return _from_betas(np.linspace(beta_start, beta_end, steps, dtype=np.float64))
+    return _from_betas(_linear_betas(steps, beta_start, beta_end))
 
 
 def scaled_linear_schedule(
     steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> NoiseSchedule:
     """Square roots of the betas linear in t (Rombach et al. 2022's code; `scaled_linear` in diffusers)."""
-    return _from_betas(np.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=np.float64) ** 2)
+    return _from_betas(_scaled_linear_betas(steps, beta_start, beta_end))
 
 
 def cosine_schedule(steps: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> NoiseSchedule:
@@ -48,9 +50,7 @@ def cosine_schedule(steps: int = 1000, s: float = 0.008, max_beta: float = 0.999
 
     Betas are clipped at `max_beta`, as in the paper, which changes only the last step or two.
     """
-    fraction = np.arange(steps + 1, dtype=np.float64) / steps
-    signal = np.cos(0.5 * np.pi * (fraction + s) / (1 + s)) ** 2
-    return _from_betas(np.minimum(1 - signal[1:] / signal[:-1], max_beta))
+    return _from_betas(_cosine_betas(steps, s, max_beta))
 
 
 def schedule_from_betas(betas: Sequence[float]) -> NoiseSchedule:
@@ -74,14 +74,19 @@ def make_schedule(config: DiffusionConfig) -> NoiseSchedule:
       >>> schedule.steps
       1000
     """
+    return _from_betas(betas_of(config))
+
+
+def betas_of(config: DiffusionConfig) -> Float[np.ndarray, " steps"]:
+    """Betas of a config, in float64, which `make_schedule` rounds. Raises ConfigError for an unknown name."""
     if config.schedule == "linear":
-        return linear_schedule(config.steps, config.beta_start, config.beta_end)
+        return _linear_betas(config.steps, config.beta_start, config.beta_end)
     if config.schedule == "scaled_linear":
-        return scaled_linear_schedule(config.steps, config.beta_start, config.beta_end)
+        return _scaled_linear_betas(config.steps, config.beta_start, config.beta_end)
     if config.schedule == "cosine":
-        return cosine_schedule(config.steps)
+        return _cosine_betas(config.steps)
     if config.schedule == "betas":
-        return schedule_from_betas(config.betas)
+        return np.asarray(config.betas, np.float64)
     raise ConfigError(unknown("schedule", config.schedule, ("linear", "scaled_linear", "cosine", "betas")))
 
 
@@ -111,6 +116,20 @@ def ddim_timesteps(steps: int, n: int) -> Int[np.ndarray, " n"]:
     """
     steps = _check_count(steps, n)
     return (np.arange(1, n + 1) * steps // n - 1).astype(np.int32)
+
+
+def _linear_betas(steps: int, start: float, end: float) -> np.ndarray:
+    return np.linspace(start, end, steps, dtype=np.float64)
+
+
+def _scaled_linear_betas(steps: int, start: float, end: float) -> np.ndarray:
+    return np.linspace(start**0.5, end**0.5, steps, dtype=np.float64) ** 2
+
+
+def _cosine_betas(steps: int, s: float = 0.008, max_beta: float = 0.999) -> np.ndarray:
+    fraction = np.arange(steps + 1, dtype=np.float64) / steps
+    signal = np.cos(0.5 * np.pi * (fraction + s) / (1 + s)) ** 2
+    return np.minimum(1 - signal[1:] / signal[:-1], max_beta)
 
 
 def _from_betas(betas: np.ndarray) -> NoiseSchedule:

@@ -1,6 +1,7 @@
 """Components: the addressable parts of sites, and how they are selected by name."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 
@@ -74,6 +75,18 @@ def units(site: str, count: int) -> dict[str, tuple[int, int]]:
     if site_type(site) in SINGLE:
         return {f"{site}{i}": (i, i + 1) for i in range(count)}
     return {site: (0, count)}
+
+
+def groups(site: str, width: int, count: int) -> dict[str, tuple[int, int]]:
+    """At most `count` groups of a site's `width` gates, as equal as can be: name -> `(start, stop)`.
+
+    Example:
+      >>> groups("mid.block0.res", 8, 3)
+      {'mid.block0.res.0-2': (0, 2), 'mid.block0.res.2-5': (2, 5), 'mid.block0.res.5-8': (5, 8)}
+    """
+    count = min(count, width)
+    edges = [width * i // count for i in range(count + 1)]
+    return {f"{site}.{low}-{high}": (low, high) for low, high in itertools.pairwise(edges)}
 
 
 def pattern_site(site: str) -> str:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from mechdiff.interventions.components import site_type, units
-from mechdiff.interventions.record import ALWAYS, Intervention
+from mechdiff.interventions.record import ALWAYS, Intervention, stack_size
 
 SHOWN = 4  # names in a list; the rest is counted
 
@@ -33,9 +33,7 @@ def describe(intervention: Intervention, replaced: Mapping[str, str] | None = No
         return f"of {len(intervention.gate)} sites, within a transformation"
     rows = max((np.ndim(gate) for gate in intervention.gate.values()), default=1)
     if rows > 1:
-        return (
-            f"{len(next(iter(intervention.gate.values())))} of them stacked, {len(intervention.gate)} sites"
-        )
+        return f"{stack_size(intervention)} of them stacked, {len(intervention.gate)} sites"
     parts = [f"{label}: {listed(names)}" for label, names in _groups(intervention, replaced or {}).items()]
     low, high = (int(edge) for edge in np.asarray(intervention.window).reshape(-1)[-2:])
     if parts and (low, high) != tuple(int(edge) for edge in ALWAYS):

@@ -133,6 +133,11 @@ def rows(intervention: Intervention, start: int, stop: int) -> Intervention:
     return dataclasses.replace(intervention, gate={k: v[start:stop] for k, v in intervention.gate.items()})
 
 
+def stack_size(stacked: Intervention) -> int:
+    """Number of interventions in a stack: the length of its gates."""
+    return len(next(iter(stacked.gate.values())))
+
+
 def in_window(intervention: Intervention, t: Timesteps) -> Intervention:
     """The intervention as it acts at `t`, `(batch,)`: per-row gates, temperatures and pattern gates,
     which are 1 in rows whose t is outside the window.

@@ -13,7 +13,7 @@ from jaxtyping import Shaped
 
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.errors import ConfigError
-from mechdiff.core.types import AnyArray
+from mechdiff.core.types import AnyArray, PyTree
 
 Rows = Shaped[AnyArray, "rows ..."]
 NAMES = ("label", "image")
@@ -104,6 +104,17 @@ def example(config: UNetConfig, rows: int = 1) -> dict[str, Rows] | None:
     if config.condition_channels:
         parts["image"] = np.zeros((rows, side, side, config.condition_channels), np.float32)
     return parts or None
+
+
+def at(condition: PyTree, places: Any) -> PyTree:
+    """The entries of a condition at places: indices, a slice, or a tuple of them for its first axes; of None,
+    None.
+
+    Example:
+      >>> at({"label": np.array([3, 5, 8])}, slice(2))
+      {'label': array([3, 5])}
+    """
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[places], condition)
 
 
 def check(network: Any, condition: Any) -> None:

@@ -23,7 +23,7 @@ from mechdiff.core.types import PyTree
 from mechdiff.models.denoiser import Denoiser, Examinable
 from mechdiff.models.traced.denoiser import TracedDenoiser
 
-FUNCTION = "function"  # key of a record: facts of a network that a function returned; see `facts`
+FUNCTION_FACTS = "function"  # key of a record: facts of a network that a function returned; see `facts`
 WITH_IMAGES = "images_and_condition"  # key of a record: the images returned with it; not JSON-ready
 _NAME = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<function>[^\W\d]\w*)")
 _HOW = "return mechdiff.models.traced.wrap(fn, params, schedule=..., example=(x, t))"
@@ -110,7 +110,7 @@ def facts(model: str | Path, denoiser: Examinable) -> dict[str, Any]:
 def record_of(model: str | Path, made: Made) -> dict[str, Any]:
     """The record of a network without a training record: its facts, and the images returned with it."""
     images = {} if made.images is None else {WITH_IMAGES: (np.asarray(made.images), made.condition)}
-    return {FUNCTION: facts(model, made.denoiser), **images}
+    return {FUNCTION_FACTS: facts(model, made.denoiser), **images}
 
 
 def _function(model: str) -> Any:

@@ -16,7 +16,7 @@ from mechdiff.models.unet import identity_intervention, init_shapes
 from mechdiff.storage import checksums, exported, files
 from mechdiff.storage.mismatch import check_shapes
 
-FUNCTION = "function"  # key in the config of an imported function (`pretrained.ImportedFunction`)
+IMPORTED_FUNCTION = "function"  # key in the config of an imported function (`pretrained.ImportedFunction`)
 IMPORTED = "imported"  # key in the record of an imported network: `Imported.facts`
 FOREIGN = ("model_index.json", *configs.NAMES)  # files by which others describe their networks
 SNAPSHOTS = "snapshots"  # folder of a training run with the steps that `train.keep` names
@@ -34,8 +34,8 @@ def load_trained(folder: str | Path) -> tuple[ExperimentConfig, PyTree, Interven
     folder = shipped.find(model_folder(folder))
     _refuse_foreign(folder)
     params, config, record = exported.load_model(folder)
-    if FUNCTION in config:
-        layout = config[FUNCTION]["layout"]
+    if IMPORTED_FUNCTION in config:
+        layout = config[IMPORTED_FUNCTION]["layout"]
         raise CheckpointError(
             f"{folder} is a network of {layout}, not a UNet of this package; only load_denoiser reads it"
         )
@@ -160,15 +160,15 @@ def _snapshot(run: Path, step: int) -> Path:
 def _function(folder: Path, name: str) -> tuple[Examinable, ExperimentConfig, dict]:
     """An imported function, as `import_checkpoint` saved it."""
     params, config, record = exported.load_model(folder)
-    made = config.pop(FUNCTION)
+    made = config.pop(IMPORTED_FUNCTION)
     trained = from_dict(config)
     denoiser = builders.build(made["layout"], made["options"], params, trained.diffusion, name=name)
-    return denoiser, trained, record | {factories.FUNCTION: factories.facts(made["layout"], denoiser)}
+    return denoiser, trained, record | {factories.FUNCTION_FACTS: factories.facts(made["layout"], denoiser)}
 
 
 def _is_function(folder: Path) -> bool:
     config = folder / "config.json"
-    return config.is_file() and FUNCTION in files.read_json(config)
+    return config.is_file() and IMPORTED_FUNCTION in files.read_json(config)
 
 
 def _is_export(folder: Path) -> bool:

@@ -6,7 +6,6 @@ stage where they begin to differ. Topology is in `stages`, how a stage runs in `
 """
 
 import functools
-import itertools
 from typing import Any
 
 import jax
@@ -19,7 +18,7 @@ from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.types import Features, Images, PRNGKey, PyTree, Timesteps
 from mechdiff.diffusion.process import to_eps
 from mechdiff.diffusion.schedules import NoiseSchedule
-from mechdiff.interventions.components import Component, site_stage, site_type, units
+from mechdiff.interventions.components import Component, groups, site_stage, site_type, units
 from mechdiff.interventions.gates import COLLECTIONS
 from mechdiff.interventions.record import ALWAYS, Intervention
 from mechdiff.models import layers
@@ -202,19 +201,13 @@ def components(config: UNetConfig, channel_groups: int = 0) -> tuple[Component, 
     for site in sorted(shapes, key=lambda site: (depth[site_stage(site)], site)):
         owned = dict(units(site, shapes[site].shape[-1]))
         if channel_groups and site_type(site) in ("res", "skip"):
-            owned |= _groups(site, shapes[site].shape[-1], channel_groups)
+            owned |= groups(site, shapes[site].shape[-1], channel_groups)
         stage = site_stage(site)
         listed += [
             Component(name, site_type(site), site, index, depth[stage], resolution[stage])
             for name, index in owned.items()
         ]
     return tuple(listed)
-
-
-def _groups(site: str, width: int, count: int) -> dict[str, tuple[int, int]]:
-    count = min(count, width)
-    edges = [width * i // count for i in range(count + 1)]
-    return {f"{site}.{low}-{high}": (low, high) for low, high in itertools.pairwise(edges)}
 
 
 def count_parameters(config: UNetConfig) -> int:

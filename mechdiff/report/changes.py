@@ -17,10 +17,10 @@ from mechdiff.report import inline, maps, numbers, over_training, page_data, pag
 from mechdiff.report.findings import between, precise
 from mechdiff.report.over_training import Training
 from mechdiff.report.style import PageFigure, Theme
+from mechdiff.stats import ALPHA
 from mechdiff.storage import files, labelled
 
 SHOWN = 18  # components in the figure of the largest changes
-ALPHA = 0.05
 NAME = "compare"  # of the files
 POINTS = "percentage points"
 

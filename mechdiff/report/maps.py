@@ -1,5 +1,6 @@
 """Maps of relative loss increase: components x timesteps, one panel per ablation."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,8 +12,8 @@ from matplotlib.path import Path
 from mechdiff.analysis.effects import EffectGrid
 from mechdiff.report import inline, style
 from mechdiff.report.style import Theme
+from mechdiff.stats import ALPHA
 
-ALPHA = 0.05  # family-wise, of all cells of a map
 ROW = 0.155  # inches
 BREAK = 0.9  # rows between component types
 KEY = 4.7  # inches for the color scale and its key
@@ -69,7 +70,7 @@ def _panel(
         axes.pcolormesh(np.arange(timesteps + 1), borders, values, cmap=colors, norm=norm, gid=gid)
     axes.set(xlim=(0, timesteps), ylim=(edges[-1], 0))
     _uncertain(axes, theme, increase, order, edges)
-    step = max(1, -(-timesteps // 10))
+    step = max(1, math.ceil(timesteps / 10))
     ticks = np.arange(0, timesteps, step)
     names = [f"{style.level_label(increase.log_snr[j])}\n{increase.t[j]}" for j in ticks]
     axes.set_xticks(ticks + 0.5, names, size=style.SMALL)

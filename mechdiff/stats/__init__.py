@@ -14,18 +14,17 @@ from mechdiff.stats.intervals import (
     bootstrap_mean,
     expanded_level,
     hierarchical_bootstrap,
-    paired_effect,
     percent_increase,
     percentile_interval,
     ratio_effect,
     resampled_variance,
-    sample_size,
     satterthwaite,
     student_mean,
 )
 from mechdiff.stats.jackknife import jackknife_error, jackknife_interval, pseudo_values
 from mechdiff.stats.sequential import confidence_sequence, skewed_sequence
 from mechdiff.stats.significance import (
+    ALPHA,
     FLIPS,
     benjamini_hochberg,
     equivalence_test,
@@ -37,6 +36,7 @@ from mechdiff.stats.significance import (
 from mechdiff.stats.weights import bootstrap_weights, equal_weights, hierarchical_weights, random_orders
 
 __all__ = [
+    "ALPHA",
     "FLIPS",
     "Interval",
     "Units",
@@ -56,7 +56,6 @@ __all__ = [
     "jackknife_error",
     "jackknife_interval",
     "max_t",
-    "paired_effect",
     "percent_increase",
     "percentile_interval",
     "permutation_test",
@@ -64,7 +63,6 @@ __all__ = [
     "random_orders",
     "ratio_effect",
     "resampled_variance",
-    "sample_size",
     "satterthwaite",
     "skewed_sequence",
     "student_mean",

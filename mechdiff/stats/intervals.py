@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Num
 from scipy import special
 
 from mechdiff.core.errors import ConfigError
@@ -123,21 +123,6 @@ def student_mean(values: Cells, confidence: float = 0.95) -> Interval:
     return _interval(mean, mean - half, mean + half, confidence, n)
 
 
-def paired_effect(
-    baseline: Arm,
-    changed: Arm,
-    confidence: float = 0.95,
-    method: Literal["bca", "percentile", "student"] = "bca",
-    repeats: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """Mean of `changed - baseline` over units that both arms share, with its interval; shapes broadcast."""
-    differences = np.asarray(changed, np.float64) - np.asarray(baseline, np.float64)
-    if method == "student":
-        return student_mean(differences, confidence)
-    return bootstrap_mean(differences, confidence, repeats, seed, method)
-
-
 def ratio_effect(
     baseline: Arm,
     changed: Arm,
@@ -195,26 +180,6 @@ def resampled_variance(draws: Float[np.ndarray, " repeats"], n: int) -> tuple[fl
     1 / n), and its degrees of freedom n - 1."""
     check_units(n)
     return float(np.var(draws, ddof=1) * n / (n - 1)), n - 1
-
-
-def sample_size(
-    sd: float | Float[np.ndarray, "*cells"], half_width: float, confidence: float = 0.95
-) -> Int[np.ndarray, "*cells"]:
-    """Fewest units, at least 2, whose Student interval has a half width t_{n-1} sd / sqrt(n) of this or less.
-
-    `sd` is a pilot's standard deviation over units, in the units of `half_width`.
-
-    Raises:
-      ConfigError: a half width that is not positive.
-    """
-    if not half_width > 0:
-        raise ConfigError(f"half_width={half_width} must be positive")
-    sd = np.asarray(sd, np.float64)
-    normal = special.ndtri((1 + confidence) / 2) * sd / half_width
-    n = np.maximum(2, np.ceil(normal**2)).astype(np.int64)  # a lower bound: t exceeds the normal quantile
-    while np.any(wide := special.stdtrit(n - 1, (1 + confidence) / 2) * sd > half_width * np.sqrt(n)):
-        n = np.where(wide, n + 1, n)
-    return np.asarray(n)
 
 
 def _jackknife(statistic: Statistic, n: int) -> np.ndarray:

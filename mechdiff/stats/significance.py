@@ -3,6 +3,7 @@
 Families are whole arrays: every entry counts, whatever its axes.
 """
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from mechdiff.stats.intervals import Cells
 from mechdiff.stats.weights import check_units
 
 BLOCK = 1000  # sign flips held at once
+ALPHA = 0.05  # usual level of a test, or of a family of tests
 FLIPS = 9999  # random sign flips where not all of them are taken
 
 
@@ -122,7 +124,7 @@ def _signs(n: int, repeats: int, seed: int) -> np.ndarray:
 
 
 def _blocks(signs: np.ndarray) -> list[np.ndarray]:
-    return np.array_split(signs, -(-len(signs) // BLOCK))
+    return np.array_split(signs, math.ceil(len(signs) / BLOCK))
 
 
 def _flipped(differences: np.ndarray, signs: np.ndarray) -> np.ndarray:

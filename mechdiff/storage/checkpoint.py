@@ -115,15 +115,6 @@ class TrainCheckpoints:
         """The newest step on the disk, or None."""
         return max(self.steps(), default=None)
 
-    def best_step(self) -> int | None:
-        """The step with the lowest score, or None when no step has one."""
-        scores = {}
-        for step in self.steps():
-            score = self._facts(step)[0]["score"]
-            if score is not None:
-                scores[step] = score
-        return min(scores, key=scores.get, default=None)
-
     def metadata(self, step: int) -> dict:
         """The metadata of a step on the disk, without its arrays.
 

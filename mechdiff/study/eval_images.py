@@ -13,6 +13,7 @@ from mechdiff.analysis.class_effects import CLASS
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.types import AnyArray, Images, PRNGKey, PyTree, Shown
 from mechdiff.diffusion.eval_set import EvalSet
+from mechdiff.models import conditions
 from mechdiff.stats.clusters import PERSON
 
 Steps = Sequence[int] | Int[AnyArray, " timesteps"]
@@ -81,7 +82,7 @@ class EvalImages:
     @property
     def scored_condition(self) -> PyTree:
         """The condition of the scored images."""
-        return self.condition if self.nested is None else jax.tree.map(lambda leaf: leaf[0], self.condition)
+        return self.condition if self.nested is None else conditions.at(self.condition, 0)
 
     def swept_set(self, timesteps: Steps, key: PRNGKey) -> EvalSet:
         """The images of sweeps over all timesteps, with their noise and condition."""
@@ -100,19 +101,19 @@ class EvalImages:
         nested = None if self.nested is None else self.nested[:, :count]
         people = None if self.people is None else self.people[..., :count]
         taken = slice(count) if nested is None else (slice(None), slice(count))
-        condition = jax.tree.map(lambda leaf: np.asarray(leaf)[taken], self.condition)
+        condition = conditions.at(self.condition, taken)
         return dataclasses.replace(
             self, scored=self.scored[:count], nested=nested, people=people, condition=condition
         )
 
     def fewer_references(self, count: int) -> "EvalImages":
         """With the first `count` of the reference images only."""
-        condition = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], self.reference_condition)
+        condition = conditions.at(self.reference_condition, slice(count))
         return dataclasses.replace(self, reference=self.reference[:count], reference_condition=condition)
 
     def part(self, chosen: slice) -> "EvalImages":
         """Some of the scored images, at every timestep."""
-        condition = jax.tree.map(lambda leaf: np.asarray(leaf)[chosen], self.scored_condition)
+        condition = conditions.at(self.scored_condition, chosen)
         people = None if self.scored_people is None else self.scored_people[chosen]
         return dataclasses.replace(
             self, scored=self.scored[chosen], nested=None, people=people, condition=condition
@@ -158,7 +159,7 @@ def conditioned(images: EvalImages, condition: PyTree, config: SweepConfig) -> E
     return dataclasses.replace(
         images,
         condition=jax.tree.map(swept, condition),
-        reference_condition=jax.tree.map(lambda leaf: np.asarray(leaf)[scored:], condition),
+        reference_condition=conditions.at(condition, slice(scored, None)),
     )
 
 

@@ -28,6 +28,7 @@ from mechdiff.diffusion.samplers import ddim_step, initial_noise
 from mechdiff.diffusion.schedules import ddim_timesteps
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component, pattern_site
+from mechdiff.models import conditions
 from mechdiff.models.denoiser import Examinable
 from mechdiff.models.layers import PATTERNS
 from mechdiff.storage import digests, labelled, locks
@@ -118,7 +119,7 @@ def samples(denoiser: Examinable, chosen: Sequence[Component], seed: int, images
     """
     count = min(SAMPLES, len(images.scored))
     timesteps = ddim_timesteps(denoiser.schedule.steps, min(STEPS, denoiser.schedule.steps))
-    condition = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], images.scored_condition)
+    condition = conditions.at(images.scored_condition, slice(count))
     key, descending = sampling_key(seed), np.sort(timesteps)[::-1].copy()
     clip = drawing.sample_clip(denoiser)
     sampler = rollout.Rollout(denoiser, descending, key, ddim_step, clip, count, condition)
@@ -165,7 +166,7 @@ def strongest(
     size = np.empty((len(chosen), count))
     for batch in batches(count, block):
         places = batch.indices
-        condition = jax.tree.map(lambda leaf, at=places: np.asarray(leaf)[at], images.scored_condition)
+        condition = conditions.at(images.scored_condition, places)
         values = activations.activations(denoiser, images.scored[places], t, noise, places, condition)
         for row, component in enumerate(chosen):
             size[row, places] = root_mean_square(denoiser, component, np.asarray(values[component.site]))
@@ -198,7 +199,7 @@ def attention_maps(
     for t_index, t in enumerate(timesteps if heads else ()):
         for image in range(count):
             place = np.array([image])
-            condition = jax.tree.map(lambda leaf, at=place: np.asarray(leaf)[at], images.scored_condition)
+            condition = conditions.at(images.scored_condition, place)
             values = activations.activations(
                 denoiser, images.scored[place], t, noise, place, condition, collection=PATTERNS
             )

@@ -21,11 +21,11 @@ import xarray as xr
 
 from mechdiff.core import keys
 from mechdiff.core.config import ExperimentConfig, to_dict
-from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.storage import digests, files, labelled, locks
 from mechdiff.study import circuit_results, controls, role_results
 from mechdiff.study.examine import Analysis
+from mechdiff.sweeps.execution.provenance import result_key
 
 # Result -> the field of `StudyConfig` that bears on it alone.
 OWN_SETTING = {"random_sets": "random_sets", "roles": "role_sets", "pairs": "pairs"}
@@ -91,12 +91,9 @@ def _key(examined: Analysis, config: ExperimentConfig, result: str) -> str:
         for name in decisive
         if getattr(images, name) is not None  # results on images of which nothing is known keep their names
     }
-    return digests.digest_json(
-        {
-            **examined.denoiser.digests(),
-            **about_images,
-            "pictures": digests.digest_arrays([images.swept, images.reference]),
-            "asked": [config.seed, sweep, study],
-            "numerics": NUMERICS_VERSION,
-        }
+    return result_key(
+        examined.denoiser,
+        pictures=digests.digest_arrays([images.swept, images.reference]),
+        asked=[config.seed, sweep, study],
+        **about_images,
     )

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Container, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from mechdiff.core.config import Preprocessing, SweepConfig
@@ -75,7 +74,7 @@ def images_from(
         "held_out": None if trained_on is None else True,
     }
     if condition is not None:
-        condition = jax.tree.map(lambda leaf: np.asarray(leaf)[np.array(rows)], condition)
+        condition = conditions.at(condition, np.array(rows))
     elif conditioned_on(denoiser):
         condition, facts["conditions"] = condition_of(denoiser, images, rows, sources, preprocessing)
     return _labeled(pixels, condition, config, facts)
@@ -161,7 +160,7 @@ def accompanying_images(
         "preprocessing": "as they are",
         "held_out": None,
     }
-    condition = jax.tree.map(lambda leaf: np.asarray(leaf)[:needed], condition)
+    condition = conditions.at(condition, slice(needed))
     return _labeled(images[:needed], condition, config, facts)
 
 

@@ -19,6 +19,7 @@ from mechdiff.core import keys
 from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.process import denoising_loss, image_noise
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
+from mechdiff.models import conditions
 from mechdiff.models.denoiser import Examinable
 from mechdiff.study.eval_images import EvalImages
 from mechdiff.study.inputs import channels_first
@@ -108,7 +109,7 @@ def check(
     timesteps = np.asarray(timesteps, np.int32)
     images = np.asarray(shown.scored[:IMAGES])
     key = keys.stream(jax.random.key(seed), "load check")
-    condition = jax.tree.map(lambda leaf: np.asarray(leaf)[:IMAGES], shown.scored_condition)
+    condition = conditions.at(shown.scored_condition, slice(IMAGES))
     losses = np.asarray(_losses(denoiser, key, images, timesteps, condition), np.float64)
     ratios = None if not recorded else (losses / np.asarray(recorded)[:, None]).mean(0)
     few = len(images) < 2

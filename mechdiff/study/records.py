@@ -17,7 +17,7 @@ from mechdiff.analysis.effects import Effects
 from mechdiff.core.config import ExperimentConfig, from_dict
 from mechdiff.core.errors import CheckpointError
 from mechdiff.diffusion.schedules import make_schedule
-from mechdiff.models.factories import FUNCTION
+from mechdiff.models.factories import FUNCTION_FACTS
 from mechdiff.models.unet import count_parameters
 from mechdiff.storage import files, image_grid, labelled
 from mechdiff.study import packing
@@ -156,7 +156,7 @@ class ExaminedModel:
     @property
     def function(self) -> dict[str, Any] | None:
         """Facts of a network that a user's function made (`models.factories.facts`); None: a UNet of ours."""
-        return self.record.get(FUNCTION)
+        return self.record.get(FUNCTION_FACTS)
 
     @cached_property
     def architecture(self) -> str:

@@ -1,5 +1,6 @@
 """Roles of the heads of an examined network; synthetic faces have more targets, their masks and factors."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -27,7 +28,7 @@ def head_roles(
     image`."""
     denoiser, images = examined.denoiser, examined.images
     chosen = heads(denoiser)
-    count = max(-(-config.study.role_sets // len(chosen)), roles.untrained_needed())
+    count = max(math.ceil(config.study.role_sets / len(chosen)), roles.untrained_needed())
     fresh = [untrained.untrained(denoiser, config.seed + i) for i in range(count)]
     targets = {}
     if images.facts.get("name") == "synthetic":  # masks and factors are known of these

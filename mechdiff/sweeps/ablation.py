@@ -18,18 +18,17 @@ from mechdiff.core import devices
 from mechdiff.core.batches import batches, filled
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
-from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.build import leave_one_out, needs_replacements
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable, chosen_components
-from mechdiff.storage import digests, labelled, work_sharing
+from mechdiff.storage import labelled, work_sharing
 from mechdiff.sweeps import precision
 from mechdiff.sweeps.coords import component_coords
 from mechdiff.sweeps.execution.engine import Engine
-from mechdiff.sweeps.execution.provenance import eval_set_digests, provenance
+from mechdiff.sweeps.execution.provenance import provenance, result_key, store
 from mechdiff.sweeps.in_memory import block_losses
 from mechdiff.sweeps.replacements import ReplacementSource, as_source
 
@@ -92,7 +91,7 @@ def ablation_sweep(
     devices.warn_of(config.precision)
     plan = _Plan(denoiser, eval_set, config, sources, chosen)
     with devices.multiplying(config.precision):
-        path = Path(folder) / f"{plan.key[:16]}.zarr"
+        path = store(folder, plan.key)
         labelled.create(path, plan.empty(facts or {}), plan.chunks())
         plan.run(path)
     if devices.acts(config.precision):
@@ -121,15 +120,12 @@ class _Plan:
     @functools.cached_property
     def key(self) -> str:
         """Digest of everything that decides the numbers."""
-        return digests.digest_json(
-            {
-                **self.denoiser.digests(),
-                **eval_set_digests(self.eval_set),
-                "replacements": {name: source.digest() for name, source in self.replacements.items()},
-                "ablations": self.config.ablations,
-                "components": [component.name for component in self.chosen],
-                "numerics": NUMERICS_VERSION,
-            }
+        return result_key(
+            self.denoiser,
+            self.eval_set,
+            replacements={name: source.digest() for name, source in self.replacements.items()},
+            ablations=self.config.ablations,
+            components=[component.name for component in self.chosen],
         )
 
     @property
@@ -193,17 +189,7 @@ class _Plan:
                     block_losses(engine, self.eval_set, t_index, places, stacked, source, "replacement")
                     for t_index in checked.t_indices
                 ]
-            swept = []
-            for t_index in checked.t_indices:
-                cells = {
-                    "loss": (row, slice(None), t_index, slice(checked.images)),
-                    "clean_loss": (t_index, slice(checked.images)),
-                }
-                swept.append(labelled.region(path, cells))
-            errors = precision.largest_error(
-                [(part["loss"], part["clean_loss"]) for part in swept],
-                [(losses.loss, losses.clean_loss) for losses in exact],
-            )
+            errors = precision.loss_error(path, checked, exact, (row,))
             where = (slice(row, row + 1), slice(None))
             labelled.put(path, {"precision_error": where}, {"precision_error": errors[None]})
 

@@ -14,7 +14,6 @@ from jaxtyping import Array
 
 from mechdiff.core.batches import batches, filled
 from mechdiff.core.errors import ConfigError, unknown
-from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
 from mechdiff.interventions.components import PATTERN, site_type
 from mechdiff.interventions.gates import CAPTURED
@@ -23,7 +22,7 @@ from mechdiff.models.denoiser import Examinable
 from mechdiff.models.stage_modules import STREAMS
 from mechdiff.storage import descriptions, digests, labelled, work_sharing
 from mechdiff.sweeps.execution import footprint, memory
-from mechdiff.sweeps.execution.provenance import eval_set_digests
+from mechdiff.sweeps.execution.provenance import result_key, store
 
 DONE = "done"  # variable that marks the images that are on disk
 UNIT_NAMES = {"head": "head", PATTERN: "head", "feature": "feature"}  # site type -> name of its axis of units
@@ -136,7 +135,7 @@ class _Plan:
 
     def on_disk(self, folder: Path) -> xr.Dataset:
         """The result in `folder`, opened; pieces that it lacks are computed first."""
-        path = folder / f"{self.key[:16]}.zarr"
+        path = store(folder, self.key)
         shape = (len(self.eval_set.timesteps), self.eval_set.count)
         nothing = self._empty(lambda shape, dtype: np.broadcast_to(np.array(np.nan, dtype), shape))
         empty = self.dataset(nothing).assign(
@@ -160,15 +159,12 @@ class _Plan:
     @property
     def key(self) -> str:
         """Digest of everything that decides the numbers, and of the size of pieces."""
-        return digests.digest_json(
-            {
-                **self.denoiser.digests(),
-                **eval_set_digests(self.eval_set),
-                "intervention": digests.digest_arrays(self.intervention),
-                "sites": self.sites,
-                "block": self.block,
-                "numerics": NUMERICS_VERSION,
-            }
+        return result_key(
+            self.denoiser,
+            self.eval_set,
+            intervention=digests.digest_arrays(self.intervention),
+            sites=self.sites,
+            block=self.block,
         )
 
     def _empty(self, make: Any) -> dict[str, np.ndarray]:

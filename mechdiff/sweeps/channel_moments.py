@@ -20,6 +20,7 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
 from mechdiff.interventions.components import VECTORS, site_type
+from mechdiff.models import conditions
 from mechdiff.models.denoiser import Examinable
 
 
@@ -111,7 +112,7 @@ def _positions(denoiser: Examinable, eval_set: EvalSet) -> dict[str, int]:
     """Site -> number of positions, by shapes alone."""
     x = jax.ShapeDtypeStruct((1, *denoiser.image_shape), jnp.float32)
     t = jax.ShapeDtypeStruct((1,), jnp.int32)
-    condition = jax.tree.map(lambda leaf: leaf[:1], eval_set.condition)
+    condition = conditions.at(eval_set.condition, slice(1))
 
     def values(denoiser, x, t, condition):
         return denoiser.captured(denoiser.identity, x, t, condition)[1]

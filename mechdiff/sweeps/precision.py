@@ -5,6 +5,7 @@ products, and a few images suffice: the error hardly varies between images, whil
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,8 @@ from mechdiff.core import devices
 from mechdiff.core.config import Precision
 from mechdiff.core.types import Images
 from mechdiff.stats import percent_increase
+from mechdiff.storage import labelled
+from mechdiff.sweeps.execution.passes import SweepLosses
 
 IMAGES = 8  # run in full precision too, at each of
 TIMESTEPS = 4  # evenly spread over those of the sweep; or as many windows of a sampling sweep
@@ -60,6 +63,28 @@ def largest_error(swept: Sequence[Losses], exact: Sequence[Losses]) -> Float[np.
 
     differences = [increase(reduced) - increase(full) for reduced, full in zip(swept, exact, strict=True)]
     return np.abs(differences).max(axis=0)
+
+
+def loss_error(
+    path: Path, checked: Subset, exact: Sequence[SweepLosses], ablation: tuple[int, ...] = ()
+) -> Float[np.ndarray, " components"]:
+    """`largest_error` of a part of a store, whose `loss` ends in `component, t, image`.
+
+    Args:
+      exact: losses of that part in full precision, at each of its timesteps.
+      ablation: place of the ablation in `loss`, if that has an axis of them.
+    """
+    first = slice(checked.images)
+    swept = [
+        labelled.region(
+            path, {"loss": (*ablation, slice(None), t_index, first), "clean_loss": (t_index, first)}
+        )
+        for t_index in checked.t_indices
+    ]
+    return largest_error(
+        [(part["loss"], part["clean_loss"]) for part in swept],
+        [(losses.loss, losses.clean_loss) for losses in exact],
+    )
 
 
 def largest_distance_error(

@@ -26,6 +26,7 @@ from mechdiff.stats import Interval
 from mechdiff.storage import labelled
 from mechdiff.sweeps import precision
 from mechdiff.sweeps.execution import drawing, rollout
+from mechdiff.sweeps.execution.provenance import store
 from mechdiff.sweeps.execution.rollout import Rollout, Window
 from mechdiff.sweeps.sampling_plan import SamplingPlan
 
@@ -126,7 +127,7 @@ def sampling_sweep(
     devices.warn_of(config.precision)
     plan = SamplingPlan(sampler, tuple(windows), sample_set.count, config, replacements or {}, chosen)
     with devices.multiplying(config.precision):
-        path = Path(folder) / f"{plan.digest[:16]}.zarr"
+        path = store(folder, plan.key)
         labelled.create(path, plan.empty(facts or {}), plan.chunks())
         plan.run(path)
     if plan.reduced:

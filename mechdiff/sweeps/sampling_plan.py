@@ -13,7 +13,6 @@ from jaxtyping import Array, Float
 from mechdiff.core import devices
 from mechdiff.core.batches import batches, filled
 from mechdiff.core.config import SweepConfig
-from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import PyTree
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
@@ -21,7 +20,7 @@ from mechdiff.interventions.record import Intervention
 from mechdiff.storage import digests, labelled, work_sharing
 from mechdiff.sweeps import precision
 from mechdiff.sweeps.execution import engine, footprint, rollout
-from mechdiff.sweeps.execution.provenance import provenance
+from mechdiff.sweeps.execution.provenance import provenance, result_key
 from mechdiff.sweeps.execution.rollout import Rollout, Window, zero_replacements
 
 
@@ -72,25 +71,22 @@ class SamplingPlan:
     chosen: tuple[Component, ...]
 
     @functools.cached_property
-    def digest(self) -> str:
+    def key(self) -> str:
         """SHA-256 of everything that decides the numbers. Some names in it are old: with today's, no saved
         result would be found."""
         step, condition = self.sampler.step_fn, self.sampler.condition
-        return digests.digest_json(
-            {
-                **self.sampler.denoiser.digests(),
-                "levels": self.sampler.timesteps.tolist(),
-                "noise": digests.digest_arrays(jax.random.key_data(self.sampler.key)),
-                "step": [getattr(step, "func", step).__name__, repr(getattr(step, "keywords", {}))],
-                "clip": self.sampler.clip,
-                "windows": self.windows,
-                "samples": self.samples,
-                "fills": digests.digest_arrays(self.replacements),
-                "kinds": self.config.ablations,
-                "components": [component.name for component in self.chosen],
-                **({} if condition is None else {"condition": digests.digest_arrays(condition)}),
-                "numerics": NUMERICS_VERSION,
-            }
+        return result_key(
+            self.sampler.denoiser,
+            levels=self.sampler.timesteps.tolist(),
+            noise=digests.digest_arrays(jax.random.key_data(self.sampler.key)),
+            step=[getattr(step, "func", step).__name__, repr(getattr(step, "keywords", {}))],
+            clip=self.sampler.clip,
+            windows=self.windows,
+            samples=self.samples,
+            fills=digests.digest_arrays(self.replacements),
+            kinds=self.config.ablations,
+            components=[component.name for component in self.chosen],
+            **({} if condition is None else {"condition": digests.digest_arrays(condition)}),
         )
 
     @functools.cached_property
@@ -123,7 +119,7 @@ class SamplingPlan:
             },
             attrs={
                 **provenance(self.sampler.denoiser),
-                "key": self.digest,
+                "key": self.key,
                 **(self._precision_facts() if self.reduced else {}),
                 **facts,
             },

@@ -21,16 +21,15 @@ from mechdiff.core import devices
 from mechdiff.core.batches import Batch, batches
 from mechdiff.core.config import Precision
 from mechdiff.core.errors import ConfigError
-from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable, chosen_components
-from mechdiff.storage import digests, labelled, run_log
+from mechdiff.storage import labelled, run_log
 from mechdiff.sweeps import precision
 from mechdiff.sweeps.execution.engine import Engine
-from mechdiff.sweeps.execution.provenance import eval_set_digests, provenance
+from mechdiff.sweeps.execution.provenance import provenance, result_key, store
 from mechdiff.sweeps.stopping import FIRST_LOOK, SequentialResult, StoppingRule, interim_result
 
 
@@ -106,17 +105,14 @@ class _Run:
     precision: Precision = "float32"
 
     @functools.cached_property
-    def digest(self) -> str:
+    def key(self) -> str:
         """Digest of everything that decides the numbers, and which are computed."""
-        return digests.digest_json(
-            {
-                **self.denoiser.digests(),
-                **eval_set_digests(self.eval_set),
-                "components": [component.name for component in self.chosen],
-                "rule": [self.rule.width, self.rule.of_each(len(self.chosen)), self.block],
-                "numerics": NUMERICS_VERSION,
-                **({"precision": self.precision} if self.reduced else {}),
-            }
+        return result_key(
+            self.denoiser,
+            self.eval_set,
+            components=[component.name for component in self.chosen],
+            rule=[self.rule.width, self.rule.of_each(len(self.chosen)), self.block],
+            **({"precision": self.precision} if self.reduced else {}),
         )
 
     @property
@@ -135,7 +131,7 @@ class _Run:
         return self.eval_set.count
 
     def go(self, folder: Path) -> SequentialResult:
-        path = Path(folder) / f"{self.digest[:16]}.zarr"
+        path = store(folder, self.key)
         labelled.create(path, self._empty(), self._chunks())
         denoiser = self.denoiser
         engine = Engine(denoiser, self.rows)
@@ -174,15 +170,7 @@ class _Run:
                 engine = Engine(self.denoiser, self.rows)
                 eval_batches = [self.eval_set.batch(t_index, places) for t_index in checked.t_indices]
                 exact = [engine.measure(stacked, batch) for batch in eval_batches]
-            first = slice(checked.images)
-            swept = [
-                labelled.region(path, {"loss": (slice(None), t_index, first), "clean_loss": (t_index, first)})
-                for t_index in checked.t_indices
-            ]
-            errors = precision.largest_error(
-                [(part["loss"], part["clean_loss"]) for part in swept],
-                [(losses.loss, losses.clean_loss) for losses in exact],
-            )
+            errors = precision.loss_error(path, checked, exact)
             labelled.put(path, {"precision_error": (slice(None),)}, {"precision_error": errors})
         return labelled.region(path, {"precision_error": (slice(None),)})["precision_error"]
 
@@ -216,7 +204,7 @@ class _Run:
                 "t": self.timesteps,
                 "image": np.arange(self.total),
             },
-            attrs={**provenance(self.denoiser), "key": self.digest},
+            attrs={**provenance(self.denoiser), "key": self.key},
         )
 
     def _chunks(self) -> dict[str, tuple[int, ...]]:

@@ -19,30 +19,24 @@ import xarray as xr
 from jaxtyping import Array, Float
 
 from mechdiff.core.batches import batches
-from mechdiff.core.config import UNetConfig
 from mechdiff.core.errors import ConfigError
-from mechdiff.core.types import Images, PyTree, Timesteps
+from mechdiff.core.types import Images, PyTree
 from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
 from mechdiff.interventions.build import set_temperature, tempered_site
 from mechdiff.interventions.components import (
     HEAD,
     Component,
-    ComponentSelection,
     head_site,
-    select,
     site_type,
 )
-from mechdiff.interventions.gates import CAPTURED
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.attention_stats import AttentionStatistics
 from mechdiff.models.denoiser import Examinable
 from mechdiff.models.layers import ATTENTION
-from mechdiff.models.unet import forward
 from mechdiff.sweeps.attention_patterns import check_patterns, heads_of
 from mechdiff.sweeps.coords import component_coords
 from mechdiff.sweeps.execution.provenance import provenance
 
-HEAD_AXIS = -2  # of the outputs of our UNet's heads, before the channels of each
 Sites = dict[str, Array]  # site -> activations, rows first
 
 
@@ -55,55 +49,17 @@ class _Outcome(NamedTuple):
     gate: Sites
 
 
-def matched_temperature(
-    unet: UNetConfig,
-    params: PyTree,
-    identity: Intervention,
-    x_t: Images,
-    t: Timesteps,
-    what: ComponentSelection,
-    value: float,
-) -> Intervention:
-    """A temperature of the selected heads, with gates that restore the norm of every head's output on every
-    image.
-
-    The gates hold for these images only: they have a row axis. If heads of several sites are
-    chosen, a site is matched with the earlier sites already matched.
-
-    Args:
-      what: heads, as for `ablate`; their replacements become zero.
-      value: of the temperature, above 0.
-    """
-    tempered = set_temperature(identity, what, value)
-    sites = {site for site, _ in select(identity, what).values()}
-    zeros = {site: np.zeros((1, 1, 1), np.float32) for site in sites}
-    per_row = {site: np.tile(leaf, (len(x_t), 1)) for site, leaf in tempered.temperature.items()}
-    tempered = dataclasses.replace(
-        tempered, replacement={**tempered.replacement, **zeros}, temperature=per_row
-    )
-    gate = _matching_of_unet(unet, params, identity, tempered, x_t, t, rounds=len(sites))
-    return dataclasses.replace(tempered, gate={**identity.gate, **gate})
-
-
-@functools.partial(jax.jit, static_argnames=("unet", "rounds"))
-def _matching_of_unet(unet, params, identity, tempered, x_t, t, *, rounds) -> Sites:
-    def captured(intervention: Intervention) -> Sites:
-        return forward(unet, params, intervention, x_t, t, capture=(CAPTURED,))[1][CAPTURED]
-
-    return _matching(captured, lambda site: HEAD_AXIS, identity, tempered, rounds)
-
-
 def _matching(
     captured: Callable[[Intervention], Sites],
     unit_axis: Callable[[str], int],
     identity: Intervention,
     tempered: Intervention,
-    rounds: int,
 ) -> Sites:
-    """Gates of the tempered heads; each round settles one more site, those before it being matched.
+    """Gates that restore the norm of every tempered head's output, per row: they hold for these images only.
 
     Args:
-      captured: activations under an intervention.
+      captured: activations of these images under an intervention.
+      tempered: temperatures of the heads of one site, gates of the identity.
       unit_axis: the negative axis of a site's activation that heads run along.
     """
     places = {site: tempered_site(site, tempered.temperature) for site in identity.gate}
@@ -113,12 +69,10 @@ def _matching(
         return {site: _norm(activations[site], unit_axis(site)) for site in sites}
 
     clean, gate = norms(captured(identity)), {}
-    for _ in range(rounds):
-        current = norms(captured(dataclasses.replace(tempered, gate={**identity.gate, **gate})))
-        for site, norm in current.items():
-            ratio = clean[site] / jnp.where(norm > 0, norm, 1)
-            untouched = tempered.temperature[places[site]] == 1
-            gate[site] = jnp.where(untouched, identity.gate[site], ratio)
+    for site, norm in norms(captured(tempered)).items():
+        ratio = clean[site] / jnp.where(norm > 0, norm, 1)
+        untouched = tempered.temperature[places[site]] == 1
+        gate[site] = jnp.where(untouched, identity.gate[site], ratio)
     return gate
 
 
@@ -149,7 +103,7 @@ def _tempered(
     def outcome(setting: PyTree) -> _Outcome:
         rows = {site: jnp.tile(leaf, (len(x_t), 1)) for site, leaf in setting.items()}
         changed = dataclasses.replace(identity, temperature=rows)
-        gate = _matching(captured, denoiser.unit_axis, identity, changed, rounds=1) if matched else {}
+        gate = _matching(captured, denoiser.unit_axis, identity, changed) if matched else {}
         eps, patterns = predict(dataclasses.replace(changed, gate={**identity.gate, **gate}))
         entropy = {site: statistics.entropy for site, statistics in patterns.items()}
         return _Outcome(mean_square(eps - noise), mean_square(eps - clean), entropy, gate)
@@ -175,7 +129,7 @@ def temperature_effects(
         `sweeps.ablation_sweep`.
       values: temperatures above 0; above 1 flatten the pattern.
       heads: all of the network if None.
-      matched: with gates that hold the norm of the head's output, see `matched_temperature`.
+      matched: with gates that hold the norm of the head's output, image by image.
       block: images at once.
     Returns:
       Dataset with `loss`, `change`, the head's `entropy` (nats) under its temperature and the `gate` that

@@ -16,7 +16,7 @@ from mechdiff.core.config import DiffusionConfig, ExperimentConfig, TrainConfig,
 from mechdiff.core.types import PyTree
 from mechdiff.data import to_bytes, to_float
 from mechdiff.diffusion.samplers import Sampler, sample
-from mechdiff.diffusion.schedules import NoiseSchedule, ddim_timesteps, timesteps_by_log_snr
+from mechdiff.diffusion.schedules import SAMPLE_STEPS, NoiseSchedule, ddim_timesteps, timesteps_by_log_snr
 from mechdiff.models.unet import denoise
 from mechdiff.training import evaluation
 from mechdiff.training.placement import Placement, data_parallel
@@ -24,7 +24,6 @@ from mechdiff.training.step import Fixed, Seed, fixed_parts, init_state, train_s
 
 EVAL_TIMESTEPS = 8  # at most, evenly spread in log-SNR, that losses are reported at
 SAMPLES = 64  # images on a sample sheet
-SAMPLE_STEPS = 50  # DDIM
 
 
 class Programs(NamedTuple):

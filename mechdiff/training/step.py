@@ -47,6 +47,19 @@ class Fixed(NamedTuple):
     identity: Intervention
 
 
+class LossSettings(NamedTuple):
+    """What the loss depends on besides parameters, batch and dropout.
+
+    Attributes:
+      specs: how parameters are sharded over devices, of their structure.
+    """
+
+    config: ExperimentConfig
+    identity: Intervention
+    specs: PyTree
+    schedule: NoiseSchedule
+
+
 class NoisedBatch(NamedTuple):
     """Input of the loss: clean images, with the timestep, noise and class (if any) of each."""
 
@@ -126,9 +139,13 @@ def train_step(
     labels = _with_null_labels(config, keys.stream(key, "labels"), labels)
     everywhere, shares = PartitionSpec(), PartitionSpec(BATCH)
     specs = shard_specs(state.params, mesh.size if train.fsdp else 1)
+
+    def gradients(schedule: NoiseSchedule, *inputs: Any) -> tuple[Array, PyTree]:
+        return _gradients(LossSettings(config, identity, specs, schedule), *inputs)
+
     # Written out, as XLA would not split the loops inside convolutions and attention over devices by itself.
     loss, grads = jax.shard_map(
-        functools.partial(_gradients, config, identity, specs),
+        gradients,
         mesh=mesh,
         in_specs=(everywhere, specs, shares, everywhere),
         out_specs=(everywhere, specs),
@@ -150,18 +167,12 @@ def _with_null_labels(config: ExperimentConfig, key: PRNGKey, labels: Array | No
 
 
 def _gradients(
-    config: ExperimentConfig,
-    identity: Intervention,
-    specs: PyTree,
-    schedule: NoiseSchedule,
-    params: PyTree,
-    batch: NoisedBatch,
-    key: PRNGKey,
+    settings: LossSettings, params: PyTree, batch: NoisedBatch, key: PRNGKey
 ) -> tuple[Array, PyTree]:
     """Mean loss and its gradient over all devices, from one device's share of the batch. Dropout differs
     between devices, and so depends on how many there are."""
-    train = config.train
-    loss_fn = functools.partial(_mean_loss, config, identity, specs, schedule)
+    train = settings.config.train
+    loss_fn = functools.partial(_mean_loss, settings)
     if train.fsdp:  # whole parameters are put together again in the backward pass, layer by layer
         policy = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
         loss_fn = jax.checkpoint(loss_fn, policy=policy)
@@ -175,25 +186,17 @@ def _gradients(
     zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
     total = _accumulated(micro, zero, (micro_batches, keys_of_parts), parts)
     loss, grads = jax.tree.map(lambda a: a / parts, total)
-    return jax.lax.pmean(loss, BATCH), jax.tree.map(_mean_over_devices, grads, specs)
+    return jax.lax.pmean(loss, BATCH), jax.tree.map(_mean_over_devices, grads, settings.specs)
 
 
-def _mean_loss(
-    config: ExperimentConfig,
-    identity: Intervention,
-    specs: PyTree,
-    schedule: NoiseSchedule,
-    params: PyTree,
-    batch: NoisedBatch,
-    key: PRNGKey,
-) -> Array:
+def _mean_loss(settings: LossSettings, params: PyTree, batch: NoisedBatch, key: PRNGKey) -> Array:
     """Mean loss of a micro-batch; `key` is of dropout."""
-    unet, dtype = config.unet, jnp.dtype(config.train.dtype)
+    config, unet, dtype = settings.config, settings.config.unet, jnp.dtype(settings.config.train.dtype)
     mode = Mode(dtype, key if unet.dropout else None)
-    params = _gathered(params, specs, dtype)
+    params = _gathered(params, settings.specs, dtype)
     losses = training_loss(
-        functools.partial(apply_unet, unet, params, identity, condition=batch.labels, mode=mode),
-        schedule,
+        functools.partial(apply_unet, unet, params, settings.identity, condition=batch.labels, mode=mode),
+        settings.schedule,
         batch.x0,
         batch.t,
         batch.noise,

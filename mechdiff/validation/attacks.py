@@ -5,6 +5,7 @@ The rules are dated and are not changed; where one fails, that is a stated limit
 rules that have only nulls elsewhere, sequential sweeps and tests over people.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -112,7 +113,7 @@ def _phases(rng: np.random.Generator, repeats: int) -> list[Check]:
         return bool(p <= ALPHA and low > 0)
 
     def steps(count: int) -> Curves:
-        return np.repeat(rng.normal(size=(count, CURVES)), -(-TIMESTEPS // count), axis=0)[:TIMESTEPS]
+        return np.repeat(rng.normal(size=(count, CURVES)), math.ceil(TIMESTEPS / count), axis=0)[:TIMESTEPS]
 
     def own_step() -> Curves:
         where = rng.uniform(-0.8, 0.8, CURVES)

@@ -9,8 +9,8 @@ from scipy.stats import binomtest, kstest
 
 from mechdiff import stats
 from mechdiff.core.text_table import text_table
+from mechdiff.stats import ALPHA
 
-ALPHA = 0.05  # of tests and families
 CONFIDENCE = 0.95  # of intervals
 SURE = 0.999  # a check that holds fails with probability 0.001
 

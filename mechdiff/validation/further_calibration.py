@@ -6,13 +6,13 @@ import xarray as xr
 from jaxtyping import Bool, Float
 from scipy.stats import binom
 
+from mechdiff.analysis import margins
 from mechdiff.analysis.roles import matching
 from mechdiff.circuits import backups
 from mechdiff.stats import small_samples
 from mechdiff.validation.checks import ALPHA, Check, errs, finds
 
-NETWORKS, SETS, QUANTILE = 12, 20, 0.95  # of a study; channel sets of each component, and what it must exceed
-ROLE_MARGIN = 0.1  # of a correlation above chance
+NETWORKS, SETS = 12, 20  # of a study; channel sets of each component
 IMAGES, TIMESTEPS = 16, 4  # of pairs, as a study runs them
 
 
@@ -37,7 +37,7 @@ def _beyond_controls(rng: np.random.Generator, repeats: int) -> list[Check]:
 
     def sets(mean: float) -> Float[np.ndarray, " network"]:
         drawn = mean * (1 + 0.3 * rng.normal(size=(NETWORKS, SETS)))
-        return np.quantile(drawn, QUANTILE, axis=1)
+        return np.quantile(drawn, margins.OF_RANDOM_SETS, axis=1)
 
     def outcomes(control) -> Bool[np.ndarray, " repeat"]:
         return np.array([p(control()) <= ALPHA for _ in range(repeats)])
@@ -93,11 +93,11 @@ def _role_margin(rng: np.random.Generator, repeats: int) -> list[Check]:
             sides.append([network(profile, role, link) for _ in range(6)])
         first, second = sides
         interval = small_samples.jackknife_interval(excess, first, second, excess(first, second))
-        return bool(interval[1] < ROLE_MARGIN)
+        return bool(interval[1] < margins.ROLES)
 
     # Two networks' selectivities correlate by link^2, and by a quarter of that where heads are shuffled: one
     # of the four in a layer stays where it is, on average.
-    edge = [refused(np.sqrt(ROLE_MARGIN / 0.75)) for _ in range(repeats)]
+    edge = [refused(np.sqrt(margins.ROLES / 0.75)) for _ in range(repeats)]
     nothing = [refused(0.0) for _ in range(repeats)]
     return [
         errs("roles not supported: a correlation at the margin", np.array(edge)),

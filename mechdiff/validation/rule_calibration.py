@@ -7,7 +7,7 @@ Sizes are those of studies: 5 to 12 networks, 28 heads in 7 layers, 24 component
 import numpy as np
 from jaxtyping import Bool, Float
 
-from mechdiff.analysis import bottlenecks, network_divergence, spread
+from mechdiff.analysis import bottlenecks, margins, network_divergence, spread
 from mechdiff.analysis.entropy_correlation import within_layers
 from mechdiff.analysis.network_divergence import NetworkDivergence
 from mechdiff.analysis.roles import assignment, matching
@@ -18,8 +18,6 @@ from mechdiff.validation.simulated import four_phases_margin, held_out_scores, i
 
 LAYERS = [f"layer{i}" for i in range(7) for _ in range(4)]  # of 28 heads
 ENTROPY_TIMESTEPS = 6  # timesteps of entropies
-MARGIN = 0.015  # nats, of the claim about divergence
-RATIO_MARGIN = float(np.log(1.042))  # of the claim about complexity
 ROLES_BEFORE = 0.003  # raw p <= .05 by chance under the old rule, as the audit measured it (F6)
 
 
@@ -50,13 +48,13 @@ def _divergence(rng: np.random.Generator, repeats: int) -> list[Check]:
         return np.array([result.p_varies <= ALPHA for result in results])
 
     def within(results: list[NetworkDivergence]) -> Bool[np.ndarray, " repeat"]:
-        return np.array([result.interval[1] < MARGIN for result in results])
+        return np.array([result.interval[1] < margins.DIVERGENCE for result in results])
 
     def old(results: list[NetworkDivergence]) -> Bool[np.ndarray, " repeat"]:
         return np.array([old_rules.p_and_interval(result) for result in results])
 
     none, same, tilted = studies(5, 0, 0), studies(5, 0.1, 0), studies(5, 0.0, 0.1)
-    edge, still = studies(6, MARGIN, 0, 0.02), studies(6, 0, 0, 0.02)
+    edge, still = studies(6, margins.DIVERGENCE, 0, 0.02), studies(6, 0, 0, 0.02)
     name, varies = "divergence, 5 + 5 networks, heads in any order", "divergence varies with the timestep"
     return [
         replacing(errs(f"{name}: no difference", differ(none)), old(none)),
@@ -173,7 +171,7 @@ def _complexity(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Chec
         increases_natural, increases_simple = sides
         natural, simple = map(spread.pseudo_values, sides)
         _, (low, high), p = small_samples.between_groups(natural, simple, pseudo=True)
-        refused = high < 0 or max(abs(low), abs(high)) < RATIO_MARGIN
+        refused = high < 0 or max(abs(low), abs(high)) < margins.RATIO
         old = old_rules.each_network_alone(increases_natural, increases_simple)
         return bool(p <= ALPHA), old, bool(refused)
 

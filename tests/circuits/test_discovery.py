@@ -357,7 +357,7 @@ def test_halves_are_other_pictures_with_other_noise(nobody):
     config = SweepConfig(timesteps=3, images=9)
     settings = config, jax.random.key(4), None
     find, score = circuit_results.circuit_evaluators(nobody, pixels_of_people, "zero", *settings)
-    assert find.eval_set.count == 4 and score.eval_set.count == 5 and find.digest != score.digest
+    assert find.eval_set.count == 4 and score.eval_set.count == 5 and find.key != score.key
     assert find.people.tolist() == [0, 0, 1, 1] and score.people.tolist() == [2, 2, 3, 3, 4]
     assert not np.array_equal(*(jax.random.key_data(evaluator.eval_set.key) for evaluator in (find, score)))
     assert find.eval_set.timesteps.tolist() == score.eval_set.timesteps.tolist()

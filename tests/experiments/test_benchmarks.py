@@ -60,8 +60,9 @@ def test_arms_that_would_not_do_the_same_work_are_refused(monkeypatch):
 @pytest.mark.parametrize("name", ["tiny", "cpu16"])
 def test_the_rival_has_our_parameters_and_components(name):
     pytest.importorskip("diffusers", reason="needs the torch extra")
+    from reference.make_unet_reference import component_name
+
     from experiments.benchmarks import torch_baseline
-    from mechdiff.models.pretrained.diffusers import component_name
 
     unet = preset(name).unet
     model = torch_baseline.unet2d(unet)

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from experiments.benchmarks.torch_baseline import hooked, hooks
-from mechdiff.models.pretrained.diffusers import component_name, unet_config
+from mechdiff.core.config import UNetConfig
+from mechdiff.models.pretrained.diffusers import stage_places, unet_config
 
 DOWN, UP, ATTN_DOWN, ATTN_UP = "DownBlock2D", "UpBlock2D", "AttnDownBlock2D", "AttnUpBlock2D"
 COMMON = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
@@ -49,6 +50,13 @@ MODELS = {
 }
 ABLATED = "heads"
 ROWS = 2
+
+
+def component_name(theirs: str, unet: UNetConfig) -> str:
+    """Our name of a component, from their path of its block and the component's last word."""
+    path, last = theirs.rsplit(".", 1)
+    ours = {place: stage for stage, place in stage_places(unet).items()}
+    return f"{ours[path]}.{last}"
 
 
 def build(arguments: dict, rng: np.random.Generator) -> diffusers.UNet2DModel:

@@ -121,13 +121,13 @@ def test_the_newest_two_and_the_best_step_are_kept(tmp_path):
     save_steps(tmp_path, 0.5, 0.1, 0.4, None, float("nan"))
     checkpoints = TrainCheckpoints(tmp_path)
     assert checkpoints.steps() == [2, 4, 5]
-    assert checkpoints.latest_step() == 5 and checkpoints.best_step() == 2
+    assert checkpoints.latest_step() == 5
     assert_same(checkpoints.restore(make_state(0), step=2)[0], make_state(2))
 
 
 def test_a_folder_without_checkpoints_has_no_steps(tmp_path):
     checkpoints = TrainCheckpoints(tmp_path / "absent")
-    assert (checkpoints.steps(), checkpoints.latest_step(), checkpoints.best_step()) == ([], None, None)
+    assert (checkpoints.steps(), checkpoints.latest_step()) == ([], None)
     with pytest.raises(CheckpointError, match=r"no checkpoint of step None in .*absent"):
         checkpoints.restore(make_state(0))
     assert not (tmp_path / "absent").exists()
@@ -150,8 +150,7 @@ def test_saving_and_loading_are_silent(tmp_path, capfd):
 
 def test_reading_leaves_the_folders_untouched(three_steps, exported):
     before = snapshot(three_steps), snapshot(exported)
-    checkpoints = TrainCheckpoints(three_steps)
-    checkpoints.restore(make_state(0), step=checkpoints.best_step())
+    TrainCheckpoints(three_steps).restore(make_state(0), step=2)
     load_model(exported)
     assert (snapshot(three_steps), snapshot(exported)) == before
 

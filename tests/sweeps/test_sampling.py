@@ -22,6 +22,7 @@ from mechdiff.diffusion.samplers import (
 )
 from mechdiff.diffusion.schedules import ddim_timesteps, linear_schedule
 from mechdiff.interventions.build import ablate, windowed
+from mechdiff.interventions.record import stack_size
 from mechdiff.models.unet import components, denoise
 from mechdiff.sweeps import activations, sampling, sampling_plan
 from mechdiff.sweeps.execution import drawing, rollout
@@ -145,7 +146,6 @@ def test_network_calls_are_those_of_the_closed_formula_and_one_program_serves_al
     denoiser, chosen, tmp_path, monkeypatch
 ):
     inner, calls, traces = rollout.roll.__wrapped__, [], []
-    stack_size = lambda stacked: len(next(iter(stacked.gate.values())))
 
     @functools.partial(jax.jit, static_argnames=("step_fn", "clip", "mesh"))
     def traced(denoiser, stacked, *args, **options):

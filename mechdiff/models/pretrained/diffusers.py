@@ -111,13 +111,6 @@ def stage_places(unet: UNetConfig) -> dict[str, str]:
     return {stage.name: _place(stage.parts, last) for stage in stages(unet) if stage.parts}
 
 
-def component_name(theirs: str, unet: UNetConfig) -> str:
-    """Our name of a component, from their path of its block and the component's last word."""
-    path, last = theirs.rsplit(".", 1)
-    ours = {place: stage for stage, place in stage_places(unet).items()}
-    return f"{ours[path]}.{last}"
-
-
 def modern(state: tensors.State, where: Path) -> dict:
     """A state dict with the names that attention has had since diffusers 0.13.
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from mechdiff.core.config import MOST_STEPS, DiffusionConfig
 from mechdiff.core.errors import ConfigError, shorten, unknown
+from mechdiff.diffusion.schedules import betas_of
 from mechdiff.models.pretrained import families, states
 from mechdiff.models.pretrained.imported import Stated
 from mechdiff.models.pretrained.options import (
@@ -244,7 +245,7 @@ def _diffusion(get: Options) -> DiffusionConfig:
     if betas is None and get["beta_schedule"] == "sigmoid":
         betas = sigmoid_betas(steps, start, end)
     if betas is None and get["rescale_betas_zero_snr"]:
-        betas = _betas_of(named)
+        betas = betas_of(named)
     if betas is None:
         return named
     if get["rescale_betas_zero_snr"]:
@@ -270,13 +271,3 @@ def zero_terminal_snr(betas: Sequence[float] | np.ndarray) -> np.ndarray:
     bar = signal**2
     bar[-1] = min(FAINTEST, STEP_DOWN * bar[-2])
     return 1 - bar / np.append(1.0, bar[:-1])
-
-
-def _betas_of(config: DiffusionConfig) -> np.ndarray:
-    """In float64, which `make_schedule` rounds to float32."""
-    if config.schedule == "cosine":
-        fraction = np.arange(config.steps + 1) / config.steps
-        signal = np.cos(0.5 * np.pi * (fraction + 0.008) / 1.008) ** 2
-        return np.minimum(1 - signal[1:] / signal[:-1], 0.999)
-    root = 0.5 if config.schedule == "scaled_linear" else 1.0
-    return np.linspace(config.beta_start**root, config.beta_end**root, config.steps) ** (1 / root)

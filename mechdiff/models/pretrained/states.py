@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mechdiff.core.errors import CheckpointError, ConfigError, shorten
 from mechdiff.models.pretrained.averages import OTHER, check_stated, kind_of, named
-from mechdiff.models.pretrained.tensors import State, index_of
+from mechdiff.models.pretrained.tensors import PICKLES, State, index_of
 
 COMPILED = "_orig_mod."  # of torch.compile, at any depth
 WRAPPERS = (
@@ -23,7 +23,6 @@ WRAPPERS = (
 ADAPTERS = re.compile("lora|adapter|optim|embed")  # in names of files that hold no whole network
 NO_NETWORK = re.compile(f"{ADAPTERS.pattern}|opt|sched|random|rng|args|scaler|sampler|-of-")  # of pickles
 SHARD = re.compile(r"-\d+-of-\d+$")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 COPIED = "online_model"  # the raw network that an average keeps beside itself
 
 

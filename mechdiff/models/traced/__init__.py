@@ -10,7 +10,7 @@ from mechdiff.diffusion.parameterization import (
     flow_schedule,
     schedule_from_sigmas,
 )
-from mechdiff.models.traced.denoiser import TracedDenoiser, activations
+from mechdiff.models.traced.denoiser import TracedDenoiser
 from mechdiff.models.traced.sites import Site
 from mechdiff.models.traced.wrapping import wrap
 
@@ -18,7 +18,6 @@ __all__ = [
     "Parameterization",
     "Site",
     "TracedDenoiser",
-    "activations",
     "edm_schedule",
     "flow_schedule",
     "schedule_from_sigmas",

@@ -1,9 +1,7 @@
 """A network that is examined through its named values: the `Denoiser` of any JAX function."""
 
 import dataclasses
-import itertools
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,11 +11,11 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array
 
-from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Features, Images, PRNGKey, PyTree, Timesteps
 from mechdiff.diffusion.parameterization import Parameterization
 from mechdiff.diffusion.schedules import NoiseSchedule
-from mechdiff.interventions.components import HEAD, PATTERN, Component, pattern_site, site_type, units
+from mechdiff.interventions.components import HEAD, PATTERN, Component, groups, pattern_site, site_type, units
 from mechdiff.interventions.gates import CAPTURED
 from mechdiff.interventions.record import Intervention, in_window
 from mechdiff.models.attention_stats import attention_statistics
@@ -114,7 +112,7 @@ class TracedDenoiser:
                 continue
             owned = dict(units(name, site.units))
             if channel_groups and len(owned) == 1:
-                owned |= _groups(name, site.units, channel_groups)
+                owned |= groups(name, site.units, channel_groups)
             listed += [
                 Component(part, site_type(name), name, index, depth, _side(site.shape))
                 for part, index in owned.items()
@@ -197,43 +195,6 @@ def _unflattened(static: tuple, leaves: tuple) -> TracedDenoiser:
 jax.tree_util.register_pytree_node(TracedDenoiser, _flattened, _unflattened)
 
 
-def activations(
-    denoiser: TracedDenoiser,
-    x_t: Images,
-    t: Timesteps,
-    sites: str | Sequence[str],
-    *,
-    intervention: Intervention | None = None,
-    condition: Any = None,
-) -> dict[str, Array]:
-    """Values of sites, before their own gates act on them.
-
-    Args:
-      sites: names, or one regular expression (full match).
-      intervention: under which the network runs; the identity if None.
-    Returns:
-      site -> `(batch, *rest)`, rows first; zeros if the site is in a branch of a `cond` that was not taken.
-    Raises:
-      ConfigError: a site or a pattern that matches nothing.
-
-    Example:
-      >>> activations(denoiser, x_t, t, "block.*[.]mlp")["block0.mlp"].shape  # doctest: +SKIP
-      (16, 64, 128)
-    """
-    known = {name: site for site in denoiser.network.sites for name in site.names}
-    if isinstance(sites, str):
-        chosen = [name for name in known if name == sites or re.fullmatch(sites, name)]
-        sites = chosen or [sites]
-    for name in sites:
-        if name not in known:
-            raise ConfigError(unknown("site", name, known))
-    tags = frozenset(known[name].tag for name in sites)
-    intervention = denoiser.identity if intervention is None else intervention
-    _, captured = _run(denoiser.network, denoiser, intervention, x_t, t, condition, tags)
-    values = _tempered(per_turn(denoiser.network.sites, captured), known, intervention, t)
-    return {name: values[name] for name in sites}
-
-
 def _tempered(
     values: dict[str, Array], known: Mapping[str, Site], intervention: Intervention, t: Timesteps
 ) -> dict[str, Array]:
@@ -289,11 +250,6 @@ def program_of(
 def _grid(tokens: int) -> tuple[int, int]:
     side = math.isqrt(tokens)
     return (side, side) if side * side == tokens else (1, tokens)
-
-
-def _groups(site: str, width: int, count: int) -> dict[str, tuple[int, int]]:
-    edges = [width * group // min(count, width) for group in range(min(count, width) + 1)]
-    return {f"{site}.{low}-{high}": (low, high) for low, high in itertools.pairwise(edges)}
 
 
 def _side(shape: Sequence[int]) -> int:

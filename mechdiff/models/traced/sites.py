@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr
 
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.interventions.components import PATTERN, site_type
@@ -60,8 +61,8 @@ class Site:
 
 def discover(
     fn: Callable[..., Any], args_of: Callable[[int], tuple], unit_axes: Mapping[str, int]
-) -> tuple[Site, ...]:
-    """The sites of `fn`, in order of execution.
+) -> tuple[tuple[Site, ...], tuple[ClosedJaxpr, ClosedJaxpr]]:
+    """The sites of `fn`, in order of execution, and its programs at both numbers of `ROWS`.
 
     It is traced twice, at two numbers of rows, so that the axis of rows is known, not guessed.
 
@@ -78,15 +79,15 @@ def discover(
       >>> from jax.ad_checkpoint import checkpoint_name
       >>> def fn(x):
       ...     return checkpoint_name(2 * x, "twice")
-      >>> sites = discover(fn, lambda rows: (jax.ShapeDtypeStruct((rows, 3), float),), {})
+      >>> sites, _ = discover(fn, lambda rows: (jax.ShapeDtypeStruct((rows, 3), float),), {})
       >>> sites[0].names, sites[0].units
       (('twice',), 3)
     """
-    program, other = (jax.make_jaxpr(fn)(*args_of(rows)) for rows in ROWS)
-    tags, others = (_by_name(walk(traced)) for traced in (program, other))
+    programs = tuple(jax.make_jaxpr(fn)(*args_of(rows)) for rows in ROWS)
+    tags, others = (_by_name(walk(program)) for program in programs)
     if not tags:
         raise ConfigError(f"no value of this function has a name; {ADD_A_NAME}")
-    _, reached = reaching(program)
+    _, reached = reaching(programs[0])
     for name in tags:
         if name not in reached:
             raise ConfigError(
@@ -94,7 +95,8 @@ def discover(
                 f"`h = checkpoint_name(h, {name!r})`"
             )
     _check_axes(unit_axes, tags)
-    return tuple(_site(naming, others.get(name), unit_axes) for name, naming in tags.items())
+    sites = tuple(_site(naming, others.get(name), unit_axes) for name, naming in tags.items())
+    return sites, programs
 
 
 ROWS = (8, 16)  # numbers of rows at which a function is traced; a mesh can split them

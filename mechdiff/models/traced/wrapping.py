@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -71,22 +72,13 @@ def wrap(
       >>> [component.name for component in denoiser.components()]
       ['scaled']
     """
-    _check_callable(fn)
-    _check_schedule(schedule)
-    _check_example(example)
-    _check_finite(params)
-    if init is not None and not callable(init):
-        raise ConfigError(f"init={init!r} can't be called; give a function of a PRNG key that returns params")
-    if init is not None:
-        _check_init(init, params)
+    _check(fn, params, schedule, example, init)
     if isinstance(parameterization, str):
         parameterization = Parameterization(output=parameterization)
     args_of = functools.partial(_arguments, parameterization, schedule, params, example)
     _check_function(fn, args_of)
-    sites = discover(fn, args_of, dict(unit_axes or {}))
+    sites, (few, program) = discover(fn, args_of, dict(unit_axes or {}))
     _check_names(sites)
-    rows = ROWS[-1]
-    few, program = (jax.make_jaxpr(fn)(*args_of(count)) for count in ROWS)
     name = name or getattr(fn, "__name__", type(fn).__name__)
     _warn_of_mixed_rows(name, rows_mixed(program, few))
     network = TracedNetwork(
@@ -97,8 +89,8 @@ def wrap(
         dtype=str(jnp.result_type(example[0])),
         conditioned=len(example) == 3,
         digest=_digest_program(few),
-        row_bytes=-(-peak_bytes(program) // rows),
-        gradient_bytes=-(-total_bytes(program) // rows),
+        row_bytes=math.ceil(peak_bytes(program) / ROWS[-1]),
+        gradient_bytes=math.ceil(total_bytes(program) / ROWS[-1]),
         init=init,
     )
     return TracedDenoiser(params, identity_of(sites), schedule, network, name)
@@ -112,6 +104,15 @@ def _arguments(
         lambda leaf: jax.ShapeDtypeStruct((rows, *np.shape(leaf)[1:]), jnp.result_type(leaf)), example
     )
     return (params, *jax.eval_shape(parameterization.inputs, schedule, x, t), *condition)
+
+
+def _check(fn: Any, params: PyTree, schedule: Any, example: tuple, init: Any) -> None:
+    _check_callable(fn)
+    _check_schedule(schedule)
+    _check_example(example)
+    _check_finite(params)
+    if init is not None:
+        _check_init(init, params)
 
 
 def _check_callable(fn: Any) -> None:
@@ -171,6 +172,8 @@ def _check_example(example: tuple) -> None:
 
 def _check_init(init: Any, params: PyTree) -> None:
     """Checks, by tracing, that `init` draws parameters of the structure and shapes of `params`."""
+    if not callable(init):
+        raise ConfigError(f"init={init!r} can't be called; give a function of a PRNG key that returns params")
     try:
         drawn = jax.eval_shape(init, jax.random.key(0))
     except Exception as error:  # whatever the user's function raises

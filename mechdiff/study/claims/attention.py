@@ -9,7 +9,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from mechdiff import stats
-from mechdiff.analysis import network_divergence
+from mechdiff.analysis import margins, network_divergence
 from mechdiff.analysis.entropy_correlation import within_layers
 from mechdiff.analysis.network_divergence import NetworkDivergence
 from mechdiff.analysis.roles import matching
@@ -19,8 +19,6 @@ from mechdiff.study.claims import across_seeds, apart
 from mechdiff.study.claims.verdicts import ALPHA, Finding
 from mechdiff.study.records import Network
 
-MARGIN = 0.015  # nats: the smallest divergence that the paper reports; less counts as none
-ROLE_MARGIN = 0.1  # of a correlation above chance
 Heads = Float[np.ndarray, "draws head t"]
 
 
@@ -47,7 +45,7 @@ def divergence(networks: Sequence[Network], controls: Sequence[Network] = ()) ->
             f"p {result.p_paired:.2g}"
         )
     because += _from_controls(networks, controls)
-    negligible = bool(result.interval[1] < MARGIN)  # False for NaN
+    negligible = bool(result.interval[1] < margins.DIVERGENCE)  # False for NaN
     return Finding(result.pooled, result.interval, result.p, n, because, negligible=negligible, p_alone=True)
 
 
@@ -163,7 +161,7 @@ def roles(networks: Sequence[Network]) -> Finding:
             text += f", matches share it in {result.labels:.0%}, by chance {result.chance_labels:.0%}"
         words.append(text)
     interval = small_samples.jackknife_interval(excess, natural, simple, estimate)
-    least, negligible = min(len(natural), len(simple)), bool(interval[1] < ROLE_MARGIN)
+    least, negligible = min(len(natural), len(simple)), bool(interval[1] < margins.ROLES)
     images = _roles(natural[0]).sizes.get("image")
     return Finding(
         estimate, interval, p, least, "; ".join(words),

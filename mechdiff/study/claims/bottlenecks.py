@@ -12,15 +12,13 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float, Int
 
-from mechdiff.analysis import bottlenecks
+from mechdiff.analysis import bottlenecks, margins
 from mechdiff.analysis.bottlenecks import THRESHOLD
 from mechdiff.core.errors import NotTestable
 from mechdiff.stats.small_samples import FEWEST, over_seeds
 from mechdiff.study.claims import across_seeds, apart
 from mechdiff.study.claims.verdicts import ALPHA, Finding
 from mechdiff.study.records import Network
-
-QUANTILE = 0.95  # of random sets, that a bottleneck must exceed
 
 
 def examine(networks: Sequence[Network]) -> Finding:
@@ -126,7 +124,7 @@ def _random(
         sets = random_sets["relative_increase"].sel(component=name)
         ablations = [str(ablation) for ablation in network.sweep["ablation"].values]
         values = [
-            np.quantile(sets.sel(ablation=ablation).values, QUANTILE)
+            np.quantile(sets.sel(ablation=ablation).values, margins.OF_RANDOM_SETS)
             for i, ablation in enumerate(ablations)
             if visible[i, component] and ablation in sets["ablation"].values
         ]

@@ -18,14 +18,13 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from mechdiff.analysis import complexity, effects, spread
+from mechdiff.analysis import complexity, effects, margins, spread
 from mechdiff.core.errors import ConfigError, NotTestable
 from mechdiff.stats import small_samples
 from mechdiff.study.claims import across_seeds
 from mechdiff.study.claims.verdicts import ALPHA, Finding
 from mechdiff.study.records import Network
 
-MARGIN = float(np.log(1.042))  # of a ratio's logarithm: half of what the paper reports
 RUNGS = (0, 2, 4)
 MATCHED = float(np.log(1.1))  # of the ratio of mean clean losses: networks within 10 % are matched
 Values = tuple[Float[np.ndarray, " network"], Float[np.ndarray, " m"] | None]
@@ -78,7 +77,7 @@ def examine(networks: Sequence[Network], controls: Sequence[Network] = ()) -> Fi
         f"{_beside(measure, networks, controls)}"
     )
     ends = tuple(float(np.exp(end)) for end in interval)
-    negligible = bool(np.abs(interval).max() < MARGIN)  # False for NaN
+    negligible = bool(np.abs(interval).max() < margins.RATIO)  # False for NaN
     n = min(len(natural), len(simple))
     return Finding(float(np.exp(estimate)), ends, p, n, because, null=1.0, negligible=negligible)
 
@@ -151,12 +150,12 @@ def _matched(networks: Sequence[Network]) -> tuple[list[Network], list[Network],
         for side in sides
     ]
     pairs = [
-        (abs(np.log(_loss(natural) / _loss(simple))), i)
+        (abs(np.log(mean_clean_loss(natural) / mean_clean_loss(simple))), i)
         for i, (natural, simple) in enumerate(itertools.product(*options))
     ]
     gap, best = min(pairs)
     natural, simple = list(itertools.product(*options))[best]
-    ratio = _loss(natural) / _loss(simple)
+    ratio = mean_clean_loss(natural) / mean_clean_loss(simple)
     if gap > MATCHED:
         raise NotTestable(
             f"networks are not matched in loss: CelebA's is {ratio:.2f} times that of synthetic faces, at "
@@ -174,7 +173,8 @@ def _unmatched(networks: Sequence[Network]) -> str:
     return ""
 
 
-def _loss(networks: Sequence[Network]) -> float:
+def mean_clean_loss(networks: Sequence[Network]) -> float:
+    """Mean squared error of the predicted noise: over networks, and over timesteps and images of each."""
     return float(np.mean([network.sweep["clean_loss"].values.mean() for network in networks]))
 
 

@@ -39,7 +39,12 @@ def measure(networks: Sequence[Network]) -> pd.DataFrame:
         known = network.complexity if network.data == "synthetic" else -1
         groups.setdefault((network.data, known, network.steps), []).append(network)
     rows = [
-        {**dict(zip(KEYS, key, strict=True)), "networks": len(group), "clean_loss": _clean_loss(group), **row}
+        {
+            **dict(zip(KEYS, key, strict=True)),
+            "networks": len(group),
+            "clean_loss": complexity.mean_clean_loss(group),
+            **row,
+        }
         for key, group in groups.items()
         for row in _measures(group)
     ]
@@ -51,10 +56,6 @@ def measure(networks: Sequence[Network]) -> pd.DataFrame:
         .drop(columns="last")
         .reset_index(drop=True)
     )
-
-
-def _clean_loss(networks: Sequence[Network]) -> float:
-    return float(np.mean([network.sweep["clean_loss"].values.mean() for network in networks]))
 
 
 def _measures(networks: Sequence[Network]) -> list[dict[str, str | float]]:

@@ -20,10 +20,9 @@ import numpy as np
 from mechdiff import stats
 from mechdiff.core.errors import NotTestable
 from mechdiff.core.text_table import text_table
+from mechdiff.stats import ALPHA
 from mechdiff.stats.small_samples import FEWEST
 from mechdiff.study.records import Network
-
-ALPHA = 0.05
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,17 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from mechdiff.core import devices
+from mechdiff.core.batches import batches
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.samplers import Sampler, guided, sample
-from mechdiff.diffusion.schedules import ddim_timesteps
+from mechdiff.diffusion.schedules import SAMPLE_STEPS, ddim_timesteps
 from mechdiff.models import conditions
 from mechdiff.models.denoiser import Examinable
 from mechdiff.sweeps.execution import footprint, memory
 
-SAMPLE_STEPS = 50  # DDIM
 SAMPLE_BLOCK = 16  # images drawn together
 BRIEF_STEPS = 10  # DDIM, for images of a first ranking only
 
@@ -57,11 +57,9 @@ def draw_samples(
     program = {"mesh": mesh, "timesteps": tuple(timesteps), "guidance": guidance}
     run = devices.jitted(_drawn, ("mesh", "timesteps", "guidance"), quickly)
     drawn = []
-    for start in range(0, count, block):
-        indices = start + np.arange(block)
-        places = np.minimum(indices, count - 1)
-        pair = jax.tree.map(lambda leaf, places=places: np.take(leaf, places, axis=0), (condition, null))
-        drawn.append(np.asarray(run(placed, key, indices, pair, **program)))
+    for batch in batches(count, block):
+        pair = conditions.at((condition, null), batch.indices)
+        drawn.append(np.asarray(run(placed, key, batch.indices, pair, **program)))
     return np.concatenate(drawn)[:count]
 
 

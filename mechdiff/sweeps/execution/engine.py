@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from mechdiff.core import devices
 from mechdiff.core.types import AnyArray, PyTree
 from mechdiff.diffusion.eval_set import EvalBatch
-from mechdiff.interventions.record import Intervention
+from mechdiff.interventions.record import Intervention, stack_size
 from mechdiff.models import conditions
 from mechdiff.models.denoiser import Examinable
 from mechdiff.sweeps.execution import footprint, layout, memory, passes, placement, shared_prefix
@@ -196,7 +196,7 @@ class Engine:
 
     def _size(self, stacked: Intervention, images: int) -> tuple[int, int]:
         """Interventions in a pass and images in a block."""
-        interventions, device_count = len(next(iter(stacked.gate.values()))), len(self.devices)
+        interventions, device_count = stack_size(stacked), len(self.devices)
         limit = self.rows or self._limit(stacked)
         rows = min(interventions, limit)
         if images < device_count:  # then devices share passes

@@ -5,6 +5,7 @@ devices. Places left over hold repeats, which `by_intervention` and `by_image` d
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -54,7 +55,7 @@ class Layout(NamedTuple):
 
 def lay_out(plan: PassPlan, images: int, block: int, devices: Sequence[Any]) -> Layout:
     """The layout of the interventions of a plan and of `images` in blocks of `block`."""
-    blocks = -(-images // block)
+    blocks = math.ceil(images / block)
     mesh = _mesh(devices, blocks)
     places = np.arange(blocks * block).reshape(blocks, block)
     places = np.minimum(_padded(places, mesh.shape["images"]), images - 1)

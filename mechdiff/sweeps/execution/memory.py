@@ -4,6 +4,7 @@ On accelerators the memory that counts is that of all devices of this process.
 """
 
 import dataclasses
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def images_at_once(wanted: int, bytes_of_one: int) -> int:
     `FREE_SHARE` of the free memory; at least one."""
     room, count = FREE_SHARE * available_bytes(), wanted
     while count > 1 and count * bytes_of_one > room:
-        count = -(-count // 2)
+        count = math.ceil(count / 2)
     return count
 
 

@@ -1,8 +1,12 @@
 """What a result was made of: digests of its inputs, and facts on its denoiser, saved with it."""
 
+from pathlib import Path
+from typing import Any
+
 import jax
 import numpy as np
 
+from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import digests
@@ -19,6 +23,22 @@ def eval_set_digests(eval_set: EvalSet) -> dict:
     if eval_set.condition is not None:
         inputs["condition"] = digests.digest_arrays(eval_set.condition)
     return inputs
+
+
+def result_key(denoiser: Examinable, eval_set: EvalSet | None = None, **decisive: Any) -> str:
+    """SHA-256 of everything that decides the numbers of a result; it names what is saved.
+
+    Args:
+      decisive: JSON-ready inputs besides the denoiser and the images. Their names are part of the key: with
+        others, no saved result is found.
+    """
+    inputs = {} if eval_set is None else eval_set_digests(eval_set)
+    return digests.digest_json({**denoiser.digests(), **inputs, **decisive, "numerics": NUMERICS_VERSION})
+
+
+def store(folder: str | Path, key: str) -> Path:
+    """Where the result of a key is kept in a folder."""
+    return Path(folder) / f"{key[:16]}.zarr"
 
 
 def provenance(denoiser: Examinable) -> dict:

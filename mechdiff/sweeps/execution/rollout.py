@@ -20,7 +20,8 @@ from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import AnyArray, Images, PRNGKey, PyTree, StepFn
 from mechdiff.diffusion.samplers import Sampler, TimestepSequence, initial_noise, keys_of_steps, one_step
-from mechdiff.interventions.record import Intervention
+from mechdiff.interventions.record import Intervention, stack_size
+from mechdiff.models import conditions
 from mechdiff.models.denoiser import Examinable
 
 Window = tuple[int, int]
@@ -100,7 +101,7 @@ def roll(
     """
 
     def local(denoiser, stacked, steps, samples):
-        count, batch = len(next(iter(stacked.gate.values()))), len(samples.x_t)
+        count, batch = stack_size(stacked), len(samples.x_t)
         stacked = dataclasses.replace(
             stacked,
             gate=_each_repeated(stacked.gate, batch),
@@ -167,7 +168,7 @@ class Rollout:
           stacked: as for `roll`.
         """
         x_t = devices.shared(self.mesh, x_t)  # always laid out alike: another layout is another program
-        condition = jax.tree.map(lambda leaf: np.asarray(leaf)[indices], self.condition)
+        condition = conditions.at(self.condition, indices)
         steps = Steps(self.timesteps, span[0], span[1], self.key)
         program = {"step_fn": self.step_fn, "clip": self.clip, "mesh": self.mesh}
         return roll(self._placed, stacked, steps, Samples(x_t, indices, condition), **program)

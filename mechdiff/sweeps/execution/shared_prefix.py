@@ -7,6 +7,7 @@ memory holds only a part of the rows at a time, they take turns in the same prog
 In a function with named values, sites take the place of stages, see `models.traced.joining`.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from mechdiff.core.config import UNetConfig
 from mechdiff.core.types import AnyArray, Images, PyTree
 from mechdiff.diffusion.process import to_eps
 from mechdiff.interventions.components import VECTORS, site_stage, site_type
-from mechdiff.interventions.record import Intervention
+from mechdiff.interventions.record import Intervention, stack_size
 from mechdiff.models.denoiser import Denoiser, Examinable
 from mechdiff.models.stage_modules import at_timesteps, enter
 from mechdiff.models.stages import stages
@@ -48,7 +49,7 @@ def joining_stages(config: UNetConfig, stacked: Intervention) -> Int[np.ndarray,
       stacked: gates `(interventions, units)`; temperatures, patterns and directions stacked too, or shared.
     """
     place = {stage.name: i for i, stage in enumerate(stages(config))}
-    count = len(next(iter(stacked.gate.values())))
+    count = stack_size(stacked)
     first = np.full(count, len(place) - 1)
     for site, changed in _changes(stacked, count, lambda site: 1 if site_type(site) in VECTORS else 3):
         first = np.where(changed, np.minimum(first, place[site_stage(site)]), first)
@@ -59,7 +60,7 @@ def joining_sites(network: TracedNetwork, stacked: Intervention) -> Int[np.ndarr
     """As `joining_stages`: the first site in the order of execution."""
     place = site_places(network)
     ranks = {name: len(site.shape) - 1 for site in network.sites for name in site.names}
-    count = len(next(iter(stacked.gate.values())))
+    count = stack_size(stacked)
     first = np.full(count, len(place) - 1)
     for site, changed in _changes(stacked, count, ranks.__getitem__):
         first = np.where(changed, np.minimum(first, place[site]), first)
@@ -107,8 +108,8 @@ def plan_passes(
         places, first = len(site_places(network)), joining_sites(network, stacked)
     if together:
         first = np.zeros_like(first)
-    passes = -(-len(first) // max(rows, 1))
-    rounds = -(-len(first) // passes)
+    passes = math.ceil(len(first) / max(rows, 1))
+    rounds = math.ceil(len(first) / passes)
     dealt = np.arange(rounds * passes).reshape(rounds, passes)
     # Places left over repeat the last.
     order = np.argsort(first, kind="stable")[np.minimum(dealt, len(first) - 1)].T

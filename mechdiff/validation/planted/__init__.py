@@ -6,7 +6,6 @@ affect the output. `methods` scores components by every method, `metrics` compar
 `diffusion.closed_form` has optimal denoisers of known data, without a network.
 """
 
-from mechdiff.diffusion.closed_form import gaussian_denoiser, mixture_denoiser
 from mechdiff.validation.planted.methods import METHODS, score, scored
 from mechdiff.validation.planted.metrics import summarize, table
 from mechdiff.validation.planted.networks import FAMILIES, SIZES, PlantedNetwork, make
@@ -16,9 +15,7 @@ __all__ = [
     "METHODS",
     "SIZES",
     "PlantedNetwork",
-    "gaussian_denoiser",
     "make",
-    "mixture_denoiser",
     "score",
     "scored",
     "summarize",

@@ -4,6 +4,7 @@ All are in [-1, 1], NHWC float32, drawn from a NumPy generator. Cells are square
 between cells survives one halving of the resolution, variation within a cell does not.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -60,7 +61,7 @@ def rarely(rng: np.random.Generator, count: int, side: int) -> Images:
     """One content per image in channel 0. One image in eight, anywhere among them, has 0.8 of either sign, in
     channel 2 as well; the others have `ELSEWHERE` and nothing in channel 2. Channel 1 as in `cells`."""
     image = np.array(cells(rng, count, side))
-    rare = np.arange(count) % 8 == np.repeat(rng.integers(8, size=-(-count // 8)), 8)[:count]
+    rare = np.arange(count) % 8 == np.repeat(rng.integers(8, size=math.ceil(count / 8)), 8)[:count]
     content = rng.choice([-1, 1], count) * np.where(rare, 0.8, ELSEWHERE)
     image[..., 0] = content[:, None, None]
     image[..., 2] = np.where(rare, content, 0)[:, None, None]

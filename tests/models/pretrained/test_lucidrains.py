@@ -175,7 +175,7 @@ def test_what_is_saved_is_loaded_as_it_was_read(tmp_path):
         written(tmp_path, BARE | WITH_CHANNELS, with_betas(frozen("lucidrains_all")["state"]))
     )
     about = ExperimentConfig(name="network", unet=builders.shape_of(state), diffusion=state.diffusion)
-    saved = to_dict(about) | {load.FUNCTION: {"layout": state.layout, "options": state.options}}
+    saved = to_dict(about) | {load.IMPORTED_FUNCTION: {"layout": state.layout, "options": state.options}}
     folder = export_model(tmp_path / "model", state.params, saved, {})
     loaded, trained, _ = load.load_denoiser(folder, "network")
     assert loaded.digests() == built(state).digests()

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.diffusion.schedules import linear_schedule
 from mechdiff.interventions.build import ablate
-from mechdiff.models.traced import activations, wrap
+from mechdiff.models.traced import wrap
 from mechdiff.models.traced.autoencoder import Autoencoder, load_autoencoder, with_features
 
 SCHEDULE = linear_schedule(10)
@@ -60,7 +60,8 @@ def test_a_feature_left_out_is_decoded_without_it_and_the_error_added_back(optio
 
 def test_features_come_out_as_activations():
     features = autoencoder()
-    (value,) = activations(wrapped(features), X, T, "mid.mlp.feature").values()
+    denoiser = wrapped(features)
+    value = denoiser.captured(denoiser.identity, X, T)[1]["mid.mlp.feature"]
     np.testing.assert_allclose(value, features.encode(jnp.sin(1.5 * X)), rtol=1e-5, atol=1e-6)
 
 

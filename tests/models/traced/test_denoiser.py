@@ -14,7 +14,7 @@ from mechdiff.diffusion.samplers import Sampler, sample
 from mechdiff.diffusion.schedules import linear_schedule
 from mechdiff.interventions.build import ablate, leave_one_out, set_gate, windowed
 from mechdiff.interventions.record import STACKED
-from mechdiff.models.traced import Parameterization, activations, wrap, wrapping
+from mechdiff.models.traced import Parameterization, wrap, wrapping
 
 SCHEDULE = linear_schedule(20)
 X = np.random.default_rng(0).standard_normal((3, 4, 4, 2)).astype(np.float32)
@@ -181,14 +181,12 @@ def test_activations_are_those_before_the_gate(denoiser):
         return values
 
     expected = passed(PARAMS)
-    values = jax.jit(lambda denoiser: activations(denoiser, X, T, ".*"))(denoiser)
+    captured = jax.jit(lambda intervention: denoiser.captured(intervention, X, T)[1])
+    values = captured(denoiser.identity)
     assert values.keys() == expected.keys()
     for site, value in values.items():
         close(value, expected[site])
-    gone = ablate(denoiser.identity, ["block0.mlp"])
-    single = jax.jit(lambda gone: activations(denoiser, X, T, ["block0.mlp"], intervention=gone))
-    (value,) = single(gone).values()
-    close(value, expected["block0.mlp"])
+    close(captured(ablate(denoiser.identity, ["block0.mlp"]))["block0.mlp"], expected["block0.mlp"])
 
 
 @pytest.mark.parametrize("positive", [True, False])
@@ -199,7 +197,7 @@ def test_activations_of_a_branch_that_is_not_taken_are_zeros(positive):
 
     x = np.abs(X) if positive else -np.abs(X)
     denoiser = wrap(fn, 0.0, schedule=SCHEDULE, example=(X, T))
-    values = jax.jit(lambda x: activations(denoiser, x, T, ".*"))(x)
+    values = jax.jit(lambda x: denoiser.captured(denoiser.identity, x, T)[1])(x)
     close(values["left"], x + 1 if positive else np.zeros_like(x))
     close(values["right"], np.zeros_like(x) if positive else x - 1)
 
@@ -208,7 +206,7 @@ def test_activations_of_a_branch_that_is_not_taken_are_zeros(positive):
 def test_activations_come_out_of_constructs(construct):
     fn = lambda params, x, t: construct(lambda x: jnp.sin(name(2 * x, "a")))(x)
     denoiser = wrap(fn, 0.0, schedule=SCHEDULE, example=(X, T))
-    (value,) = jax.jit(lambda x: activations(denoiser, x, T, "a"))(X).values()
+    (value,) = jax.jit(lambda x: denoiser.captured(denoiser.identity, x, T)[1])(X).values()
     close(value, 2 * X)
 
 
@@ -379,11 +377,6 @@ def test_a_missing_schedule_gets_one_line():
 
 def count(params):
     return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def test_unknown_sites_of_activations_name_the_closest(denoiser):
-    with pytest.raises(ConfigError, match=r"unknown site 'block0\.mpl'; closest: block0\.mlp"):
-        activations(denoiser, X, T, ["block0.mpl"])
 
 
 def test_two_names_that_become_one_are_refused():

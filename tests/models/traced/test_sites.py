@@ -16,7 +16,7 @@ def rows_of(*shape):
 
 
 def sites_of(fn, *shape, unit_axes=()):
-    return discover(fn, rows_of(*shape), dict(unit_axes))
+    return discover(fn, rows_of(*shape), dict(unit_axes))[0]
 
 
 def test_lists_sites_in_order_of_execution_with_their_shapes():
