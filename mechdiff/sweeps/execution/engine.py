@@ -27,10 +27,13 @@ from mechdiff.sweeps.execution.passes import Reduction, SweepLosses
 
 CPU_WORKING_SET = 256 * 2**20  # bytes of activations in one pass; its stages run in blocks that fit a cache
 CPU_MOST_ROWS = 64  # of a pass: more took up to a fifth longer, see experiments/benchmarks/README.md
-CPU_ROWS = (32, 16, 8, 4, 2)  # rows of a pass that are tried, largest first, if the working set holds fewer
+CPU_WIDTHS = (32, 16, 8, 4, 2)  # of passes, tried where the working set holds fewer rows
 # Stages at which interventions may join on an accelerator: with fewer, fewer kernels are compiled and tuned,
 # for slightly more arithmetic. Chosen by counting, not timed; the `accelerator` benchmark compares it.
 ROW_COUNTS = 6
+# Elements of an array that a card's kernels can index by 32 bits. A float32 sweep of `paper` took five times
+# as long as its convolutions should where passes went beyond that.
+INDEXED = 2**31
 
 
 class _Dealt(NamedTuple):
@@ -40,11 +43,6 @@ class _Dealt(NamedTuple):
     plan: Layout
     leaves: list[AnyArray]
     placed: Intervention
-
-
-# Elements of an array that a card's kernels can index by 32 bits. A float32 sweep of `paper` took five times
-# as long as its convolutions should where passes went beyond that.
-INDEXED = 2**31
 
 
 def memory_limit(device: Any) -> int:
@@ -117,14 +115,14 @@ class Engine:
         """
         conditions.check(self.denoiser.network, batch.condition)  # on the host, where labels have values
         while True:
-            rows, block = self._size(stacked, len(batch.images))
-            plan = layout.lay_out(self._plan(stacked, rows), len(batch.images), block, self.devices)
+            width, block = self._size(stacked, len(batch.images))
+            plan = layout.lay_out(self._plan(stacked, width), len(batch.images), block, self.devices)
             try:
                 return self._run(plan, stacked, batch, reduction, per_image, shared)
             except jax.errors.JaxRuntimeError as error:
-                if devices.OUT_OF_MEMORY not in str(error) or rows * block == 1:
+                if devices.OUT_OF_MEMORY not in str(error) or width * block == 1:
                     raise
-                self.rows = max(1, rows * block // 2)
+                self.rows = max(1, width * block // 2)
                 logging.warning("out of memory: %d interventions x images in a pass from now on", self.rows)
 
     def _run(
@@ -178,8 +176,8 @@ class Engine:
         Args:
           replacements: bytes of replacements.
         """
-        rows, block = self._size(stacked, images)
-        joins = self._plan(stacked, rows).joins
+        width, block = self._size(stacked, images)
+        joins = self._plan(stacked, width).joins
         return memory.Forecast(
             parameters=memory.tree_bytes(self.denoiser.params),
             one_pass=footprint.pass_bytes(self.denoiser.network, joins, block),
@@ -190,20 +188,21 @@ class Engine:
             usable=memory.usable_bytes(),
         )
 
-    def _plan(self, stacked: Intervention, rows: int) -> shared_prefix.PassPlan:
-        how = {"together": self.together, "counts": self.row_counts or 0}
-        return shared_prefix.plan_passes(self.denoiser.network, stacked, rows, **how)
+    def _plan(self, stacked: Intervention, width: int) -> shared_prefix.PassPlan:
+        return shared_prefix.plan_passes(
+            self.denoiser.network, stacked, width, together=self.together, counts=self.row_counts or 0
+        )
 
     def _size(self, stacked: Intervention, images: int) -> tuple[int, int]:
         """Interventions in a pass and images in a block."""
         interventions, device_count = stack_size(stacked), len(self.devices)
         limit = self.rows or self._limit(stacked)
-        rows = min(interventions, limit)
+        width = min(interventions, limit)
         if images < device_count:  # then devices share passes
-            rows = min(rows, math.ceil(interventions / (device_count // images)))
-        largest_block, of_device = max(1, limit // (rows + 1)), math.ceil(images / device_count)
+            width = min(width, math.ceil(interventions / (device_count // images)))
+        largest_block, of_device = max(1, limit // (width + 1)), math.ceil(images / device_count)
         blocks = math.ceil(of_device / largest_block)
-        return rows, math.ceil(of_device / blocks)  # as few blocks as possible, equally full
+        return width, math.ceil(of_device / blocks)  # as few blocks as possible, equally full
 
     @functools.cached_property
     def _rows_held(self) -> int:
@@ -221,20 +220,20 @@ class Engine:
         join alike, so that later use of memory does not change the program.
         """
         limit = self._rows_held
-        if self.devices[0].platform != "cpu" or limit >= CPU_ROWS[0]:
+        if self.devices[0].platform != "cpu" or limit >= CPU_WIDTHS[0]:
             return limit
-        joins = self._plan(stacked, CPU_ROWS[0]).joins
+        joins = self._plan(stacked, CPU_WIDTHS[0]).joins
         if joins not in self._limits:
             copies = (1 + len(self.devices)) * memory.tree_bytes(self.denoiser.params)
             room = memory.FREE_SHARE * (memory.available_bytes() - copies) / len(self.devices)
-            self._limits[joins] = max(limit, self._most_rows_within(room, stacked))
+            self._limits[joins] = max(limit, self._largest_width_within(room, stacked))
         return self._limits[joins]
 
-    def _most_rows_within(self, room: float, stacked: Intervention) -> int:
-        """The largest of `CPU_ROWS` whose pass takes at most `room` bytes; 1 if none does."""
-        for rows in CPU_ROWS:
-            if footprint.pass_bytes(self.denoiser.network, self._plan(stacked, rows).joins) <= room:
-                return rows
+    def _largest_width_within(self, room: float, stacked: Intervention) -> int:
+        """The largest of `CPU_WIDTHS` whose pass takes at most `room` bytes; 1 if none does."""
+        for width in CPU_WIDTHS:
+            if footprint.pass_bytes(self.denoiser.network, self._plan(stacked, width).joins) <= room:
+                return width
         return 1
 
 

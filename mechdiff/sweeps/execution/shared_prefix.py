@@ -33,12 +33,12 @@ class PassPlan(NamedTuple):
     """How a stack of interventions is cut into passes of one shape.
 
     Attributes:
-      order: which intervention each row of each pass is; places left over hold repeats.
+      order: the interventions of each pass; places left over hold repeats.
       joins: interventions that join at each stage, or at each site of a traced function, the same in every
         pass.
     """
 
-    order: Int[np.ndarray, "passes rows"]
+    order: Int[np.ndarray, "passes width"]
     joins: tuple[int, ...]
 
 
@@ -86,15 +86,15 @@ def _changes(
 def plan_passes(
     network: UNetConfig | TracedNetwork,
     stacked: Intervention,
-    rows: int,
+    width: int,
     together: bool = False,
     counts: int = 0,
 ) -> PassPlan:
-    """Passes of at most `rows` interventions, in all of which equally many join at every stage.
+    """Passes of at most `width` interventions, in all of which equally many join at every stage.
 
     Interventions are sorted by the first stage that they change and dealt out to the passes in turn, as cards
     are: those dealt in one round join where the first of them must. With one pass none joins early; with
-    several, each by about one part in `rows` of the network.
+    several, each by about one part in `width` of the network.
 
     Args:
       network: of the denoiser: a UNet's configuration, or a traced function's facts.
@@ -108,7 +108,7 @@ def plan_passes(
         places, first = len(site_places(network)), joining_sites(network, stacked)
     if together:
         first = np.zeros_like(first)
-    passes = math.ceil(len(first) / max(rows, 1))
+    passes = math.ceil(len(first) / max(width, 1))
     rounds = math.ceil(len(first) / passes)
     dealt = np.arange(rounds * passes).reshape(rounds, passes)
     # Places left over repeat the last.

@@ -45,7 +45,7 @@ def test_a_pass_takes_the_rows_that_flow_and_the_skips_of_those_that_there_were(
 
 def test_a_network_too_large_for_the_working_set_takes_more_rows_if_memory_is_free(monkeypatch):
     monkeypatch.setattr(engine, "CPU_WORKING_SET", 1)
-    most = min(engine.CPU_ROWS[0], len(components(UNET)))
+    most = min(engine.CPU_WIDTHS[0], len(components(UNET)))
     assert runner()._size(EVERYTHING, 4) == runner(together=True)._size(EVERYTHING, 4) == (most, 1)
     assert runner(rows=3)._size(EVERYTHING, 4) == (3, 1)
 
