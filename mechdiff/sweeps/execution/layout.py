@@ -34,7 +34,7 @@ class Layout(NamedTuple):
 
     mesh: Mesh
     joins: tuple[int, ...]
-    order: Int[np.ndarray, "passes rows"]
+    order: Int[np.ndarray, "passes width"]
     places: Int[np.ndarray, "blocks block"]
 
     @property
@@ -75,7 +75,7 @@ def _padded(rows: np.ndarray, multiple: int) -> np.ndarray:
 
 
 def by_pass(layout: Layout, stacked: Intervention, identity: Intervention) -> Intervention:
-    """A stack without its replacements, leaves `(passes, rows, ...)`; shared leaves are repeated."""
+    """A stack without its replacements, leaves `(passes, width, ...)`; shared leaves are repeated."""
 
     def dealt(values: AnyArray, shared_rank: int) -> np.ndarray:
         values = np.asarray(values)
@@ -118,7 +118,7 @@ def by_block(layout: Layout, tree: PyTree) -> PyTree:
 
 
 def by_intervention(layout: Layout, tree: PyTree) -> PyTree:
-    """Leaves `(passes, rows, blocks, block, ...)` as `(interventions, images, ...)`."""
+    """Leaves `(passes, width, blocks, block, ...)` as `(interventions, images, ...)`."""
 
     def scattered(values: np.ndarray) -> np.ndarray:
         flat = values.reshape(layout.order.size, -1, *values.shape[4:])
