@@ -73,9 +73,14 @@ class Comparison:
         from mechdiff.report import single
 
         top = self.top(n)
-        columns = [top[name].tolist() for name in ("component", "difference", "low", "high")]
-        label = "change of relative loss increase, percentage points"
-        return single.plot_ranked(*columns, label=label, title=self.title)
+        return single.plot_ranked(
+            top["component"].tolist(),
+            top["difference"].tolist(),
+            top["low"].tolist(),
+            top["high"].tolist(),
+            label="change of relative loss increase, percentage points",
+            title=self.title,
+        )
 
     @functools.cached_property
     def dataset(self) -> xr.Dataset:

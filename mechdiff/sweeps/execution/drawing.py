@@ -51,17 +51,17 @@ def draw_samples(
     conditions.check(denoiser.network, condition)  # here: values of labels can't be checked once traced
     null = null_condition(denoiser, condition) if guidance != 1 else condition
     block = memory.images_at_once(min(SAMPLE_BLOCK, count), footprint.row_bytes(denoiser.network))
-    timesteps = sampled_timesteps(denoiser, steps).tolist()
+    timesteps = tuple(sampled_timesteps(denoiser, steps).tolist())
     mesh = devices.over(block)
     placed = devices.everywhere(mesh, denoiser)
-    program = {"mesh": mesh, "timesteps": tuple(timesteps), "guidance": guidance}
     run = devices.jitted(_drawn, ("mesh", "timesteps", "guidance"), quickly)
     drawn = []
     for start in range(0, count, block):
         indices = start + np.arange(block)
         places = np.minimum(indices, count - 1)
         pair = jax.tree.map(lambda leaf, places=places: np.take(leaf, places, axis=0), (condition, null))
-        drawn.append(np.asarray(run(placed, key, indices, pair, **program)))
+        images = run(placed, key, indices, pair, mesh=mesh, timesteps=timesteps, guidance=guidance)
+        drawn.append(np.asarray(images))
     return np.concatenate(drawn)[:count]
 
 

@@ -191,8 +191,8 @@ class Engine:
         )
 
     def _plan(self, stacked: Intervention, rows: int) -> shared_prefix.PassPlan:
-        how = {"together": self.together, "counts": self.row_counts or 0}
-        return shared_prefix.plan_passes(self.denoiser.network, stacked, rows, **how)
+        network, counts = self.denoiser.network, self.row_counts or 0
+        return shared_prefix.plan_passes(network, stacked, rows, together=self.together, counts=counts)
 
     def _size(self, stacked: Intervention, images: int) -> tuple[int, int]:
         """Interventions in a pass and images in a block."""
