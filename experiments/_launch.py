@@ -93,14 +93,17 @@ def _work(main: Main, config: ExperimentConfig, argv: list[str]) -> None:
 def _work_in(workdir: Path, shown: str, main: Main, config: ExperimentConfig, argv: list[str]) -> None:
     start, began = time.monotonic(), time.time()
     command = f"{Path(argv[0]).name} {shlex.join(argv[1:])}"
-    settings = {"as_json": FLAGS.json, "quiet": FLAGS.quiet, "log_file": FLAGS.log_file}
-    with output.redirected(**settings, command=command), output.renaming(str(workdir), shown):
+    redirected = output.redirected(
+        as_json=FLAGS.json, quiet=FLAGS.quiet, log_file=FLAGS.log_file, command=command
+    )
+    with redirected, output.renaming(str(workdir), shown):
         result = main(config, workdir)
     if FLAGS.json:
-        facts = {"seconds": round(time.monotonic() - start, 3), "result": result}
-        facts |= {"written": output.written_since(began, workdir)}
+        seconds, written = round(time.monotonic() - start, 3), output.written_since(began, workdir)
         with output.renaming(str(workdir), shown):
-            output.print_json(command=command, workdir=workdir, **facts)
+            output.print_json(
+                command=command, workdir=workdir, seconds=seconds, result=result, written=written
+            )
 
 
 def _last_line(line: str) -> None:

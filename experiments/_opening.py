@@ -1,5 +1,6 @@
 """Trained models, the images that they are examined on, and their results: as the flags of launchers say."""
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -43,7 +44,7 @@ def opened(
 
     Args:
       model: see `load.load_denoiser`.
-      celeba, images: where images lie; see `choosing.chooser`.
+      celeba, images: where images lie; see `choosing.ImageChoice`.
       name: shown in results; the folder's if empty.
     """
     if config.sweep.precision != "float32":
@@ -83,8 +84,8 @@ def without_references(config: ExperimentConfig) -> ExperimentConfig:
 
 def chooser(
     config: ExperimentConfig, workdir: Path, celeba: str | None, images: str | None, mixed: bool = False
-) -> Callable:
-    """`choosing.chooser`, with the statements of --classes and --conditions on the images.
+) -> Callable[..., inputs.EvalImages]:
+    """A `choosing.ImageChoice`, with the statements of --classes and --conditions on the images.
 
     Args:
       mixed: models of several data sets are examined by one command, and --celeba is for those that it fits;
@@ -92,17 +93,18 @@ def chooser(
     """
     classes, conditions = (flags.FLAGS[name].value for name in ("classes", "conditions"))  # unparsed in tests
     sources = ConditionSources(classes=classes, conditions=conditions)
-    choose = choosing.chooser(config, celeba, workdir / "cache", images, sources)
+    choice = choosing.ImageChoice(config, celeba, workdir / "cache", images, sources)
+    return choice if mixed else functools.partial(_chosen, choice)
 
-    def said(
-        denoiser: Examinable, trained: ExperimentConfig, record: dict | None = None
-    ) -> inputs.EvalImages:
-        if celeba and trained.data.name in DRAWN:
-            words = f"{denoiser.name}: it is examined on {trained.data.name} images, which are drawn"
-            print(f"warning: --celeba={celeba} has no effect on {words}", file=sys.stderr, flush=True)
-        return choose(denoiser, trained, record)
 
-    return choose if mixed else said
+def _chosen(
+    choice: choosing.ImageChoice, denoiser: Examinable, trained: ExperimentConfig, record: dict | None = None
+) -> inputs.EvalImages:
+    """Images of a model; a line on stderr if --celeba has no effect on them."""
+    if choice.celeba and trained.data.name in DRAWN:
+        words = f"{denoiser.name}: it is examined on {trained.data.name} images, which are drawn"
+        print(f"warning: --celeba={choice.celeba} has no effect on {words}", file=sys.stderr, flush=True)
+    return choice(denoiser, trained, record)
 
 
 def save(workdir: Path, name: str, result: xr.Dataset, config: ExperimentConfig, **facts: object) -> None:

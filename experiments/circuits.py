@@ -8,9 +8,6 @@ WORKDIR/circuits/NAME-ABLATION.json and .zarr, transfer-ABLATION.zarr; circuits 
 were run are not run again.
 """
 
-import dataclasses
-
-import jax
 from absl import flags
 
 from mechdiff import circuits
@@ -40,27 +37,27 @@ REPEATS = flags.DEFINE_integer("repeats", 10, "Resamples on which circuits are f
 def main(config, workdir):
     _opening.check_names([load.name_of(model) for model in MODEL.value])
     use_all_cores()
-    root, folder = jax.random.key(config.seed), files.ensure_writable(workdir / "circuits")
+    folder = files.ensure_writable(workdir / "circuits")
+    settings = circuit_results.CircuitSettings(
+        TAU.value, EVERY.value, RANKING.value, RANDOMS.value, REPEATS.value
+    )
     discovered, held_out, rows = {}, {}, []  # by ablation and network
     for model in MODEL.value:
         denoiser, _, images, _ = _opening.opened(config, workdir, model, CELEBA.value, IMAGES.value)
         for ablation in config.sweep.ablations:
-            halves = circuit_results.circuit_evaluators(
-                denoiser, images, ablation, config.sweep, root, folder / "run"
+            found = circuit_results.found_circuit(
+                denoiser, images, ablation, config, folder / "run", settings
             )
-            halves = [dataclasses.replace(half, every_timestep=EVERY.value) for half in halves]
-            circuit = circuits.discover(halves[0], TAU.value, RANKING.value)
-            card, runs = scorecards.scorecard(halves[1], circuit, randoms=RANDOMS.value, seed=config.seed)
-            again = robustness.stability(halves[0], circuit, REPEATS.value, config.seed)
-            print("\n".join([*scorecards.lines(card), *robustness.lines(again)]), flush=True)
-            rows.append(row(card))
-            facts = {"circuit": circuit, "scorecard": card, "stability": again}
-            facts = {name: dataclasses.asdict(result) for name, result in facts.items()}
+            lines = [*scorecards.lines(found.scorecard), *robustness.lines(found.stability)]
+            print("\n".join(lines), flush=True)
+            rows.append(row(found.scorecard))
             manifest = run_manifest(to_dict(config), model=str(model), inputs=images.label)
-            files.write_json(folder / f"{denoiser.name}-{ablation}.json", facts | {"manifest": manifest})
-            labelled.replace(folder / f"{denoiser.name}-{ablation}.zarr", runs)
-            discovered.setdefault(ablation, {})[denoiser.name] = circuit
-            held_out.setdefault(ablation, {})[denoiser.name] = halves[1]
+            files.write_json(
+                folder / f"{denoiser.name}-{ablation}.json", found.facts() | {"manifest": manifest}
+            )
+            labelled.replace(folder / f"{denoiser.name}-{ablation}.zarr", found.runs)
+            discovered.setdefault(ablation, {})[denoiser.name] = found.circuit
+            held_out.setdefault(ablation, {})[denoiser.name] = found.scorer
     for ablation, of_networks in discovered.items():
         if len(of_networks) == 1:
             break  # nowhere to transfer a circuit to

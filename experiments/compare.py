@@ -13,7 +13,8 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from mechdiff.api.compare import Comparison, compare, compare_steps
+from mechdiff.api.compare import Comparison, compare
+from mechdiff.api.course import compare_steps
 from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
 from mechdiff.storage import files, manifest

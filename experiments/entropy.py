@@ -11,19 +11,13 @@ import dataclasses
 import numpy as np
 from absl import flags
 
-from mechdiff.analysis import effects, entropy_causality, entropy_correlation, roles
-from mechdiff.analysis.roles.image_features import image_feature_names
 from mechdiff.cli import tables
 from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
-from mechdiff.core.errors import ConfigError
-from mechdiff.interventions.build import leave_one_out
 from mechdiff.models import load
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
-from mechdiff.sweeps import activations, temperature
-from mechdiff.sweeps.ablation import ablation_sweep
-from mechdiff.sweeps.attention_patterns import heads_of
+from mechdiff.study import entropy_results
 
 from . import _flags, _launch, _opening
 
@@ -44,28 +38,9 @@ def main(config, workdir):
             _opening.without_references(config), workdir, folder, CELEBA.value, IMAGES.value
         )
         inputs[denoiser.name] = images.label
-        image_feature_names(*denoiser.image_shape[1:])  # may refuse
-        attention = activations.attention_stats(denoiser, eval_set)
-        heads = heads_over_many_keys(denoiser, attention)
-        swept = ablation_sweep(denoiser, eval_set, workdir / "sweeps", config=sweep, chosen=heads)
-        attention = attention.sel(head=[head.name for head in heads])
-        attention = images.with_people(attention)
-        names, stacked = leave_one_out(denoiser.identity, heads)
-        effect = roles.role_effects(denoiser, eval_set, stacked, names)
-        tempered = temperature.temperature_effects(denoiser, eval_set, heads=heads, matched=MATCHED.value)
-        moved = entropy_causality.temperature_effects_on_roles(
-            denoiser, tempered, images.scored, eval_set.key, condition=images.scored_condition
-        )
-        size = entropy_correlation.effect_size(*effects.losses(swept, "zero"))
-        links = {
-            "effect": entropy_correlation.correlation(attention, size),
-            "selectivity": entropy_correlation.correlation(
-                attention, entropy_correlation.max_selectivity(effect)
-            ),
-            "caused": entropy_causality.within_head_slope(
-                moved, entropy_causality.normalized(tempered, attention)
-            ),
-        }
+        links = entropy_results.entropy_links(
+            denoiser, images, eval_set, sweep, workdir / "sweeps", matched=MATCHED.value
+        )._asdict()
         results[denoiser.name] = {name: dataclasses.asdict(result) for name, result in links.items()}
         print(denoiser.name, *(line(name, result) for name, result in links.items()), sep="\n")
         for name in ("effect", "selectivity"):
@@ -89,24 +64,6 @@ def row(network, name, observed):
         "within layers": within,
         "heads": observed.heads,
     }
-
-
-def heads_over_many_keys(denoiser, attention):
-    """The heads whose patterns have an entropy to speak of: those over more than one position.
-
-    Args:
-      attention: of `activations.attention_stats`.
-    Raises:
-      ConfigError: no patterns, or fewer than 3 heads, too few to say anything.
-    """
-    heads, known = heads_of(denoiser), set(attention["head"].values.tolist())
-    many = [component for component in heads if component.name in known]
-    if len(many) < 3:
-        raise ConfigError(
-            f"{len(many)} heads attend over more than one position ({len(heads)} heads in all); entropy is "
-            "compared over at least 3"
-        )
-    return many
 
 
 def line(name, result):

@@ -29,7 +29,7 @@ def main(config, workdir):
     name = NAME.value or load.name_of(MODEL.value)
     config = plan.of_ladder(config) if PART.value == "ladder" else config
     with locks.lock(workdir):
-        choose = choosing.chooser(config, CELEBA.value, workdir / "cache")
+        choose = choosing.ImageChoice(config, CELEBA.value, workdir / "cache")
         path = examination.examine_and_pack(name, MODEL.value, choose, config, workdir, samples=SAMPLES.value)
     print(path)
     return {"cells": path}

@@ -8,7 +8,6 @@ smooth drift fits better. Result: WORKDIR/phases.json.
 
 import dataclasses
 
-import jax
 from absl import flags
 
 from mechdiff.analysis import phases
@@ -17,8 +16,7 @@ from mechdiff.core.devices import use_all_cores
 from mechdiff.models import load, untrained
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
-from mechdiff.study.replacement_values import replacement_values
-from mechdiff.sweeps.ablation import ablation_sweep
+from mechdiff.study import phase_results
 
 from . import _flags, _launch, _opening
 
@@ -43,14 +41,8 @@ def main(config, workdir):
             networks.append(untrained.untrained(denoiser, config.seed))
         for network in networks:
             inputs[network.name] = images.label
-            replacements = replacement_values(
-                network, images, eval_set.timesteps, jax.random.key(config.seed), config.sweep
-            )
-            swept = ablation_sweep(
-                network, eval_set, workdir / "sweeps", config=config.sweep, replacements=replacements
-            ).assign_coords(images.labels)  # no person is in both halves
-            for ablation in config.sweep.ablations:
-                measured = phases.measure(swept, ablation)
+            found = phase_results.measured_phases(network, images, eval_set, config, workdir / "sweeps")
+            for ablation, measured in found.items():
                 print(line(network.name, ablation, measured))
                 facts = dataclasses.asdict(measured) | {"boundaries": measured.boundaries}
                 records[f"{network.name} {ablation}"] = facts

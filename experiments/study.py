@@ -98,7 +98,7 @@ def _examine(name, config, workdir, samples=False):
     """One trained network, RUN or RUN@STEP, examined and packed, unless it is packed already."""
     where = workdir / "examined" / name
     if not _packed(name, workdir).exists():
-        choose = choosing.chooser(config, CELEBA.value, workdir / "cache")
+        choose = choosing.ImageChoice(config, CELEBA.value, workdir / "cache")
         run = str(workdir / "runs" / name)
         examination.examine_and_pack(name, run, choose, config, where, samples=samples)
 

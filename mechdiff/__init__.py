@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # at run time names are imported when they are first used, so that this module is quick
     from mechdiff.api.compare import compare as compare
-    from mechdiff.api.compare import compare_steps as compare_steps
+    from mechdiff.api.course import compare_steps as compare_steps
     from mechdiff.api.loading import load as load
     from mechdiff.api.model import Model as Model
     from mechdiff.api.result import Result as Result
@@ -78,7 +78,8 @@ __all__ = [
 
 _NAMES = {  # module -> names that can be had from here; those beyond `__all__` are of older versions
     "analysis.roles.assignment": "role_effects",
-    "api.compare": "compare compare_steps",
+    "api.compare": "compare",
+    "api.course": "compare_steps",
     "api.loading": "load",
     "api.model": "Model",
     "api.result": "Result",

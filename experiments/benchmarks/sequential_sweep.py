@@ -44,7 +44,7 @@ def main(config, workdir):
     settings = [f"sweep.images={IMAGES.value}", "sweep.reference_images=1", "sweep.nested=true"]
     config = override(config, settings)
     denoiser, trained, _ = load.load_denoiser(Path(MODEL.value))
-    images = choosing.chooser(config, CELEBA.value, workdir / "cache")(denoiser, trained)
+    images = choosing.ImageChoice(config, CELEBA.value, workdir / "cache")(denoiser, trained)
     timesteps = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
     key, block = keys.stream(jax.random.key(config.seed), "scored noise"), config.sweep.image_block
     pilot = min(PILOT.value, IMAGES.value)

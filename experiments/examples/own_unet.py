@@ -22,7 +22,7 @@ from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.gates import Gate, Pattern
 from mechdiff.interventions.record import STACKED, Intervention, rows
 from mechdiff.models.attention import attention_pattern
-from mechdiff.models.layers import Attention
+from mechdiff.models.blocks import Attention
 from mechdiff.models.load import load_trained
 from mechdiff.models.stage_modules import enter, run_stage
 from mechdiff.models.stages import stages

@@ -3,7 +3,8 @@
 Methods of `Model` and `Result` are thin: each calls one pure function that is public here or in a room below.
 """
 
-from mechdiff.api.compare import Comparison, Course, compare, compare_steps
+from mechdiff.api.compare import Comparison, compare
+from mechdiff.api.course import Course, compare_steps
 from mechdiff.api.loading import load
 from mechdiff.api.model import Model
 from mechdiff.api.result import Result, sweep

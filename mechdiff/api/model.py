@@ -210,11 +210,18 @@ class Model:
             stated with the samples.
         """
         check_known(self.record, self.name)
-        options = {"seed": seed, "steps": steps, "sources": self.sources}
 
         def draw(count: int) -> Images:
             first = conditions.at(condition, slice(count))
-            return sampling.sample(self.denoiser, self.intervention, count, condition=first, **options)
+            return sampling.sample(
+                self.denoiser,
+                self.intervention,
+                count,
+                seed=seed,
+                condition=first,
+                steps=steps,
+                sources=self.sources,
+            )
 
         devices.warn_of(precision)
         images, error = reduced_precision.drawn(precision, draw, n)
@@ -273,8 +280,16 @@ class Model:
             intervention (sweep `untouched()`).
           DataError: too few images, or images that can't be read without a guess.
         """
-        settings = {"n": n, "ablation": ablation, "components": components, "timesteps": timesteps}
-        return result.sweep(self, images, **settings, seed=seed, folder=folder)
+        return result.sweep(
+            self,
+            images,
+            n=n,
+            ablation=ablation,
+            components=components,
+            timesteps=timesteps,
+            seed=seed,
+            folder=folder,
+        )
 
     def screen(
         self,

@@ -16,8 +16,8 @@ from mechdiff.core import keys, ranges
 from mechdiff.core.errors import ConfigError, shorten, unknown
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.interventions.record import Intervention
+from mechdiff.models.blocks import PATTERNS
 from mechdiff.models.denoiser import Examinable
-from mechdiff.models.layers import PATTERNS
 from mechdiff.storage import descriptions
 from mechdiff.storage.run_log import progress
 from mechdiff.study.eval_images import EvalImages

@@ -173,8 +173,15 @@ def _scores(
     replacements: PyTree,
 ) -> tuple[dict[str, xr.Dataset], Float[np.ndarray, "component t"]]:
     """Scores at the point that the ranking is by, and the relative loss increases (%) that they predict."""
-    options = {"ablation": ablation, "replacements": replacements, "probes": config.probes}
-    scores, relative = score_all(denoiser, eval_set, chosen, (config.point,), **options)
+    scores, relative = score_all(
+        denoiser,
+        eval_set,
+        chosen,
+        (config.point,),
+        ablation=ablation,
+        replacements=replacements,
+        probes=config.probes,
+    )
     return scores, relative[config.point]
 
 
@@ -194,10 +201,24 @@ def quality(
     """
     config = config or ScreenConfig()
     chosen = chosen_components(denoiser, chosen)
-    kwargs = {"ablation": ablation, "replacements": replacements}
     with devices.multiplying(config.precision):
-        relative = score_all(denoiser, eval_set, chosen, probes=config.probes, **kwargs)[1]
-    exact = exact_losses(denoiser, eval_set, folder, chosen, setting=config.precision, **kwargs).increase
+        relative = score_all(
+            denoiser,
+            eval_set,
+            chosen,
+            ablation=ablation,
+            replacements=replacements,
+            probes=config.probes,
+        )[1]
+    exact = exact_losses(
+        denoiser,
+        eval_set,
+        folder,
+        chosen,
+        ablation=ablation,
+        replacements=replacements,
+        setting=config.precision,
+    ).increase
     return {
         point: score_agreement(scores, exact, chosen, eval_set.timesteps, config.k)
         for point, scores in relative.items()

@@ -16,7 +16,7 @@ from mechdiff.core.types import AnyArray, Images, PRNGKey, PyTree, Timesteps
 from mechdiff.interventions.components import VECTORS, site_stage, site_type
 from mechdiff.interventions.gates import CAPTURED, COLLECTIONS, NAMED_COLLECTIONS
 from mechdiff.interventions.record import Intervention, directions_in_window, in_window
-from mechdiff.models import conditions, layers
+from mechdiff.models import blocks, conditions, layers
 from mechdiff.models.stages import Stage
 
 STREAMS = "streams"  # collection of the whole feature maps that leave stages, by the stage's name
@@ -30,7 +30,7 @@ class Stream(NamedTuple):
 
     h: Float[Array, "rows height width channels"]
     skips: tuple[Float[Array, "rows height width channels"], ...]
-    embeddings: layers.Embeddings
+    embeddings: blocks.Embeddings
 
 
 class Mode(NamedTuple):
@@ -53,34 +53,34 @@ def module(config: UNetConfig, stage: Stage, dtype: Any = jnp.float32):
     norm = {"groups": config.norm_groups, "eps": config.norm_eps, "dtype": dtype}
     match stage.op:
         case "conv_in":
-            return layers.ConvIn(stage.width, config.center_input, config.condition_channels, dtype)
+            return blocks.ConvIn(stage.width, config.center_input, config.condition_channels, dtype)
         case "block":
             options = {"scale_shift": config.time_scale_shift, "dropout": config.dropout}
-            return layers.ResidualBlock(stage.width, resample=stage.resample, **options, **norm)
+            return blocks.ResidualBlock(stage.width, resample=stage.resample, **options, **norm)
         case "attention":
-            return layers.Attention(stage.heads, **norm)
+            return blocks.Attention(stage.heads, **norm)
         case "downsample":
-            return layers.Downsample(config.down_padding, config.resample_conv, dtype)
+            return blocks.Downsample(config.down_padding, config.resample_conv, dtype)
         case "upsample":
-            return layers.Upsample(config.resample_conv, dtype)
+            return blocks.Upsample(config.resample_conv, dtype)
         case "conv_out":
-            return layers.ConvOut(stage.width, **norm)
+            return blocks.ConvOut(stage.width, **norm)
     raise AssertionError(stage.op)
 
 
-def time_mlp(config: UNetConfig, dtype: Any = jnp.float32) -> layers.TimeMLP:
+def time_mlp(config: UNetConfig, dtype: Any = jnp.float32) -> blocks.TimeMLP:
     """The Linen module that embeds timesteps."""
     features = config.time_features or config.widths[0]
     width = features * config.time_width_factor
     options = {"scale": config.timestep_scale, "dtype": dtype}
-    return layers.TimeMLP(features, width, config.flip_sin_to_cos, config.frequency_shift, **options)
+    return blocks.TimeMLP(features, width, config.flip_sin_to_cos, config.frequency_shift, **options)
 
 
-def label_module(config: UNetConfig, dtype: Any = jnp.float32) -> layers.LabelTable | layers.TimeMLP | None:
+def label_module(config: UNetConfig, dtype: Any = jnp.float32) -> blocks.LabelTable | blocks.TimeMLP | None:
     """The Linen module that embeds labels; None where labels are embeddings already."""
     time = time_mlp(config, dtype)
     if config.class_embedding == "table":
-        return layers.LabelTable(config.label_count, time.width, dtype)
+        return blocks.LabelTable(config.label_count, time.width, dtype)
     return None if config.class_embedding == "identity" else time
 
 
@@ -103,7 +103,7 @@ def enter(
         time = time_mlp(config, dtype).apply({"params": params["time"]}, t)
         if label is not None and (module := label_module(config, dtype)):
             label = module.apply({"params": params["class"]}, label)
-    return Stream(x_t, (), layers.Embeddings(time, label if label is None else label.astype(time.dtype)))
+    return Stream(x_t, (), blocks.Embeddings(time, label if label is None else label.astype(time.dtype)))
 
 
 def at_timesteps(intervention: Intervention, t: Timesteps) -> Intervention:
@@ -136,7 +136,7 @@ def stage_inputs(stage: Stage, stream: Stream, train: bool) -> tuple[tuple, tupl
     return (stream.h, stream.embeddings, skip, train), stream.skips[:-1] if stage.pop else stream.skips
 
 
-def next_stream(stage: Stage, h: Array, skips: tuple, embeddings: layers.Embeddings) -> Stream:
+def next_stream(stage: Stage, h: Array, skips: tuple, embeddings: blocks.Embeddings) -> Stream:
     """The stream after a stage whose output is `h`."""
     return Stream(h, (*skips, h) if stage.push else skips, embeddings)
 
@@ -184,7 +184,7 @@ def _of_stage(stage: Stage, collection: str, leaves: Mapping[str, AnyArray]) -> 
 
 def to_sites(stage: Stage, collection: str, variables: Mapping[str, Any]) -> dict[str, Any]:
     """The nested collection of one stage's module as site -> leaf; sown values come in tuples of one."""
-    if collection in (layers.ATTENTION, layers.PATTERNS):  # sown by the attention itself
+    if collection in (blocks.ATTENTION, blocks.PATTERNS):  # sown by the attention itself
         return {f"{stage.name}.head": variables["value"][0]} if variables else {}
     sites = {}
     for name, variable in variables.items():

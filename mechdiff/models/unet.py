@@ -21,7 +21,7 @@ from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.components import Component, groups, site_stage, site_type, units
 from mechdiff.interventions.gates import COLLECTIONS
 from mechdiff.interventions.record import ALWAYS, Intervention
-from mechdiff.models import layers
+from mechdiff.models import blocks
 from mechdiff.models.stage_modules import (
     EVALUATION,
     Mode,
@@ -157,7 +157,7 @@ def init_unet(key: PRNGKey, config: UNetConfig) -> tuple[PyTree, Intervention]:
         label, module_of_labels = jnp.zeros_like(temb), label_module(config)
         if module_of_labels:
             params["class"] = module_of_labels.init(jax.random.fold_in(keys[0], 1), t)["params"]
-    stream = Stream(x, (), layers.Embeddings(temb, label))
+    stream = Stream(x, (), blocks.Embeddings(temb, label))
     leaves: dict[str, dict[str, Array]] = {name: {} for name in COLLECTIONS}
     for stage, stage_key in zip(stages(config), keys[1:], strict=True):
         inputs, skips = stage_inputs(stage, stream, False)

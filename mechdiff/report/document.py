@@ -8,18 +8,16 @@ import numpy as np
 from mechdiff.report import (
     across,
     attention,
-    by_class,
     findings,
     maps,
-    model_figures,
     numbers,
     over_training,
     page_data,
     pages,
-    pairs,
     ranking,
     style,
     trust,
+    views,
 )
 from mechdiff.report.style import PageFigure
 from mechdiff.stats import small_samples
@@ -137,30 +135,18 @@ def _each(config: dict, models: list[ExaminedModel], everyone: list[ExaminedMode
         if (span := numbers.extent(model, increase)) is not None
     ]
     paper = _both([model.network for model in everyone])
-    lead, limits = models[0].lead.ablation, model_figures.limits(models)
+    lead = models[0].lead.ablation
     between = numbers.between_models(models, lead)
-    counts = numbers.seeds(everyone)
     return {
         "models": models,
-        "figures": {model.name: model_figures.draw(model, limits, figures) for model in models},
+        "views": views.views(models, numbers.seeds(everyone), figures),
         "range_figure": _range(spans, models, figures, paper),
         "agreement_figures": _agreements(models, lead, figures),
         "spans": spans,
         "lead": lead,
         "pairs": between,
-        "by_class": {s.name: table for s in models if (table := by_class.by_class(s)) is not None},
-        "conditioned_on": {s.name: by_class.conditioned_on(s) for s in models},
-        "ablation_pairs": {model.name: numbers.between_ablations(model) for model in models},
-        "attention_tables": {
-            s.name: numbers.attention_intervals(s.attention) for s in models if s.attention.sizes["head"]
-        },
         "statistics": {name: attention.PANELS[name] for name in STATISTICS},
-        "findings": {model.name: [*findings.about(model), pairs.about(model)] for model in models},
         "cross": [*findings.agreements(between, lead), *findings.ranges(spans, paper)],
-        "counted": {model.name: findings.images(model) for model in models},
-        "units": {model.name: findings.units(model) for model in models},
-        "sample": {model.name: findings.sample(model, counts) for model in models},
-        "memorization": {model.name: findings.memorization(model) for model in models},
         "reference_images": config.get("sweep", {}).get("reference_images"),
         "swept": {ablation for model in everyone for ablation in model.increases},
         "alpha": maps.ALPHA,

@@ -1,7 +1,7 @@
 """Which images a model is examined on: a user's, held-out ones of its data, or its own samples."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,59 +23,67 @@ from mechdiff.study.inputs import (
 )
 
 
-def chooser(
-    config: ExperimentConfig,
-    celeba: str | None,
-    cache: Path,
-    images: str | None = None,
-    sources: ConditionSources = ConditionSources(),
-) -> Callable[..., EvalImages]:
-    """A function `(denoiser, trained, record=None)` that returns the images a model is examined on: any,
-    held-out ones of its data, or its own samples. They are prepared like its training images,
-    unless `config.data.preprocessing` is set.
+@dataclasses.dataclass(frozen=True)
+class ImageChoice:
+    """Which images models are examined on; called with a model, it gives that model's.
 
-    Args:
+    They are prepared like the model's training images, unless `config.data.preprocessing` is set.
+
+    Attributes:
       celeba: folder of CelebA in its layout, of which held-out images are taken; None: models that were not
         trained on synthetic faces are examined on their own samples.
+      cache: folder where prepared images are kept.
       images: a folder of images, or an `.npy` or `.npz` file, that all models are examined on.
       sources: the user's statements on the conditions of these images.
 
     Raises:
-      ConfigError: both are given, or a condition without images.
+      ConfigError: both `celeba` and `images` are given, or a condition without images.
     """
-    if celeba and images:
-        raise ConfigError(f"--celeba={celeba} and --images={images} both name the images; give one of them")
-    if not images and (sources.classes or sources.conditions):
-        raise ConfigError(
-            "--classes and --conditions say what the images of --images=FOLDER are; give that too"
-        )
-    wanted = config.data.preprocessing
 
-    def choose(
-        denoiser: Examinable, trained: ExperimentConfig, record: Mapping[str, Any] | None = None
+    config: ExperimentConfig
+    celeba: str | None
+    cache: Path
+    images: str | None = None
+    sources: ConditionSources = ConditionSources()
+
+    def __post_init__(self) -> None:
+        if self.celeba and self.images:
+            raise ConfigError(
+                f"--celeba={self.celeba} and --images={self.images} both name the images; give one of them"
+            )
+        if not self.images and (self.sources.classes or self.sources.conditions):
+            raise ConfigError(
+                "--classes and --conditions say what the images of --images=FOLDER are; give that too"
+            )
+
+    def __call__(
+        self, denoiser: Examinable, trained: ExperimentConfig, record: Mapping[str, Any] | None = None
     ) -> EvalImages:
-        record = record or {}
+        """The images that a model is examined on: the user's, held-out ones of its data, or its own samples.
+
+        Args:
+          record: what is saved with the model, see `load.load_denoiser`.
+        """
+        record, sweep, wanted = record or {}, self.config.sweep, self.config.data.preprocessing
         preprocessing = trained.data.preprocessing if wanted == DEFAULT else wanted
-        if images:
-            return _of_user(images, denoiser, config.sweep, preprocessing, sources, record)
-        if factories.WITH_IMAGES in record and not celeba:
+        if self.images:
+            return _of_user(self.images, denoiser, sweep, preprocessing, self.sources, record)
+        if factories.WITH_IMAGES in record and not self.celeba:
             of_model, condition = record[factories.WITH_IMAGES]
-            return accompanying_images(denoiser, config.sweep, of_model, condition)
+            return accompanying_images(denoiser, sweep, of_model, condition)
         if trained.data.name in DRAWN:
             classes = _classes_for(denoiser, trained.data)
-            drawn = held_out_images(trained.data, size_of(denoiser), config.sweep, cache, classes)
+            drawn = held_out_images(trained.data, size_of(denoiser), sweep, self.cache, classes)
             return _matching(drawn, denoiser)
-        if not celeba:
-            return own_samples(denoiser, config.sweep, config.seed)
+        if not self.celeba:
+            return own_samples(denoiser, sweep, self.config.seed)
         faces = DataConfig(
             name="celeba",
-            path=celeba,
+            path=self.celeba,
             preprocessing=for_network(preprocessing, denoiser),
-            classes=config.data.classes or trained.data.classes,
+            classes=self.config.data.classes or trained.data.classes,
         )
-        return _held_out_faces(denoiser, trained, faces, config.sweep, cache)
-
-    return choose
+        return _held_out_faces(denoiser, trained, faces, sweep, self.cache)
 
 
 def _of_user(

@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import xarray as xr
 
 from mechdiff import circuits
 from mechdiff.analysis import complexity
-from mechdiff.circuits import backups, scorecards
+from mechdiff.circuits import backups, robustness, scorecards
 from mechdiff.circuits.faithfulness import CircuitEvaluator
 from mechdiff.core import keys
 from mechdiff.core.config import ExperimentConfig, SweepConfig
@@ -24,6 +25,70 @@ from mechdiff.study.replacement_values import replacement_values
 
 SCORED = 0.9  # faithfulness match, of `complexity.TAUS`, of the circuit that is scored
 KNOCKOUTS, RANDOMS = 10, 40  # knockouts of a circuit, and random circuits it is compared with
+
+
+@dataclasses.dataclass(frozen=True)
+class CircuitSettings:
+    """How a circuit is found and scored.
+
+    Attributes:
+      tau: faithfulness match that it must reach.
+      every_timestep: it must reach it at every timestep, not only on average over them.
+      ranking: of `circuits.RANKINGS`.
+      randoms: random circuits that it is compared with.
+      repeats: resamples of the images on which it is found again.
+    """
+
+    tau: float = SCORED
+    every_timestep: bool = False
+    ranking: str = "exact"
+    randoms: int = RANDOMS
+    repeats: int = 10
+
+
+class FoundCircuit(NamedTuple):
+    """A circuit of one half of the images, scored on the other.
+
+    Attributes:
+      stability: which members come again when it is found on resampled images.
+      runs: what was run for the scorecard.
+      scorer: evaluates circuits on the other half.
+    """
+
+    circuit: circuits.Circuit
+    scorecard: scorecards.Scorecard
+    stability: robustness.Stability
+    runs: xr.Dataset
+    scorer: CircuitEvaluator
+
+    def facts(self) -> dict[str, Any]:
+        """Circuit, scorecard and stability, as they are saved."""
+        kept = {"circuit": self.circuit, "scorecard": self.scorecard, "stability": self.stability}
+        return {name: dataclasses.asdict(result) for name, result in kept.items()}
+
+
+def found_circuit(
+    denoiser: Examinable,
+    images: EvalImages,
+    ablation: str,
+    config: ExperimentConfig,
+    folder: Path,
+    settings: CircuitSettings = CircuitSettings(),
+) -> FoundCircuit:
+    """Finds a circuit on one half of the scored images, scores it on the other, and tries its stability.
+
+    Args:
+      folder: of circuits that were run, which are not run again.
+
+    Raises:
+      ConfigError: fewer than 4 images.
+    """
+    halves = circuit_evaluators(denoiser, images, ablation, config.sweep, jax.random.key(config.seed), folder)
+    finder, scorer = (dataclasses.replace(half, every_timestep=settings.every_timestep) for half in halves)
+    found = circuits.discover(finder, settings.tau, settings.ranking)
+    card, runs = scorecards.scorecard(scorer, found, randoms=settings.randoms, seed=config.seed)
+    again = robustness.stability(finder, found, settings.repeats, config.seed)
+    return FoundCircuit(found, card, again, runs, scorer)
 
 
 def circuit(examined: Analysis, ablation: str, config: ExperimentConfig, folder: Path) -> xr.Dataset:

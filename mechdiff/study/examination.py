@@ -29,7 +29,7 @@ def examine_and_pack(
     Args:
       name: of the network in results.
       model: folder of a training, or RUN@STEP.
-      choose: of `choosing.chooser`.
+      choose: gives its images, such as a `choosing.ImageChoice`.
       samples: keep the sheet of samples in the packed file.
 
     Returns:

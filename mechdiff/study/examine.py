@@ -58,7 +58,7 @@ def examine(
     Args:
       name: shown in the report.
       model: exported folder, or another name of it, or `module:function`; see `load.load_denoiser`.
-      inputs: gives the images to examine it on, see `choosing.chooser`.
+      inputs: gives the images to examine it on, such as a `choosing.ImageChoice`.
       seed: of the noise.
     """
     denoiser, trained, record = load_denoiser(model, name)

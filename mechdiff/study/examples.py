@@ -29,8 +29,8 @@ from mechdiff.diffusion.schedules import ddim_timesteps
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component, pattern_site
 from mechdiff.models import conditions
+from mechdiff.models.blocks import PATTERNS
 from mechdiff.models.denoiser import Examinable
-from mechdiff.models.layers import PATTERNS
 from mechdiff.storage import digests, labelled, locks
 from mechdiff.study.eval_images import EvalImages
 from mechdiff.sweeps import activations

@@ -18,8 +18,8 @@ from mechdiff.diffusion.eval_set import BATCH, EvalBatch, EvalSet
 from mechdiff.interventions.components import HEAD, pattern_site, site_type
 from mechdiff.interventions.gates import CAPTURED
 from mechdiff.models.attention_stats import AttentionStatistics
+from mechdiff.models.blocks import ATTENTION, PATTERNS
 from mechdiff.models.denoiser import Examinable
-from mechdiff.models.layers import ATTENTION, PATTERNS
 from mechdiff.sweeps.execution import footprint, memory
 
 

@@ -31,8 +31,8 @@ from mechdiff.interventions.components import (
     site_type,
 )
 from mechdiff.interventions.record import Intervention
+from mechdiff.models.blocks import PATTERNS
 from mechdiff.models.denoiser import Examinable
-from mechdiff.models.layers import PATTERNS
 from mechdiff.models.stages import stages
 from mechdiff.models.traced.denoiser import TracedNetwork
 from mechdiff.models.traced.sites import Site

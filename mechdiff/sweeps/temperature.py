@@ -31,8 +31,8 @@ from mechdiff.interventions.components import (
 )
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.attention_stats import AttentionStatistics
+from mechdiff.models.blocks import ATTENTION
 from mechdiff.models.denoiser import Examinable
-from mechdiff.models.layers import ATTENTION
 from mechdiff.sweeps.attention_patterns import check_patterns, heads_of
 from mechdiff.sweeps.coords import component_coords
 from mechdiff.sweeps.execution.provenance import provenance

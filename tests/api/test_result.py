@@ -11,7 +11,7 @@ import xarray as xr
 from PIL import Image
 
 from mechdiff.analysis import paired
-from mechdiff.api import compare, load, show
+from mechdiff.api import compare, load, paired_sweeps, show
 from mechdiff.api.images import eval_images
 from mechdiff.api.model import Model
 from mechdiff.core.config import override
@@ -113,7 +113,7 @@ def test_models_that_would_be_swept_on_different_images_are_refused_before_any_s
     rng = np.random.default_rng(0)
     for i in range(4):
         Image.fromarray(rng.integers(0, 255, (9, 12, 3), np.uint8)).save(tmp_path / f"{i}.png")
-    monkeypatch.setattr(sys.modules[compare.__module__], "sweep", lambda *_, **__: pytest.fail("swept"))
+    monkeypatch.setattr(paired_sweeps, "sweep", lambda *_, **__: pytest.fail("swept"))
     squashed = override(model.config, ["data.preprocessing.crop=squash"])
     with pytest.raises(ConfigError, match=r"center crop, .* / squashed to .*array of images in the models'"):
         compare(model, dataclasses.replace(model, config=squashed), str(tmp_path), n=2)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from reference.launching import launch
 
-from mechdiff.api.compare import compare_steps
+from mechdiff.api.course import compare_steps
 from mechdiff.core.errors import CheckpointError
 
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (12, 8, 8, 3)).astype(np.float32)

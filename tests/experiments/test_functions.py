@@ -29,7 +29,7 @@ def config(tiny):
 
 
 def test_a_function_is_swept_and_reported_in_order_of_execution(config, tmp_path):
-    choose = choosing.chooser(config, None, tmp_path / "cache")
+    choose = choosing.ImageChoice(config, None, tmp_path / "cache")
     for function in ("with_classes", "denoiser"):
         model = f"reference.user_network:{function}"
         where = tmp_path / "subjects" / load.name_of(model)
@@ -59,7 +59,7 @@ def test_a_function_is_swept_and_reported_in_order_of_execution(config, tmp_path
 
 def test_a_function_with_init_has_an_untrained_control(config, tmp_path):
     model = "reference.user_network:with_init"
-    choose = choosing.chooser(config, None, tmp_path / "cache")
+    choose = choosing.ImageChoice(config, None, tmp_path / "cache")
     examined = examine.examine("with_init", model, choose, config.sweep, 0, tmp_path / "with_init")
     noise = keys.stream(jax.random.key(0), "scored noise")
     control = controls.control(examined, config, noise, tmp_path)
@@ -116,7 +116,7 @@ def test_a_launcher_ends_with_one_line(tmp_path, capsys):
 
 
 def test_a_stored_sweep_is_not_computed_again(config, tmp_path):
-    choose = choosing.chooser(config, None, tmp_path / "cache")
+    choose = choosing.ImageChoice(config, None, tmp_path / "cache")
     for _ in range(2):
         examine.examine("net", CLASSES, choose, config.sweep, 0, tmp_path / "net")
     assert len(list((tmp_path / "net" / "sweep").glob("*.zarr"))) == 1

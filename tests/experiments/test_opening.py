@@ -17,7 +17,7 @@ def test_models_of_one_name_are_refused_before_any_is_read(name, tmp_path, capsy
 
 
 def test_celeba_without_effect_on_a_network_of_synthetic_faces_is_said(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(_opening.choosing, "chooser", lambda *_: lambda *_: "images")
+    monkeypatch.setattr(_opening.choosing.ImageChoice, "__call__", lambda *_: "images")
     network, config = SimpleNamespace(name="faces"), presets.preset("tiny")
     for mixed in (False, True):
         choose = _opening.chooser(config, tmp_path, "celeba/", None, mixed)

@@ -26,8 +26,8 @@ from mechdiff.interventions.build import (
 )
 from mechdiff.interventions.components import component_at, select
 from mechdiff.interventions.gates import blend
-from mechdiff.models import layers
-from mechdiff.models.layers import Embeddings
+from mechdiff.models import blocks
+from mechdiff.models.blocks import Embeddings
 from mechdiff.models.stage_modules import Stream, run_stage
 from mechdiff.models.stages import stages
 from mechdiff.models.unet import apply_unet, components, init_shapes
@@ -83,7 +83,7 @@ def test_identity_is_bitwise_the_network_without_gates_and_temperatures_when_com
     run = lambda: jax.jit(lambda *leaves: apply_unet(SMALL, *leaves, X, T))(params, identity)
     gated = run()
     for part in ("Gate", "Temperature"):
-        monkeypatch.setattr(layers, part, PassThrough)
+        monkeypatch.setattr(blocks, part, PassThrough)
     bare = run()
     np.testing.assert_array_equal(bits(gated), bits(bare))
 
@@ -225,7 +225,7 @@ def test_identity_is_bitwise_a_stage_without_gates_and_temperatures_op_by_op(mon
     stream = jax.tree.map(jax.device_put, stream_before(stage, 0))
     gated = run_stage(UNET, stage, PARAMS, IDENTITY, stream)[0].h
     for part in ("Gate", "Temperature"):
-        monkeypatch.setattr(layers, part, PassThrough)
+        monkeypatch.setattr(blocks, part, PassThrough)
     bare = run_stage(UNET, stage, PARAMS, IDENTITY, stream)[0].h
     np.testing.assert_array_equal(bits(gated), bits(bare))
 

@@ -1,4 +1,4 @@
-"""Blocks of the UNet against float64 numpy, and fast gradients against XLA's own."""
+"""Layers of the UNet against float64 numpy, and fast gradients against XLA's own."""
 
 from functools import partial
 
@@ -8,23 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from reference.in_float64 import applied, double, random, softmax_attention
 
 from mechdiff.models import attention, layers
 from mechdiff.models.convolution import convolve, convolve_doubled
 from mechdiff.models.pretrained import plain_layers
-
-
-def random(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def double(x):
-    return np.asarray(x, np.float64)
-
-
-def applied(module, params, x):
-    """Output of a module with these parameters, compiled as a whole."""
-    return np.asarray(jax.jit(module.apply)({"params": params}, x))
 
 
 def plain(x, kernel, stride, padding):
@@ -158,13 +146,6 @@ def test_time_features_are_sines_and_cosines_of_geometric_frequencies(flip):
     np.testing.assert_allclose(features(t.astype(np.int32)), expected, atol=1e-4)
 
 
-def softmax_attention(q, k, v):
-    """float64, `(batch, heads, tokens, depth)`."""
-    logits = np.einsum("bhqd,bhkd->bhqk", *(double(q), double(k)))
-    pattern = np.exp(logits - logits.max(-1, keepdims=True))
-    return np.einsum("bhqk,bhkd->bhqd", pattern / pattern.sum(-1, keepdims=True), double(v))
-
-
 @pytest.mark.parametrize("block", [10**9, 2 * 16**2, 4 * 16**2])  # whole; a remainder; even blocks
 def test_attention_in_blocks_is_softmax_attention(block, monkeypatch):
     monkeypatch.setattr(attention, "BLOCK", block)
@@ -190,52 +171,6 @@ def test_attention_has_the_gradients_of_the_plain_product(block, monkeypatch):
     for a, b in zip(ours, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
     np.testing.assert_allclose(curved, expected_curved, atol=2e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("temperatures", [(1.0, 1.0), (0.5, 4.0)])
-def test_attention_block_equals_a_plain_implementation_with_temperatures(temperatures):
-    heads, channels = 2, 8
-    x, module = random(2, 4, 4, channels), layers.Attention(heads, groups=2, eps=1e-5)
-    variables = jax.jit(module.init)(jax.random.key(0), x)
-    keys = iter(range(100))
-    params = jax.tree.map(lambda p: random(*p.shape, seed=next(keys)) * 0.5, variables["params"])
-    temperature = np.array(temperatures, np.float32)
-    variables = {**variables, "params": params, "temperature": {"pattern": {"value": temperature}}}
-    result = jax.jit(module.apply)(variables, x)
-
-    p = jax.tree.map(double, params)
-    groups = double(x).reshape(2, 16, 2, 4)
-    groups = (groups - groups.mean((1, 3), keepdims=True)) / np.sqrt(groups.var((1, 3), keepdims=True) + 1e-5)
-    h = groups.reshape(2, 16, channels) * p["norm"]["scale"] + p["norm"]["bias"]
-    split = lambda a: a.reshape(2, 16, heads, -1).swapaxes(1, 2)
-    q, k, v = (split(h @ p[n]["kernel"] + p[n]["bias"]) for n in "qkv")
-    z = softmax_attention(q / (4**0.5 * np.reshape(temperatures, (1, -1, 1, 1))), k, v)
-    z = z.swapaxes(1, 2).reshape(2, 16, channels) @ p["out"]["kernel"] + p["out"]["bias"]
-    np.testing.assert_allclose(result, x + z.reshape(x.shape), atol=2e-4)
-
-
-def test_upsampling_repeats_and_pooling_averages():
-    x = random(2, 4, 6, 3)
-    up = applied(layers.Upsample(conv=False), {}, x)
-    np.testing.assert_array_equal(up, np.kron(double(x), np.ones((1, 2, 2, 1))))
-    down = applied(layers.Downsample(conv=False), {}, x)
-    np.testing.assert_allclose(down, x.reshape(2, 2, 2, 3, 2, 3).mean((2, 4)), atol=1e-6)
-
-
-@pytest.mark.parametrize("padding", [0, 1])
-def test_strided_downsampling_halves_any_padding(padding):
-    x = random(1, 4, 4, 2)
-    module = layers.Downsample(padding)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
-    params = jax.tree.map(lambda leaf: random(*leaf.shape, seed=1), shapes)
-    low = padding
-    padded = np.pad(double(x), ((0, 0), (low, 1), (low, 1), (0, 0)))
-    kernel = double(params["conv"]["kernel"])
-    expected = np.stack(
-        [[np.einsum("hwc,hwco->o", padded[0, i : i + 3, j : j + 3], kernel) for j in (0, 2)] for i in (0, 2)]
-    )
-    expected = expected + params["conv"]["bias"]
-    np.testing.assert_allclose(applied(module, params, x)[0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def denoiser(config):
 
 
 def test_labels_follow_held_out_images_through_every_cut(config, denoiser, tmp_path):
-    images = choosing.chooser(config, None, tmp_path)(denoiser, config)
+    images = choosing.ImageChoice(config, None, tmp_path)(denoiser, config)
     split = load(dataclasses.replace(config.data, n_test=18), 8, "test", 0, None)
     labels = class_labels(split, "skin_brightness", 2)
     np.testing.assert_array_equal(images.condition, labels[:12].reshape(3, 4))
@@ -55,4 +55,4 @@ def test_own_samples_and_arrays_come_with_classes_and_folders_without(config, de
         inputs.images_from(pixels, denoiser, config.sweep)
     unknown = dataclasses.replace(config, data=dataclasses.replace(config.data, classes=""))
     with pytest.raises(DataError, match=r"which label of synthetic they are is not known; state it: --set"):
-        choosing.chooser(unknown, None, tmp_path)(denoiser, unknown)
+        choosing.ImageChoice(unknown, None, tmp_path)(denoiser, unknown)

@@ -23,7 +23,7 @@ def examined(trained, tmp_path_factory):
     _, config, _ = load.load_denoiser(trained[0])
     sweep = SweepConfig(ablations=("zero",), timesteps=3, images=4, reference_images=4, image_block=4)
     config = dataclasses.replace(config, sweep=sweep)
-    choose = choosing.chooser(config, None, folder / "cache")
+    choose = choosing.ImageChoice(config, None, folder / "cache")
     return examine.examine("tiny", trained[0], choose, config.sweep, 0, folder), folder
 
 

@@ -56,7 +56,7 @@ def network(tmp_path_factory):
     denoiser = Denoiser("small", SMALL, SCHEDULE, random_params(SMALL), identity_of(SMALL))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(examine, "load_denoiser", lambda model, name: (denoiser, config, {"steps": 7}))
-        choose = choosing.chooser(config, None, where / "cache")
+        choose = choosing.ImageChoice(config, None, where / "cache")
         examine.examine("small", where, choose, config.sweep, 0, where / "subjects" / "small")
     files.write_json(where / "manifest.json", {})
     files.ensure_writable(where / packing.CELLS)

@@ -27,7 +27,7 @@ def deepened(trained, tmp_path_factory):
         controls=True, circuits=("mean",), role_sets=20, random_sets=3, images=4, timesteps=2, pairs=3
     )
     config = dataclasses.replace(config, sweep=sweep, study=study)
-    choose = choosing.chooser(config, None, folder / "cache")
+    choose = choosing.ImageChoice(config, None, folder / "cache")
     examined = examine.examine("tiny", model, choose, config.sweep, 0, folder)
     further_results.run_study(examined, config, folder)
     return examined, config, folder

@@ -147,25 +147,25 @@ def trained(name="unknown", **data):
     return ExperimentConfig(name="x", data=DataConfig(name=name, **data))
 
 
-def test_chooser_prepares_images_as_in_training_unless_told_otherwise(place, tmp_path):
+def test_a_choice_prepares_images_as_in_training_unless_told_otherwise(place, tmp_path):
     squash = Preprocessing(crop="squash")
     config = ExperimentConfig(name="x", sweep=FEW)
-    choose = choosing.chooser(config, None, tmp_path, str(place))
+    choose = choosing.ImageChoice(config, None, tmp_path, str(place))
     images = choose(RGB, trained(preprocessing=squash), {})
     assert "squashed to a square" in images.label
     told = ExperimentConfig(
         name="x", sweep=FEW, data=DataConfig(preprocessing=Preprocessing(crop="center-8"))
     )
-    images = choosing.chooser(told, None, tmp_path, str(place))(RGB, trained(preprocessing=squash))
+    images = choosing.ImageChoice(told, None, tmp_path, str(place))(RGB, trained(preprocessing=squash))
     assert "center-8 crop" in images.label
 
 
-def test_chooser_takes_one_kind_of_images(tmp_path):
+def test_a_choice_takes_one_kind_of_images(tmp_path):
     with pytest.raises(ConfigError, match="--celeba=a and --images=b both name the images"):
-        choosing.chooser(ExperimentConfig(name="x"), "a", tmp_path, "b")
+        choosing.ImageChoice(ExperimentConfig(name="x"), "a", tmp_path, "b")
 
 
 def test_synthetic_images_do_not_fit_a_gray_network(tmp_path):
     config = ExperimentConfig(name="x", sweep=FEW)
     with pytest.raises(DataError, match=r"takes 1 channel\(s\), but its data has 3"):
-        choosing.chooser(config, None, tmp_path)(GRAY, trained("synthetic"))
+        choosing.ImageChoice(config, None, tmp_path)(GRAY, trained("synthetic"))

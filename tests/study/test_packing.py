@@ -22,7 +22,7 @@ def test_claims_read_a_packed_network_whose_folder_is_gone(tiny, tmp_path, monke
     denoiser = Denoiser("small", SMALL, schedule, random_params(SMALL), identity_of(SMALL))
     monkeypatch.setattr(examine, "load_denoiser", lambda model, name: (denoiser, config, {"steps": 7}))
     folder = tmp_path / "subjects" / "small"
-    choose = choosing.chooser(config, None, tmp_path / "cache")
+    choose = choosing.ImageChoice(config, None, tmp_path / "cache")
     examine.examine("small", tmp_path, choose, config.sweep, 0, folder)
     files.write_json(tmp_path / "manifest.json", {})
     whole = records.read(tmp_path)[1][0]

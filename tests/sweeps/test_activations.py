@@ -14,8 +14,8 @@ from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.interventions.build import ablate
 from mechdiff.models.attention_stats import attention_statistics
+from mechdiff.models.blocks import Embeddings
 from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.layers import Embeddings
 from mechdiff.models.stage_modules import Stream, run_stage
 from mechdiff.models.stages import stages
 from mechdiff.models.unet import apply_unet, components, forward

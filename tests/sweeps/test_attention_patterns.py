@@ -17,8 +17,8 @@ from mechdiff.diffusion.schedules import cosine_schedule
 from mechdiff.interventions.build import set_gate, windowed
 from mechdiff.interventions.build import set_temperature as set_temperature
 from mechdiff.interventions.components import component_at
+from mechdiff.models.blocks import Embeddings
 from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.layers import Embeddings
 from mechdiff.models.stage_modules import Stream, run_stage
 from mechdiff.models.stages import stages
 from mechdiff.models.unet import components, forward

@@ -65,14 +65,18 @@ TABLE = {  # arguments of Unet and GaussianDiffusion
     "immiscible": Option(False, anything(), (False, True)),
     "schedule_fn_kwargs": Option(None, anything(), (None, {})),
 }
-IGNORED = ("init_dim", "out_dim", "dropout", "flash_attn", "learned_sinusoidal.*", "random_fourier_features")
-IGNORED += ("sampling_timesteps", "ddim_sampling_eta", "offset_noise_strength", "min_snr.*", "_class_name")
-IGNORED += ("train_.*", "ema_.*", "gradient_.*", "batch_size", "results_folder", "amp", "fp16", "num_samples")
+IGNORED = (
+    "init_dim", "out_dim", "dropout", "flash_attn", "learned_sinusoidal.*", "random_fourier_features",
+    "sampling_timesteps", "ddim_sampling_eta", "offset_noise_strength", "min_snr.*", "_class_name",
+    "train_.*", "ema_.*", "gradient_.*", "batch_size", "results_folder", "amp", "fp16", "num_samples",
+)  # fmt: skip
 TELLING = ("dim_mults", "attn_dim_head", "full_attn", "objective", "self_condition")
-BUFFERS = ("betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "loss_weight")
-BUFFERS += ("sqrt_one_minus_alphas_cumprod", "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod")
-BUFFERS += ("sqrt_recipm1_alphas_cumprod", "posterior_variance", "posterior_log_variance_clipped")
-BUFFERS += ("posterior_mean_coef1", "posterior_mean_coef2")
+BUFFERS = (
+    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "loss_weight",
+    "sqrt_one_minus_alphas_cumprod", "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod", "posterior_variance", "posterior_log_variance_clipped",
+    "posterior_mean_coef1", "posterior_mean_coef2",
+)  # fmt: skip
 PROBE = "init_conv.weight"
 RMS, GROUPS = "downs.0.0.block1.norm.g", "downs.0.0.block1.norm.bias"
 MEMORY = "mid_attn.mem_kv"
@@ -135,8 +139,13 @@ def build(
 
 
 def _network(options: Mapping[str, Any]) -> Network:
-    arguments = (options[name] for name in ("levels", "channels", "self_condition", "theta"))
-    return Network(*arguments, groups=options.get("groups", USUAL_GROUPS))
+    return Network(
+        levels=options["levels"],
+        channels=options["channels"],
+        self_condition=options["self_condition"],
+        theta=options["theta"],
+        groups=options.get("groups", USUAL_GROUPS),
+    )
 
 
 def _example(options: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -26,15 +26,11 @@ from mechdiff.models.pretrained.options import (
 
 WHAT = "scheduler"
 OURS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
-USUAL = ("DDPM", "DDPMParallel", "DDIM", "DDIMParallel", "DDIMInverse", "PNDM", "DEISMultistep", "RePaint")
-USUAL += (
-    "DPMSolverMultistep",
-    "DPMSolverMultistepInverse",
-    "DPMSolverSinglestep",
-    "UniPCMultistep",
-    "SASolver",
-)
-USUAL += ("EulerDiscrete", "EulerAncestralDiscrete", "LMSDiscrete")
+USUAL = (
+    "DDPM", "DDPMParallel", "DDIM", "DDIMParallel", "DDIMInverse", "PNDM", "DEISMultistep", "RePaint",
+    "DPMSolverMultistep", "DPMSolverMultistepInverse", "DPMSolverSinglestep", "UniPCMultistep", "SASolver",
+    "EulerDiscrete", "EulerAncestralDiscrete", "LMSDiscrete",
+)  # fmt: skip
 LATENT_DEFAULTS = {"beta_start": 0.00085, "beta_end": 0.012}  # Rombach et al. 2022
 DEFAULTS_OF = {  # class -> defaults that differ, of diffusers 0.42
     **{f"{name}Scheduler": {} for name in USUAL},
@@ -46,8 +42,10 @@ DEFAULTS_OF = {  # class -> defaults that differ, of diffusers 0.42
     "UnCLIPScheduler": {"beta_schedule": "squaredcos_cap_v2"},
 }
 # Classes that clip predicted images unless they are told not to; the others do so only if they are told to.
-CLIPPING = ("DDPM", "DDPMParallel", "DDIM", "DDIMParallel", "DDIMInverse", "RePaint", "UnCLIP")
-CLIPPING = tuple(f"{name}Scheduler" for name in CLIPPING)
+CLIPPING = (
+    "DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler",
+    "DDIMInverseScheduler", "RePaintScheduler", "UnCLIPScheduler",
+)  # fmt: skip
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 FIXED_VARIANCES = (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
 TABLE = {
@@ -70,15 +68,14 @@ TABLE = {
 }
 # How images are drawn, not what the network is: `sampler` has its own ways.
 SAMPLING = (
-    *("algorithm_type", "corrector_order", "disable_corrector", "dynamic_thresholding_ratio", "eta"),
-    *("euler_at_final", "final_sigmas_type", "flow_shift", "interpolation_type", "lambda_min_clipped"),
-    *("lower_order_final", "noise_sampler_seed", "original_inference_steps", "predict_x0", "predictor_order"),
-    *("sample_max_value", "set_alpha_to_one", "shift_terminal", "skip_prk_steps", "solver_order", "solver_p"),
-    "solver_type",
-    *("steps_offset", "tau_func", "tensor_format", "thresholding", "time_shift_type", "timestep_scaling"),
-    *("timestep_spacing", "timestep_values", "use_beta_sigmas", "use_dynamic_shifting"),
-    *("use_exponential_sigmas", "use_karras_sigmas", "use_lu_lambdas"),
-)
+    "algorithm_type", "corrector_order", "disable_corrector", "dynamic_thresholding_ratio", "eta",
+    "euler_at_final", "final_sigmas_type", "flow_shift", "interpolation_type", "lambda_min_clipped",
+    "lower_order_final", "noise_sampler_seed", "original_inference_steps", "predict_x0", "predictor_order",
+    "sample_max_value", "set_alpha_to_one", "shift_terminal", "skip_prk_steps", "solver_order", "solver_p",
+    "solver_type", "steps_offset", "tau_func", "tensor_format", "thresholding", "time_shift_type",
+    "timestep_scaling", "timestep_spacing", "timestep_values", "use_beta_sigmas", "use_dynamic_shifting",
+    "use_exponential_sigmas", "use_karras_sigmas", "use_lu_lambdas",
+)  # fmt: skip
 # Values that diffusers writes whether or not they were chosen; no note speaks of them.
 USUAL_SAMPLING = {"dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0, "timestep_spacing": "leading"}
 ASKED = {  # what we call the options that decide what a network's output means

@@ -26,8 +26,10 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 SHOWN = 3  # names in one error
 TABLES = "/embedding"  # how the names of parameters end that are tables, not matrices
 LONGEST = 60  # characters of a name in one error
-COUNTERS = ("decay", "initted", "num_updates", "num_batches_tracked", "optimization_step", "step", "steps")
-COUNTERS += ("n_averaged", "global_step", "epoch")
+COUNTERS = (
+    "decay", "initted", "num_updates", "num_batches_tracked", "optimization_step", "step", "steps",
+    "n_averaged", "global_step", "epoch",
+)  # fmt: skip
 
 CONVERT = (  # for people who have a pickle that they trust; the README has it for lists and views too
     'python -c "import torch, safetensors.torch as s; s.save_file('

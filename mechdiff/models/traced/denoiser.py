@@ -19,8 +19,8 @@ from mechdiff.interventions.components import HEAD, PATTERN, Component, groups, 
 from mechdiff.interventions.gates import CAPTURED
 from mechdiff.interventions.record import Intervention, in_window
 from mechdiff.models.attention_stats import attention_statistics
+from mechdiff.models.blocks import ATTENTION
 from mechdiff.models.denoiser import Label, check_timesteps
-from mechdiff.models.layers import ATTENTION
 from mechdiff.models.traced.edits import GateEdits, leaves_of, per_turn, tempered
 from mechdiff.models.traced.interpreter import Plan, evaluate
 from mechdiff.models.traced.sites import Site, in_order

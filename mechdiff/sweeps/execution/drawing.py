@@ -51,15 +51,15 @@ def draw_samples(
     conditions.check(denoiser.network, condition)  # before tracing, where labels have values
     null = null_condition(denoiser, condition) if guidance != 1 else condition
     block = memory.images_at_once(min(SAMPLE_BLOCK, count), footprint.row_bytes(denoiser.network))
-    timesteps = sampled_timesteps(denoiser, steps).tolist()
+    timesteps = tuple(sampled_timesteps(denoiser, steps).tolist())
     mesh = devices.over(block)
     placed = devices.everywhere(mesh, denoiser)
-    program = {"mesh": mesh, "timesteps": tuple(timesteps), "guidance": guidance}
     run = devices.jitted(_drawn, ("mesh", "timesteps", "guidance"), quickly)
     drawn = []
     for batch in batches(count, block):
         pair = conditions.at((condition, null), batch.indices)
-        drawn.append(np.asarray(run(placed, key, batch.indices, pair, **program)))
+        images = run(placed, key, batch.indices, pair, mesh=mesh, timesteps=timesteps, guidance=guidance)
+        drawn.append(np.asarray(images))
     return np.concatenate(drawn)[:count]
 
 

@@ -170,8 +170,15 @@ class Rollout:
         x_t = devices.shared(self.mesh, x_t)  # always laid out alike: another layout is another program
         condition = conditions.at(self.condition, indices)
         steps = Steps(self.timesteps, span[0], span[1], self.key)
-        program = {"step_fn": self.step_fn, "clip": self.clip, "mesh": self.mesh}
-        return roll(self._placed, stacked, steps, Samples(x_t, indices, condition), **program)
+        return roll(
+            self._placed,
+            stacked,
+            steps,
+            Samples(x_t, indices, condition),
+            step_fn=self.step_fn,
+            clip=self.clip,
+            mesh=self.mesh,
+        )
 
     def clean(self, starts: Sequence[int], indices: np.ndarray) -> tuple[dict[int, Array], Array]:
         """States at the steps `starts`, and the final images."""

@@ -1,0 +1,108 @@
+"""Sweeps of models on the same images and noise: whether they can be paired, what is saved of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from mechdiff.analysis.changes import changes
+from mechdiff.api.images import Given, eval_images
+from mechdiff.api.result import Result, references, sweep
+from mechdiff.core.config import UNetConfig, to_dict
+from mechdiff.core.errors import ConfigError
+from mechdiff.storage import files, labelled
+from mechdiff.study.eval_images import EvalImages
+
+SHARED = ("inputs", "images_sha256", "noise_seed", "preprocessing", "schedule")  # by all that are compared
+
+
+def swept(models: Sequence[Any], images: Given, chooser: Any, settings: dict[str, Any]) -> list[Result]:
+    """Sweeps of all models on the same images; where none are given, on those of `chooser`.
+
+    Args:
+      chooser: the model whose own images are taken then.
+      settings: of `result.sweep`.
+
+    Raises:
+      ConfigError: the models would be swept on different images.
+    """
+    n = settings.get("n", 16)
+    if images is None:
+        images = eval_images(chooser, None, n, n)
+    reference = references(settings.get("ablation", "zero"), n)
+    # All are prepared before the first sweep: whether they are the same is known before anything is computed.
+    shown = [eval_images(model, images, n, reference) for model in models]
+    for model, own in zip(models[1:], shown[1:], strict=True):
+        _check_same_images(models[0].name, shown[0], model.name, own)
+    return [sweep(model, own, **settings) for model, own in zip(models, shown, strict=True)]
+
+
+def _check_same_images(name: str, images: EvalImages, other: str, others: EvalImages) -> None:
+    """Refuses scored images that differ: with those that each model prepares, effects can't be paired.
+
+    Args:
+      name, images: of one model, and those that it would be swept on.
+      other, others: the same of another.
+
+    Raises:
+      ConfigError: they differ; says why, and the way out.
+    """
+    if np.array_equal(images.scored, others.scored):
+        return
+    prepared, otherwise = (str(side.facts.get("preprocessing")) for side in (images, others))
+    if prepared != otherwise:
+        raise ConfigError(
+            f"{name} and {other} prepare images differently ({prepared} / {otherwise}), so effects can't be "
+            "paired image by image; give an array of images in the models' own size (.npy), which is taken "
+            "as it is"
+        )
+    raise ConfigError(
+        f"{name} and {other} would be swept on different images: those that a model was trained on are left "
+        "out, and they were not trained on the same; give images that none of them was trained on"
+    )
+
+
+def check_comparable(before: Any, after: Any) -> None:
+    """Refuses two models whose effects can't be paired at each image and timestep.
+
+    Raises:
+      ConfigError: they have images of different shape, or different noise schedules.
+    """
+    shapes = [tuple(model.denoiser.image_shape) for model in (before, after)]
+    if shapes[0] != shapes[1]:
+        raise ConfigError(f"models of images {shapes[0]} and {shapes[1]} can't be paired image by image")
+    log_snr, other = (np.asarray(model.denoiser.schedule.log_snr) for model in (before, after))
+    if log_snr.shape != other.shape or not np.allclose(log_snr, other, atol=1e-4):
+        raise ConfigError(f"{before.name} and {after.name} have different noise schedules: can't be paired")
+
+
+def common_unet(models: Sequence[Any]) -> UNetConfig | None:
+    """The UNet that all models are, where they are one."""
+    unets = [getattr(model.denoiser, "unet", None) for model in models]
+    return unets[0] if all(unet == unets[0] for unet in unets) else None
+
+
+def together(
+    results: Sequence[Result], labels: Sequence[str], unet: UNetConfig | None, **facts: Any
+) -> xr.Dataset:
+    """Effects of all sweeps and their differences, see `changes.changes`; attributes: `SHARED`, `facts`."""
+    kept = {name: results[0].dataset.attrs.get(name) for name in SHARED}
+    digests = [result.dataset.attrs.get("parameters_sha256") for result in results]
+    kept["parameters_sha256"] = digests if all(digests) else None
+    if unet is not None:
+        facts["unet"] = to_dict(unet)
+    facts = {name: value for name, value in {**kept, **facts}.items() if value is not None}
+    return changes([result.dataset for result in results], labels, results[0].ablation, facts)
+
+
+def save(folder: Path, dataset: xr.Dataset, frame: pd.DataFrame) -> Path:
+    """Writes the dataset, the table and the page "what changed" into `folder`; returns the page's path."""
+    from mechdiff.report import changes as page
+
+    folder = files.ensure_writable(folder)
+    labelled.replace(folder / f"{page.NAME}.zarr", dataset)
+    files.write_atomic(folder / f"{page.NAME}.csv", frame.to_csv(index=False))
+    return page.build(folder)
