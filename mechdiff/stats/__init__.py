@@ -32,7 +32,6 @@ from mechdiff.stats.significance import (
     holm,
     max_t,
     permutation_test,
-    welch,
 )
 from mechdiff.stats.weights import bootstrap_weights, equal_weights, hierarchical_weights, random_orders
 
@@ -71,5 +70,4 @@ __all__ = [
     "units_from",
     "units_of",
     "weighted_mean",
-    "welch",
 ]

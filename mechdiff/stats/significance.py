@@ -7,11 +7,10 @@ from typing import Literal
 
 import numpy as np
 import scipy
-from jaxtyping import Float, Num
+from jaxtyping import Float
 from scipy import special
 
 from mechdiff.core.errors import ConfigError
-from mechdiff.core.types import AnyArray
 from mechdiff.stats.intervals import Cells
 from mechdiff.stats.weights import check_units
 
@@ -93,23 +92,6 @@ def equivalence_test(differences: Cells, margin: float) -> Float[np.ndarray, "*c
     with np.errstate(divide="ignore", invalid="ignore"):  # no spread: decided by the sign of the excess alone
         statistic = excess / (differences.std(axis=-1, ddof=1) / np.sqrt(n))
     return np.asarray(special.stdtr(n - 1, np.where(excess == 0, 0.0, statistic)))
-
-
-def welch(
-    first: Num[AnyArray, "*cells first"], second: Num[AnyArray, "*cells second"]
-) -> tuple[Float[np.ndarray, "*cells"], Float[np.ndarray, "*cells"], Float[np.ndarray, "*cells"]]:
-    """Difference of the means of two independent samples, its standard error, and Welch's (1947) degrees of
-    freedom: valid where their variances differ. The last axis holds units; at least 2 of each."""
-    means, parts, freedoms = [], [], []
-    for values in (np.asarray(first, np.float64), np.asarray(second, np.float64)):
-        n = check_units(values.shape[-1])
-        means.append(values.mean(axis=-1))
-        parts.append(values.var(axis=-1, ddof=1) / n)
-        freedoms.append(n - 1)
-    square = parts[0] + parts[1]
-    below = sum(part**2 / freedom for part, freedom in zip(parts, freedoms, strict=True))
-    freedom = np.where(below > 0, square**2 / np.where(below > 0, below, 1), sum(freedoms))
-    return np.asarray(means[0] - means[1]), np.asarray(np.sqrt(square)), np.asarray(freedom)
 
 
 def _signs(n: int, repeats: int, seed: int) -> np.ndarray:
