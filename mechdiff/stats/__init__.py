@@ -6,7 +6,7 @@ resampled or flipped, *jointly* in all cells, which keeps the dependence between
 its results NaN and touches no other cell; corrections refuse it.
 """
 
-from mechdiff.stats.clusters import Units, bootstrap_units, units_from, units_of, weighted_mean
+from mechdiff.stats.clusters import Units, bootstrap_units, kish, units_from, units_of, weighted_mean
 from mechdiff.stats.finite import finite_population_interval
 from mechdiff.stats.intervals import (
     Interval,
@@ -54,6 +54,7 @@ __all__ = [
     "holm",
     "jackknife_error",
     "jackknife_interval",
+    "kish",
     "max_t",
     "paired_effect",
     "percent_increase",
