@@ -39,8 +39,13 @@ def permutation_test(
     return np.where(np.isnan(observed[..., 0]), np.nan, count / len(signs))
 
 
-def max_t(differences: Cells, repeats: int = FLIPS, seed: int = 0) -> Float[np.ndarray, "*cells"]:
-    """Two-sided sign-flip p values adjusted for all cells by step-down max-T.
+def max_t(
+    differences: Cells,
+    repeats: int = FLIPS,
+    seed: int = 0,
+    alternative: Literal["two-sided", "greater"] = "two-sided",
+) -> Float[np.ndarray, "*cells"]:
+    """Sign-flip p values adjusted for all cells by step-down max-T.
 
     Westfall & Young 1993, algorithm 4.1. Controls the chance of any false rejection in the grid, and uses the
     dependence between cells, as a flip of a unit flips it in every cell. Cells without any difference get
@@ -48,14 +53,15 @@ def max_t(differences: Cells, repeats: int = FLIPS, seed: int = 0) -> Float[np.n
     """
     differences = np.asarray(differences, np.float64)
     flat = differences.reshape(-1, differences.shape[-1])
+    sided = np.abs if alternative == "two-sided" else np.asarray
     signs = _signs(flat.shape[-1], repeats, seed)
-    observed = np.abs(_flipped(flat, np.ones_like(signs[:1])))
+    observed = sided(_flipped(flat, np.ones_like(signs[:1])))
     order = np.argsort(observed[:, 0])
     order = order[~np.isnan(observed[order, 0])]
     count = np.zeros(len(order))
     for block in _blocks(signs):
         # At each rank: the largest statistic among cells that are no more significant.
-        largest = np.maximum.accumulate(np.abs(_flipped(flat[order], block)), axis=0)
+        largest = np.maximum.accumulate(sided(_flipped(flat[order], block)), axis=0)
         count += (largest >= observed[order] - 1e-9).sum(axis=-1)
     adjusted = np.full(len(flat), np.nan)
     adjusted[order[::-1]] = np.maximum.accumulate(count[::-1] / len(signs))

@@ -254,14 +254,16 @@ def test_max_t_controls_any_false_rejection_in_a_correlated_grid():
     """400 grids of 3 x 4 null cells that share half their variance: 5 % of them may reject, plus noise."""
     rng = np.random.default_rng(14)
     grids = rng.normal(size=(400, 3, 4, 16)) + rng.normal(size=(400, 1, 1, 16))
-    rejected = [stats.max_t(grid, repeats=399).min() <= 0.05 for grid in grids]
-    assert near(np.mean(rejected), 0.05, 0.0, n=400)
+    for alternative in ("two-sided", "greater"):
+        rejected = [stats.max_t(grid, 399, alternative=alternative).min() <= 0.05 for grid in grids]
+        assert near(np.mean(rejected), 0.05, 0.0, n=400)
 
 
 def test_max_t_of_one_cell_is_the_permutation_test_and_of_copies_is_free():
     differences = np.random.default_rng(15).normal(0.4, 1, 14)
-    alone = stats.permutation_test(differences, repeats=999)
-    np.testing.assert_allclose(stats.max_t(differences, repeats=999), alone)
+    for alternative in ("greater", "two-sided"):
+        alone = stats.permutation_test(differences, repeats=999, alternative=alternative)
+        np.testing.assert_allclose(stats.max_t(differences, repeats=999, alternative=alternative), alone)
     np.testing.assert_allclose(
         stats.max_t(np.tile(differences, (5, 2, 1)), repeats=999), np.full((5, 2), alone)
     )
