@@ -1,5 +1,10 @@
 """Tests of differences between two arms measured on the same units, and corrections for many of them.
 
+Sign flips test that differences scatter symmetrically about zero. Where only their mean is zero and they are
+skewed, p is too small: of 16 units, lognormal less their mean, one test at .05 errs .07 (log-sd .5) to .16
+(1.2), and max-T over 28 means of four timesteps .37 (1). Of real effects of three shipped networks, centred,
+max-T over pooled ones erred .03 to .07 (150 subsamples of 8, 16 and 32 images each).
+
 Families are whole arrays: every entry counts, whatever its axes.
 """
 
@@ -24,7 +29,8 @@ def permutation_test(
     seed: int = 0,
     alternative: Literal["two-sided", "greater"] = "two-sided",
 ) -> Float[np.ndarray, "*cells"]:
-    """p values of paired sign-flip tests: under the null, differences are symmetric about zero.
+    """p values of paired sign-flip tests: under the null, differences are symmetric about zero (of skewed
+    ones see the module).
 
     p = share of flips, the observed one among them, whose mean is at least as extreme (Phipson & Smyth 2010).
     Exact, over all 2^n flips, where there are at most `repeats + 1` of them.
@@ -48,7 +54,8 @@ def max_t(
     """Sign-flip p values adjusted for all cells by step-down max-T.
 
     Westfall & Young 1993, algorithm 4.1. Controls the chance of any false rejection in the grid, and uses the
-    dependence between cells, as a flip of a unit flips it in every cell. Cells without any difference get
+    dependence between cells, as a flip of a unit flips it in every cell; under the null of symmetry, see the
+    module. Cells without any difference get
     p = 1; those with NaN are left out.
     """
     differences = np.asarray(differences, np.float64)
