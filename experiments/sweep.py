@@ -45,7 +45,8 @@ def main(config, workdir):
     examine.examine(name, MODEL.value, choose, config.sweep, config.seed, target)
     swept = labelled.read(target / "sweep.zarr")
     top = {ablation: tables.top_components(swept, ablation) for ablation in config.sweep.ablations}
-    few = saved_effects.few_images(units_of(swept).count)
+    units = units_of(swept)
+    few = saved_effects.few_images(units.count, units.effective)
     for ablation, rows in top.items():
         tables.print_top(rows, f"{name}, {ablation} ablation: largest relative loss increases{few}")
     print(target)

@@ -4,14 +4,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from mechdiff import stats
 from mechdiff.analysis import effects
 from mechdiff.core.errors import ConfigError
 
 CLASS = "class_label"  # coordinate of a result: the class of each image; dims `image`, or `t, image`
-FEWEST = 3  # images of a class at a timestep
+# Images (or people, as they count) of a class at a timestep. Among 32 images, log-sd .5, intervals cover .943
+# from 5 of a class, .953 from 8, but .881 from 4 and .755 from 3, instead of .95.
+FEWEST = 5
 
 
 def class_effects(
@@ -26,8 +28,8 @@ def class_effects(
     """The pooled relative loss increase of every component over the images of each class.
 
     The estimand is that of `effects.Effects.pooled` with the mean over images taken within a class. Intervals
-    are bootstrapped over images (or people) of all classes together, so that those of two classes may be
-    compared draw by draw.
+    are bootstrapped over images (or people) of all classes together, and widened for as many as the class has
+    (`fewest_units`).
 
     Args:
       sweep: of `sweeps.ablation_sweep`, with the coordinate `class_label`.
@@ -39,7 +41,7 @@ def class_effects(
       images of each class, all timesteps together.
 
     Raises:
-      ConfigError: no classes are known, or one has fewer than 3 images at some timestep.
+      ConfigError: no classes are known, or one has fewer than 5 images (or people) at some timestep.
     """
     if CLASS not in sweep.coords:
         raise ConfigError(
@@ -50,13 +52,26 @@ def class_effects(
     classes = np.unique(of_images) if labels is None else np.asarray(labels)
     units, columns = stats.units_of(sweep), []
     for label in classes:
-        member = _members(of_images, label)
+        member, fewest = of_images == label, fewest_units(units, of_images, label)
+        if fewest < FEWEST:
+            what = "people, as they count," if units.clustered else "images"
+            raise ConfigError(
+                f"class {label} has {fewest:.3g} {what} at some timestep; at least {FEWEST} are needed "
+                "(sweep.images)"
+            )
 
         def statistic(weights, member=member):
             return effects.pooled_relative_increase(clean, loss, within(weights, member))
 
         columns.append(
-            stats.bootstrap_units(statistic, units, repeats=repeats, seed=seed, confidence=confidence)
+            stats.bootstrap_units(
+                statistic,
+                units,
+                repeats=repeats,
+                seed=seed,
+                confidence=confidence,
+                effective=fewest,
+            )
         )
     axes = ("component", CLASS)
     values = {
@@ -71,17 +86,17 @@ def class_effects(
     )
 
 
-def _members(
-    of_images: Int[np.ndarray, "*timesteps image"], label: int | np.integer
-) -> Bool[np.ndarray, "..."]:
-    """Which images are of a class; ConfigError if too few are at some timestep."""
-    member = of_images == label
-    if member.sum(-1).min() < FEWEST:
-        raise ConfigError(
-            f"class {label} has {member.sum(-1).min()} images at some timestep; at least {FEWEST} are "
-            "needed (sweep.images)"
-        )
-    return member
+def fewest_units(
+    units: stats.Units, of_images: Int[np.ndarray, "*timesteps image"], label: int | np.integer
+) -> float:
+    """Effective number (`stats.kish`) of images, or people, of a class at the timestep that has the fewest.
+
+    Args:
+      of_images: class of each image.
+    """
+    of_unit, classes = (np.atleast_2d(rows) for rows in np.broadcast_arrays(units.member, of_images))
+    pairs = zip(of_unit, classes, strict=True)
+    return min(stats.kish(np.bincount(row[known == label])) for row, known in pairs)
 
 
 def within(

@@ -45,20 +45,24 @@ def pseudo_values(increases: Float[np.ndarray, "network component"]) -> Float[np
     return stats.pseudo_values(log_effective_number(increases), without)
 
 
-def ordered(rungs: Sequence[Float[np.ndarray, " _"]], pseudo: bool = False) -> tuple[bool, float]:
+def ordered(
+    rungs: Sequence[Float[np.ndarray, " _"]], pseudo: bool = False, sizes: bool = False
+) -> tuple[bool, float]:
     """Whether a measure rises from each complexity to the next, and its p value.
 
     Args:
       rungs: for each complexity, from the lowest, a value per network.
       pseudo: whether these are pseudo-values.
+      sizes: whether these are logs of whole numbers, see `small_samples`.
 
     Returns:
       Whether the means rise; and the largest of Welch's one-sided p of neighbors, a test of "somewhere it
       does not rise" (an intersection-union test: no correction is due). NaN where a complexity has fewer
-      than 3 networks, or there are fewer than 2 complexities.
+      than 3 networks, nothing scatters, or there are fewer than 2 complexities.
     """
     steps = [
-        small_samples.between_groups(high, low, pseudo=pseudo) for low, high in itertools.pairwise(rungs)
+        small_samples.between_groups(high, low, pseudo=pseudo, sizes=sizes)
+        for low, high in itertools.pairwise(rungs)
     ]
     if not steps:
         return False, float("nan")

@@ -130,7 +130,8 @@ class Result:
     @property
     def _few(self) -> str:
         """That intervals over so few images are too narrow, where that is so."""
-        return few_images(units_of(self.dataset).count)
+        units = units_of(self.dataset)
+        return few_images(units.count, units.effective)
 
     def __repr__(self) -> str:
         return f"Result({self._about()[:400]}{self._few})\n{_rounded(self.top(3)).to_string(index=False)}"

@@ -8,8 +8,8 @@ Measures, all of f as `faithfulness` defines it:
   completeness  mean |f(C without K) - f(all without K)| over random knock-outs K: of members, and of others.
                 A circuit that is complete loses what the network loses, and the network nothing by what is
                 not in the circuit (after Wang et al. 2023, arXiv 2211.00593, section 4)
-  minimality    f(C) - f(C without c) of each member c; p values by sign flips of images, adjusted for all
-                members by max-T
+  minimality    f(C) - f(C without c) of each member c; p values of its removal raising the loss, by
+                one-sided sign flips of images, adjusted for all members by max-T
   sufficiency   share of random circuits with as many members of each component type that match as well:
                 p = (1 + how many are) / (1 + how many there are)
 Intervals are Student's over images, or over people where it is known who is in them, by leaving out one at a
@@ -47,7 +47,7 @@ class Scorecard:
       by_t: f of the circuit at each timestep.
       inside, outside: completeness under knock-outs of members and of others; NaN if there are none.
       knocked: f of the circuit and of the network under each knock-out.
-      minimality, needed: of each member, and its p value.
+      minimality, needed: of each member, and the p value of its removal raising the loss.
       random: f of random circuits.
       p: of sufficiency.
       images: that it was scored on.
@@ -219,7 +219,7 @@ def _knocked_pairs(runs: _Runs, where: str) -> Float[np.ndarray, "knockout 2"]:
 def _needed(runs: _Runs, seed: int) -> Float[np.ndarray, " member"]:
     """p value of each member: its removal raises the loss."""
     raised = runs.of("less member") - runs.of("circuit")
-    return stats.max_t(runs.units.sums(raised[:, None])[:, 0], seed=seed)
+    return stats.max_t(runs.units.sums(raised[:, None])[:, 0], seed=seed, alternative="greater")
 
 
 def _sufficiency(random: Float[np.ndarray, " random"], circuit: Float[np.ndarray, " 1"]) -> float:

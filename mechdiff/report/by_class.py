@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from mechdiff.analysis.class_effects import CLASS, class_effects
+from mechdiff import stats
+from mechdiff.analysis.class_effects import CLASS, class_effects, fewest_units
 from mechdiff.core.config import UNetConfig
 from mechdiff.models import conditions
 from mechdiff.report.numbers import Value
@@ -13,7 +14,7 @@ from mechdiff.study.condition_sources import CLASS_NAMES
 from mechdiff.study.records import ExaminedModel
 
 SHOWN, MOST = 10, 12  # components and classes in the table, those of the largest effects and most images
-FEWEST = 8  # images of a class at a timestep: intervals from fewer are too narrow
+FEWEST = 8  # images (or people) of a class at a timestep: see `class_effects.FEWEST` for what intervals cover
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class ByClass:
       classes: titles of the columns.
       images: of each class, all timesteps together.
       rows: the components with the largest pooled ΔL/L, then those of type `class`.
-      left_out: classes with fewer than `FEWEST` images at some timestep, or beyond the first `MOST`.
+      left_out: classes with fewer than `FEWEST` images (or people, as they count) at some timestep, or beyond
+        the first `MOST`.
     """
 
     ablation: str
@@ -51,7 +53,8 @@ def by_class(model: ExaminedModel) -> ByClass | None:
         return None
     labels = model.sweep[CLASS].transpose(..., "image").values
     present, counts = np.unique(labels, return_counts=True)
-    enough = np.array([(labels == label).sum(-1).min() >= FEWEST for label in present])
+    units = stats.units_of(model.sweep)
+    enough = np.array([fewest_units(units, labels, label) >= FEWEST for label in present])
     most = np.argsort(-counts[enough], kind="stable")[:MOST]
     kept = np.sort(present[enough][most])
     names = tuple(class_name(model, int(label)) for label in kept)

@@ -50,7 +50,8 @@ def units(model: ExaminedModel) -> str:
 def sample(model: ExaminedModel, seeds: dict[str, int]) -> str:
     """Numbers of images, people and training seeds of one model; whether they are too few."""
     others = seeds[model.data] - 1
-    text = f"n = {images(model)}, n = 1 trained seed{few_images(model.network.units.count)}"
+    few = few_images(model.network.units.count, model.network.units.effective)
+    text = f"n = {images(model)}, n = 1 trained seed{few}"
     if others:
         text += f" ({counted(others, 'other seed')} of this data examined too)"
     return text

@@ -6,7 +6,7 @@ resampled or flipped, *jointly* in all cells, which keeps the dependence between
 its results NaN and touches no other cell; corrections refuse it.
 """
 
-from mechdiff.stats.clusters import Units, bootstrap_units, units_from, units_of, weighted_mean
+from mechdiff.stats.clusters import Units, bootstrap_units, kish, units_from, units_of, weighted_mean
 from mechdiff.stats.finite import finite_population_interval
 from mechdiff.stats.intervals import (
     Interval,
@@ -31,7 +31,6 @@ from mechdiff.stats.significance import (
     holm,
     max_t,
     permutation_test,
-    welch,
 )
 from mechdiff.stats.weights import bootstrap_weights, equal_weights, hierarchical_weights, random_orders
 
@@ -55,6 +54,7 @@ __all__ = [
     "holm",
     "jackknife_error",
     "jackknife_interval",
+    "kish",
     "max_t",
     "percent_increase",
     "percentile_interval",
@@ -69,5 +69,4 @@ __all__ = [
     "units_from",
     "units_of",
     "weighted_mean",
-    "welch",
 ]

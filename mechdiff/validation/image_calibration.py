@@ -1,5 +1,5 @@
 """Calibration of intervals over images: sequential sweeps with optional stopping, faithfulness from few
-images, and images clustered by person."""
+images, and images clustered by person, in equal and in unequal numbers."""
 
 import functools
 from collections.abc import Callable
@@ -32,12 +32,13 @@ COVERED = {
 
 def checks(rng: np.random.Generator, repeats: int) -> list[Check]:
     """All checks, each over `repeats` simulated sweeps."""
-    rngs = iter(rng.spawn(4))
+    rngs = iter(rng.spawn(5))
     return [
         *_sequential(next(rngs), repeats),
         *_faithfulness(next(rngs), repeats),
         *_people(next(rngs), repeats),
         *_flipped_people(next(rngs), repeats),
+        *_unequal_people(next(rngs), repeats),
     ]
 
 
@@ -162,3 +163,31 @@ def _flipped_people(
         before.append(stats.permutation_test(differences.reshape(1, -1), FLIPS, number)[0])
     check = uniform(f"sign flips of {people} people with {per_person} images each", np.array(p))
     return [replacing(check, np.array(before) <= ALPHA)]
+
+
+def _unequal_people(rng: np.random.Generator, repeats: int, people: int = 40) -> list[Check]:
+    """Pooled relative loss increase where people have unequal numbers of images, two thirds of the variance
+    of its log between people. Widened for as many people as they count as; before, for all."""
+    numbers = {
+        "geometric numbers of images": lambda: rng.geometric(0.2, people),
+        "one with half of the images": lambda: np.array([people - 1] + [1] * (people - 1)),
+    }
+    results = []
+    for name, draw in numbers.items():
+        covered, before = [], []
+        for number in range(repeats):
+            units = stats.Units(np.repeat(np.arange(people), draw()), people, True)
+            images = len(units.member)
+            clean = np.exp(0.3 * rng.normal(size=(1, images)))
+            logs = np.sqrt(2) * rng.normal(size=people)[units.member] + rng.normal(size=images)
+            loss = clean[None] + 0.2 * np.exp(0.3 * logs - 0.135)
+            statistic = functools.partial(effects.pooled_relative_increase, clean, loss)
+            truth = 20 / np.exp(0.045)
+            for effective, outcomes in ((None, covered), (people, before)):
+                interval = stats.bootstrap_units(
+                    statistic, units, repeats=RESAMPLES, seed=number, effective=effective
+                )
+                outcomes.append(interval.low[0] <= truth <= interval.high[0])
+        check = covers(f"BCa over {people} people, {name}", np.array(covered, bool))
+        results.append(replacing(check, np.array(before, bool)))
+    return results

@@ -49,7 +49,24 @@ def test_the_estimate_is_the_pooled_increase_of_the_classs_own_images(labels):
 
 def test_a_sweep_without_classes_or_with_too_few_images_of_one_is_refused():
     labels = (np.arange(COUNT) < 2).astype(int)
-    with pytest.raises(ConfigError, match="class 1 has 2 images at some timestep; at least 3"):
+    with pytest.raises(ConfigError, match="class 1 has 2 images at some timestep; at least 5"):
         class_effects(swept(np.zeros((2, T, COUNT)), labels), "zero")
     with pytest.raises(ConfigError, match="no coordinate 'class_label'"):
         class_effects(swept(np.zeros((2, T, COUNT)), labels).drop_vars(CLASS), "zero")
+    labels, few = (
+        np.arange(COUNT) % 2,
+        np.arange(COUNT) // 20,
+    )  # of the 20 images of class 1 half show person 0
+    sweep = swept(np.zeros((2, T, COUNT)), np.sort(labels)).assign_coords(person=("image", few))
+    with pytest.raises(ConfigError, match="class 0 has 1 people, as they count, at some timestep"):
+        class_effects(sweep, "zero")
+
+
+def test_intervals_of_a_small_class_are_widened_for_its_own_images():
+    """8 of 80 images, skewed: widened for 80 they covered .90."""
+    rng, covered, labels = np.random.default_rng(2), [], np.repeat([0, 1], [8, COUNT - 8])
+    for _ in range(40):
+        sweep = swept(0.3 * np.exp(0.5 * rng.normal(size=(2, T, COUNT)) - 0.125), labels, rng.integers(2**31))
+        result = class_effects(sweep, "zero", labels=[0], repeats=500)
+        covered.append((result["low"] <= 30) & (result["high"] >= 30))
+    assert np.mean(covered) > 0.91

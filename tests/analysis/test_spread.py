@@ -44,3 +44,11 @@ def test_the_gate_asks_every_step_to_rise():
     rises, p = spread.ordered(rungs[::-1])
     assert not rises and p > 0.95
     assert np.isnan(spread.ordered([rungs[0][:2], rungs[1]])[1]) and spread.ordered(rungs[:1])[0] is False
+
+
+def test_sizes_that_are_equal_on_every_rung_pass_the_gate_if_they_rise():
+    sizes = [np.log([size] * 3) for size in (5.0, 9.0, 12.0)]
+    rises, p = spread.ordered(sizes, sizes=True)
+    assert rises and p < 0.05
+    flat = spread.ordered([sizes[0], sizes[0], sizes[1]], sizes=True)
+    assert not flat[0] and flat[1] == pytest.approx(0.5)

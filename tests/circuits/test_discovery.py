@@ -279,6 +279,16 @@ def test_the_scorecard_of_an_additive_network_is_what_arithmetic_says(card):
     np.testing.assert_allclose(card.by_t.estimate, [0.75 / 0.77] * 2, atol=1e-5)
 
 
+def test_a_member_whose_removal_lowers_the_loss_is_not_needed(card):
+    _, result = card
+    without = np.flatnonzero(result["role"].values == "less member")
+    lowered = result.copy(deep=True)
+    lowered["loss"][without[1]] = 2 * lowered["loss"].values[result["role"].values == "circuit"][0]
+    lowered["loss"][without[1]] -= result["loss"].values[without[1]]
+    needed = scorecards.measure(lowered).needed
+    assert needed[0] < 0.01 and needed[1] > 0.9
+
+
 def test_random_circuits_have_the_same_parts_and_the_p_value_counts_them(card):
     card, result = card
     random = result.isel(circuit=result["role"].values == "random")

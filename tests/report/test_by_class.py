@@ -81,6 +81,13 @@ def test_classes_of_few_images_are_left_out_and_the_null_class_is_named():
     assert few.classes == ("3",) and few.left_out == 3
 
 
+def test_a_class_of_one_person_is_left_out(model):
+    person = ("image", np.where(np.arange(IMAGES) % 3 == 0, 0, np.arange(IMAGES)))
+    alone = dataclasses.replace(model.network, sweep=model.sweep.assign_coords(person=person))
+    table = by_class.by_class(dataclasses.replace(model, network=alone))
+    assert table.classes == ("1: dogs", "2: eels") and table.left_out == 1
+
+
 def test_without_classes_nothing_is_said():
     model = examined(None, unet=preset("tiny").unet)
     assert by_class.by_class(model) is None and by_class.conditioned_on(model) == ""

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 import xarray as xr
 
 from mechdiff import stats
@@ -84,3 +85,41 @@ def test_the_cluster_bootstrap_covers_where_the_plain_one_does_not():
             results = clusters.bootstrap_units(statistic, units, **kept)
             hits[known] += bool(results.low <= 0 <= results.high)
     assert hits[True] > 270 and hits[False] < 220
+
+
+def test_people_count_as_many_only_with_equal_numbers_of_images():
+    even, uneven = (stats.Units(np.repeat(np.arange(7), n), 7, True) for n in ([3] * 7, [15, *[1] * 6]))
+    assert even.effective == 7 and uneven.effective == pytest.approx(21**2 / (15**2 + 6))
+    assert stats.Units(np.array([[0, 0, 1], [0, 1, 1]]), 2, True).effective == 2
+    assert stats.kish(np.zeros(2, int)) == 0
+    values = np.random.default_rng(0).normal(size=(5, 21))
+
+    def ends(units, effective=None):
+        got = stats.bootstrap_units(lambda w: values @ w.T, units, effective=effective)
+        return np.array([got.low, got.high])
+
+    np.testing.assert_array_equal(ends(even), ends(even, 7))  # to the bit
+    assert (np.diff(ends(uneven), axis=0) > np.diff(ends(uneven, 7), axis=0)).all()
+    left_out = [stats.jackknife_interval(lambda w: values @ w.T, units) for units in (even, uneven)]
+    widths = [(got.high - got.low) / 2 for got in left_out]
+    errors = [
+        stats.jackknife_error(values @ units.weights((1 - np.eye(7)) / 6).T) for units in (even, uneven)
+    ]
+    for units, width, error in zip((even, uneven), widths, errors, strict=True):
+        np.testing.assert_allclose(width, scipy.stats.t.ppf(0.975, units.effective - 1) * error)
+
+
+def test_intervals_cover_where_one_person_has_half_of_the_images():
+    rng, covered = np.random.default_rng(3), {"count": [], "kish": []}
+    units = stats.Units(np.repeat(np.arange(40), [39] + [1] * 39), 40, True)
+    for repeat in range(40):
+        values = np.exp(
+            0.5 * (0.8 * rng.normal(size=(30, 40))[:, units.member] + 0.6 * rng.normal(size=(30, 78)))
+        )
+        for name, n in (("count", 40), ("kish", None)):
+            got = stats.bootstrap_units(
+                lambda w, v=values: v @ w.T, units, repeats=400, seed=repeat, effective=n
+            )
+            truth = np.exp(0.125)
+            covered[name].append((got.low <= truth) & (truth <= got.high))
+    assert np.mean(covered["count"]) < 0.9 < 0.93 < np.mean(covered["kish"])

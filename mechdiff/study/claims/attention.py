@@ -226,7 +226,7 @@ def entropy(networks: Sequence[Network]) -> Finding:
 
 
 def _other_ablations(networks: Sequence[Network]) -> str:
-    """The claim's estimate under the ablations that don't decide it, in words."""
+    """The claim's estimate under the ablations that don't decide it, in words, and in either data set."""
     lead = across_seeds.lead_ablation(networks[0].sweep)
     units = min(network.units.count for network in networks)
     words = []
@@ -236,7 +236,9 @@ def _other_ablations(networks: Sequence[Network]) -> str:
         added = np.array([_added(network, ablation) for network in networks])
         mean, (low, high), p = small_samples.over_seeds(added[:, 0], added[:, 1:], units, above=False)
         ends = f" [{low:.2f}, {high:.2f}], p {p:.2g}" if np.isfinite(p) else ""
-        words.append(f"by {ablation} instead of {lead} ablation {mean:.2f}{ends}")
+        by_data = apart.by_data(networks, added[:, 0], digits=2)
+        sides = f" ({by_data})" if by_data else ""
+        words.append(f"by {ablation} instead of {lead} ablation {mean:.2f}{ends}{sides}")
     return f"; {'; '.join(words)}" if words else ""
 
 

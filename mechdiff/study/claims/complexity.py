@@ -35,12 +35,14 @@ class Measure:
     """A measure of complexity: log values of the networks of one data set, and log values of the data set in
     resamples of images.
 
-    `of` gives None where the networks' results do not hold it; `pseudo`: values are jackknife pseudo-values.
+    `of` gives None where the networks' results do not hold it; `pseudo`: values are jackknife pseudo-values;
+    `sizes`: logs of whole numbers.
     """
 
     name: str
     of: Callable[[Sequence[Network]], Values | None]
     pseudo: bool = True
+    sizes: bool = False
 
 
 def examine(networks: Sequence[Network], controls: Sequence[Network] = ()) -> Finding:
@@ -68,7 +70,7 @@ def examine(networks: Sequence[Network], controls: Sequence[Network] = ()) -> Fi
     draws = None if first[1] is None or second[1] is None else first[1] - second[1]
     units = min(network.units.count for network in [*natural, *simple])
     estimate, interval, p = small_samples.between_groups(
-        first[0], second[0], draws, units, pseudo=measure.pseudo
+        first[0], second[0], draws, units, measure.pseudo, measure.sizes
     )
     sizes = [float(np.exp(side[0].mean())) for side in (first, second)]
     because = (
@@ -103,7 +105,8 @@ def measures(networks: Sequence[Network]) -> list[Measure]:
         Measure(
             f"circuit to {tau:g}, {ablation}",
             lambda side, ablation=ablation, i=i: _sizes(side, ablation, i),
-            False,
+            pseudo=False,
+            sizes=True,
         )
         for ablation, (i, tau) in itertools.product(ablations, enumerate(complexity.TAUS))
     ]
@@ -131,7 +134,7 @@ def _gate(networks: Sequence[Network], controls: Sequence[Network]) -> tuple[Mea
         values = [value for rung in rungs if (value := measure.of(rung)) is not None]
         if len(values) < len(rungs):
             continue
-        rises, p = spread.ordered([value[0] for value in values], measure.pseudo)
+        rises, p = spread.ordered([value[0] for value in values], measure.pseudo, measure.sizes)
         shown = ", ".join(f"{np.exp(value[0].mean()):.1f}" for value in values)
         words.append(f"{measure.name} {shown} (p {p:.3f}{_beside(measure, networks, controls)})")
         if rises and p < ALPHA:

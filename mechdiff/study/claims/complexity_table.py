@@ -67,7 +67,7 @@ def _measures(networks: Sequence[Network]) -> list[dict[str, str | float]]:
         logs: Float[np.ndarray, " network"] = values[0]
         if np.isnan(logs).all():  # a jackknife of a single network
             continue
-        mean, (low, high), _ = small_samples.over_seeds(logs)
+        mean, (low, high), _ = small_samples.over_seeds(logs, sizes=candidate.sizes)
         ends = {"value": np.exp(mean), "low": np.exp(low), "high": np.exp(high)}
         rows.append({"measure": candidate.name, **{name: float(end) for name, end in ends.items()}})
     return rows

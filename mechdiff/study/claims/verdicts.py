@@ -8,7 +8,7 @@ Verdicts:
                        tests and tests on held-out networks (`Finding.p_alone`) p alone decides
   not supported        the 95 % interval excludes the claimed side, or the effect was shown to lie within the
                        margin stated beforehand
-  undecided            neither, or too few seeds for a test
+  undecided            neither, or no p: too few seeds for a test, or networks that do not differ at all
   not testable here    required results are missing, or the measure failed its positive control; see `because`
 """
 
@@ -109,12 +109,12 @@ def decide(questions: Sequence[Question], networks: Sequence[Network]) -> list[C
 
 
 def verdict(finding: Finding, p_adjusted: float) -> str:
-    """The verdict by the rules of the module; `p_adjusted` NaN: too few seeds for a test."""
+    """The verdict by the rules of the module; `p_adjusted` NaN: there is no test, as of too few seeds."""
     sign = 1 if finding.above else -1
     above = [sign * (end - finding.null) for end in finding.interval]  # NaN: neither side
     if p_adjusted < ALPHA and (finding.p_alone or min(above) > 0):
         return "supported"
-    against = max(above) < 0 and not finding.p_alone
+    against = max(above) < 0 and not finding.p_alone and not np.isnan(p_adjusted)
     return "not supported" if against or finding.negligible else "undecided"
 
 

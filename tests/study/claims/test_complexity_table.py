@@ -55,6 +55,10 @@ def test_values_are_geometric_means_with_students_intervals(table):
     np.testing.assert_allclose(
         [row["low"], row["high"]], np.exp([logs.mean() - half, logs.mean() + half]), 1e-4
     )
+    equal = rows[rows["measure"] == "circuit to 0.9, mean"].iloc[
+        0
+    ]  # of whole numbers, rounded: no width of 0
+    assert equal["low"] < 2.9 < equal["value"] < 3.1 < equal["high"]
     effective = rows[rows["measure"] == "effective components of relative loss increase"].iloc[0]
     assert effective["value"] == pytest.approx(4)  # components that cost the same
 

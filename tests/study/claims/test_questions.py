@@ -55,6 +55,8 @@ def test_planted_claims_are_supported(planted):
     assert between**2 - within**2 == pytest.approx(planted["divergence"].estimate ** 2, abs=2e-3)
     assert NAMES[0] in planted["bottlenecks"].because and planted["bottlenecks"].estimate > 60
     assert "untrained" in planted["bottlenecks"].because and planted["entropy"].estimate < -0.3
+    by_zero = planted["entropy"].because.split("by zero instead of mean ablation")[1]
+    assert "in 5 networks of celeba" in by_zero and "networks of synthetic)" in by_zero
 
 
 def test_p_values_are_one_family(planted):

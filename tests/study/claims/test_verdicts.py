@@ -18,6 +18,7 @@ from mechdiff.study.claims.verdicts import Finding, verdict
         ((-0.3, -0.1), 0.99, True, False, "not supported"),
         ((-0.01, 0.01), 0.5, True, True, "not supported"),
         ((np.nan, np.nan), np.nan, True, False, "undecided"),
+        ((-0.3, -0.1), np.nan, True, False, "undecided"),
     ],
 )
 def test_rules_of_verdicts(interval, p, above, negligible, expected):
