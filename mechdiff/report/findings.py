@@ -165,7 +165,8 @@ def agreements(pairs: list[Agreement], ablation: str) -> list[Markup]:
     """Agreement of the rankings of components between models."""
     words = (
         "<b>{} and {}</b> ({}): the rank correlation of pooled ΔL/L over components is Spearman ρ = {} under "
-        "{} ablation, over {} components; {} of the top {} are the same (n ≥ {} images, n = 1 seed a side)."
+        "{} ablation, over {} components; {} of the top {} are the same (n ≥ {} images, or people where they "
+        "are known, n = 1 seed a side)."
     )
     return [
         Markup(words).format(

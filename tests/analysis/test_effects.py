@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from mechdiff.analysis import agreement, effects
 from mechdiff.core.errors import CheckpointError, ConfigError
+from mechdiff.stats import Units
+from mechdiff.validation import old_rules
 
 CLEAN = np.array([[1.0, 3.0], [0.1, 0.3]])  # t, image
 LOSS = np.array([[[2.0, 4.0], [0.1, 0.1]], [[1.0, 3.0], [0.1, 0.3]]])  # component, t, image
@@ -143,6 +145,31 @@ def test_subjects_agree_over_the_components_they_share():
     values = [[side.pooled.estimate[side.components.index(name)] for name in names] for side in sides]
     assert result.estimate == pytest.approx(scipy.stats.spearmanr(*values).statistic)
     assert result.n == 5 and result.low <= result.high
+
+
+def test_an_interval_of_rank_agreement_covers_what_noise_hides_and_contains_its_estimate():
+    """Two networks whose effects rank alike, each seen through noise: resamples all lie below the truth."""
+    rng = np.random.default_rng(0)
+    effect = 0.05 * np.exp(0.7 * rng.normal(size=(20, 1, 1)))
+    covered, before = [], []
+    for _ in range(40):
+        clean = np.exp(0.3 * rng.normal(size=(2, 2, 8)))
+        sides = [(c, c + effect * (1 + 0.5 * rng.normal(size=(20, 1, 8)))) for c in clean]
+        units = [Units(np.arange(8), 8, False)] * 2
+        interval = agreement.ranked(sides, units, repeats=200)
+        assert -1 <= interval.low <= interval.estimate <= interval.high <= 1
+        covered.append(interval.high > 0.999)  # the truth is 1
+        before.append(old_rules.resampled_ranks(sides, units, 200)[1] > 0.999)
+    assert np.mean(covered) > 0.9 and np.mean(before) < 0.1
+
+
+def test_rank_agreement_of_people_counts_people_and_leaves_out_each():
+    data = random_sweep(2, images=12)
+    with_people = data.assign_coords(person=("image", np.repeat(np.arange(4), 3)))
+    of_people = agreement.of_denoisers(with_people, data, "zero", repeats=50)
+    assert of_people.n == 4 and agreement.of_denoisers(data, data, "zero", repeats=50).n == 12
+    unrelated = random_sweep(11, images=12)
+    assert agreement.of_denoisers(data, unrelated, "zero", repeats=50).low < 0
 
 
 def test_too_few_components_in_common_are_refused():
