@@ -163,6 +163,13 @@ def increase_by_image(
     return cells if nested else cells.mean(axis=1, keepdims=True)
 
 
+def nested(sweep: xr.Dataset) -> bool:
+    """Whether timesteps have different images. Sweeps say so since 2026-11-30; of an older one it is taken
+    from the number of images, so that a part of its images is not told from a nested sweep."""
+    more = sweep.attrs.get("images_total", 0) > sweep.sizes["image"]
+    return bool(sweep.attrs.get("nested", more))
+
+
 def effective_number(increases: Draws) -> Float[np.ndarray, " m"]:
     """exp(-sum p ln p) with p = |increase| / sum |increase|, in [1, components]; NaN where all are 0."""
     size = np.abs(increases)
@@ -209,8 +216,7 @@ def measure(
     """
     clean, loss = losses(sweep, ablation)
     units = stats.units_of(sweep)
-    nested = sweep.attrs.get("images_total", 0) > sweep.sizes["image"]
-    by_image = increase_by_image(clean, loss, nested)
+    by_image = increase_by_image(clean, loss, nested(sweep))
     raised = (by_image > 0).astype(np.float64)
 
     def interval(statistic: stats.intervals.Statistic) -> Interval:

@@ -28,6 +28,7 @@ class PairedDifference:
       before, after: pooled relative loss increases, %, `[component]`.
       difference: after - before.
       p: two-sided sign-flip p values of the differences, Holm-adjusted over components.
+      flipped: units whose signs p flips: images of all timesteps together, or people where they are known.
       n: images, or people where they are known.
     """
 
@@ -36,6 +37,7 @@ class PairedDifference:
     after: Float[np.ndarray, " component"]
     difference: Interval
     p: Float[np.ndarray, " component"]
+    flipped: int
 
     @property
     def n(self) -> int:
@@ -44,18 +46,18 @@ class PairedDifference:
 
     @property
     def least_p(self) -> float:
-        """The least p that there can be: two of all sign flips of n units are as extreme as can be, and Holm
-        counts every component."""
-        flips = min(2.0**self.n, stats.FLIPS + 1)
-        return min(1.0, len(self.components) * (2 if flips == 2.0**self.n else 1) / flips)
+        """The least p that there can be: two of all flips of the units' signs are as extreme as can be, and
+        Holm counts every component."""
+        every = 2.0 ** min(self.flipped, 64)
+        flips = min(every, stats.FLIPS + 1)
+        return min(1.0, len(self.components) * (2 if flips == every else 1) / flips)
 
 
 def by_unit(sweep: xr.Dataset, ablation: str) -> Float[np.ndarray, "component unit"]:
     """Pooled relative loss increase of each image (or the sum over each person's images), %."""
     clean, loss = effects.losses(sweep, ablation)
-    nested = sweep.attrs.get("images_total", 0) > sweep.sizes["image"]
     units = stats.units_of(sweep)
-    values = units.sums(effects.increase_by_image(clean, loss, nested))
+    values = units.sums(effects.increase_by_image(clean, loss, effects.nested(sweep)))
     return values.sum(axis=1) if units.clustered else values.reshape(len(values), -1)
 
 
@@ -92,9 +94,10 @@ def paired_difference(
         lambda weights: pooled(1, weights) - pooled(0, weights), units, repeats=repeats, seed=seed
     )
     units_before, units_after = (by_unit(side, ablation) for side in sides)
-    p = stats.holm(stats.permutation_test(units_after - units_before, seed=seed))
+    differences = units_after - units_before
+    p = stats.holm(stats.permutation_test(differences, seed=seed))
     even = [pooled(side, units.even())[:, 0] for side in range(2)]
-    return PairedDifference(tuple(names), even[0], even[1], interval, p)
+    return PairedDifference(tuple(names), even[0], even[1], interval, p, differences.shape[-1])
 
 
 def _check_paired(before: xr.Dataset, after: xr.Dataset) -> None:

@@ -36,8 +36,7 @@ def variation(sweep: xr.Dataset, ablation: str) -> pd.DataFrame:
       >>> variation(sweep, "zero").sort_values("over_images").tail(3)  # doctest: +SKIP
     """
     clean, loss = effects.losses(sweep, ablation)
-    nested = sweep.attrs.get("images_total", 0) > sweep.sizes["image"]
-    by_image = effects.increase_by_image(clean, loss, nested).reshape(len(loss), -1)
+    by_image = effects.increase_by_image(clean, loss, effects.nested(sweep)).reshape(len(loss), -1)
     even = stats.equal_weights(clean.shape[-1])
     return pd.DataFrame(
         {

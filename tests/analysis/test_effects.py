@@ -244,6 +244,30 @@ def test_what_pictures_add_has_pooled_damage_as_its_mean(own):
     np.testing.assert_allclose(cells.mean((1, 2)), effects.pooled_relative_increase(clean, loss, even)[:, 0])
 
 
+def test_some_images_of_a_crossed_sweep_are_crossed_and_older_results_say_so_by_their_number():
+    whole = random_sweep(3).assign_attrs(images_total=9)
+    part = whole.isel(image=slice(0, 4))
+    assert not effects.nested(whole) and effects.nested(part)  # from before sweeps said it
+    assert not effects.nested(part.assign_attrs(nested=False))
+    assert effects.nested(random_sweep(3).assign_attrs(nested=True, images_total=27))
+    # Two timesteps whose effects have opposite signs: each image is hurt on average, each at one of them.
+    data = sweep([[np.array([[1.5] * 4, [0.9] * 4])]], np.ones((2, 4))).assign_attrs(images_total=8)
+    hurt = [effects.measure(data.assign_attrs(nested=own), "zero", repeats=20).hurt for own in (False, True)]
+    assert [float(share.estimate[0]) for share in hurt] == [1, 0.5]
+
+
+@pytest.mark.parametrize("own, flipped", [(False, 4), (True, 12)])
+def test_the_least_p_counts_the_units_that_are_flipped(own, flipped):
+    before, after = (
+        random_sweep(seed, components=2, images=4).assign_attrs(nested=own, images_total=12 if own else 4)
+        for seed in (0, 0)
+    )
+    raised = after.assign(loss=after["loss"] + np.float32([0.5, 0.7])[None, :, None, None])
+    between = paired.paired_difference(before, raised, "zero", repeats=50)
+    assert between.flipped == flipped and between.least_p == 2 * 2 / 2**flipped
+    assert between.p.min() >= between.least_p and (own or between.p.min() == between.least_p)
+
+
 def test_excess_relative_increase_is_relative_to_what_could_still_be_gained():
     even = np.full((1, 2), 0.5)
     got = effects.excess_relative_increase(CLEAN, LOSS, np.array([1.0, 0.1]), even)[:, 0]
