@@ -23,7 +23,7 @@ from mechdiff.stats.intervals import (
     satterthwaite,
     student_mean,
 )
-from mechdiff.stats.jackknife import jackknife_error, jackknife_interval, pseudo_values
+from mechdiff.stats.jackknife import jackknife_error, jackknife_interval, pseudo_values, ratio_influence
 from mechdiff.stats.sequential import confidence_sequence, skewed_sequence
 from mechdiff.stats.significance import (
     FLIPS,
@@ -63,6 +63,7 @@ __all__ = [
     "pseudo_values",
     "random_orders",
     "ratio_effect",
+    "ratio_influence",
     "resampled_variance",
     "sample_size",
     "satterthwaite",

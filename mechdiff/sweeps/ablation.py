@@ -62,9 +62,9 @@ def ablation_sweep(
     Returns:
       Dataset with `loss` and `change` (mean squared change of the predicted noise), dims `ablation,
       component, t, image`, and `clean_loss`, dims `t, image`; attributes `images_total`, the number of
-      different images, and `nested`, whether each timestep has its own. If `config.precision` has an effect, also `precision_error` (see
-      `precision.largest_error`), dims `ablation, component`, measured on a part of the images and timesteps
-      that is run in full precision too.
+      different images, and `nested`, whether each timestep has images of its own. If `config.precision` has
+      an effect, also `precision_error` (see `precision.largest_error`), dims `ablation, component`, measured
+      on a part of the images and timesteps that is run in full precision too.
     Raises:
       ConfigError: an ablation without replacements.
 

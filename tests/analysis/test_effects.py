@@ -268,6 +268,23 @@ def test_the_least_p_counts_the_units_that_are_flipped(own, flipped):
     assert between.p.min() >= between.least_p and (own or between.p.min() == between.least_p)
 
 
+@pytest.mark.parametrize("change, least, most", [(0.0, 0.0, 0.12), (0.05, 0.8, 1.0)])
+def test_p_of_a_comparison_errs_as_rarely_as_it_says_where_clean_losses_differ(change, least, most):
+    """Ablation costs 30 % in both, or 5 points more; clean losses of an image correlate by .95, costs not."""
+    rng = np.random.default_rng(0)
+    small = {"pooled": [], "cells": []}
+    for _ in range(100):
+        shared, own = rng.normal(size=(1, 1, 16)), rng.normal(size=(2, 2, 16))
+        clean = np.exp(0.5 * (np.sqrt(0.95) * shared + np.sqrt(0.05) * own))
+        cost = np.array([0.3, 0.3 + change])[:, None, None] * (1 + 0.05 * rng.normal(size=(2, 2, 16)))
+        before, after = (
+            sweep([[side + extra * np.mean(side)]], side) for side, extra in zip(clean, cost, strict=True)
+        )
+        small["pooled"].append(paired.paired_difference(before, after, "zero", repeats=20).p[0] <= 0.05)
+        small["cells"].append(changes.cell_differences(before, after, "zero")[1].min() <= 0.05)
+    assert all(least <= np.mean(found) <= most for found in small.values()), small
+
+
 def test_excess_relative_increase_is_relative_to_what_could_still_be_gained():
     even = np.full((1, 2), 0.5)
     got = effects.excess_relative_increase(CLEAN, LOSS, np.array([1.0, 0.1]), even)[:, 0]
