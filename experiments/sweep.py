@@ -17,13 +17,12 @@ the others too: the same command goes on.
 
 from absl import flags
 
-from mechdiff.analysis import saved_effects
 from mechdiff.cli import tables
 from mechdiff.core import ranges
 from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
 from mechdiff.models.load import name_of
-from mechdiff.stats.clusters import units_of
+from mechdiff.stats import few_images, units_of
 from mechdiff.storage import exchange, files, labelled, manifest
 from mechdiff.study import examine
 
@@ -45,7 +44,7 @@ def main(config, workdir):
     examine.examine(name, MODEL.value, choose, config.sweep, config.seed, target)
     swept = labelled.read(target / "sweep.zarr")
     top = {ablation: tables.top_components(swept, ablation) for ablation in config.sweep.ablations}
-    few = saved_effects.few_images(units_of(swept).count)
+    few = few_images(units_of(swept).count)
     for ablation, rows in top.items():
         tables.print_top(rows, f"{name}, {ablation} ablation: largest relative loss increases{few}")
     print(target)

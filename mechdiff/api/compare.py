@@ -21,6 +21,7 @@ from mechdiff.core.config import UNetConfig, to_dict
 from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.interventions.describe import table
 from mechdiff.models.load import steps_of
+from mechdiff.stats import few_images
 from mechdiff.storage import files, labelled
 from mechdiff.study.eval_images import EvalImages
 
@@ -101,9 +102,10 @@ class Comparison:
 
     @property
     def _few(self) -> str:
-        """That no p can be small with so few images, where that is so."""
+        """That intervals over so few images are too narrow, and that no p can be small, where that is so."""
         least = self.paired.least_p
-        return f"; no p can fall below {least:.2g}, take more images" if least > 0.05 else ""
+        bound = f"; no p can fall below {least:.2g}, take more images" if least > 0.05 else ""
+        return few_images(self.paired.n) + bound
 
     def __repr__(self) -> str:
         return f"Comparison({self.title}{self._few})\n{self.top(3).round(3).to_string(index=False)}"

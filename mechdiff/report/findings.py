@@ -4,12 +4,12 @@ import numpy as np
 from markupsafe import Markup
 
 from mechdiff.analysis.effects import Effects, precision_statement
-from mechdiff.analysis.saved_effects import few_images
 from mechdiff.core.text_table import counted
 from mechdiff.report import numbers
 from mechdiff.report.numbers import Agreement, Extent, Value
 from mechdiff.report.ranking import PAPER
 from mechdiff.report.style import WORDS, Number, number
+from mechdiff.stats import few_images
 from mechdiff.study.records import ExaminedModel
 
 

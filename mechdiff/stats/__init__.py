@@ -34,9 +34,17 @@ from mechdiff.stats.significance import (
     permutation_test,
     welch,
 )
-from mechdiff.stats.weights import bootstrap_weights, equal_weights, hierarchical_weights, random_orders
+from mechdiff.stats.weights import (
+    FEW,
+    bootstrap_weights,
+    equal_weights,
+    few_images,
+    hierarchical_weights,
+    random_orders,
+)
 
 __all__ = [
+    "FEW",
     "FLIPS",
     "Interval",
     "Units",
@@ -49,6 +57,7 @@ __all__ = [
     "equal_weights",
     "equivalence_test",
     "expanded_level",
+    "few_images",
     "finite_population_interval",
     "hierarchical_bootstrap",
     "hierarchical_weights",

@@ -5,12 +5,25 @@ from jaxtyping import Float, Int
 
 from mechdiff.core.errors import ConfigError
 
+FEW = 8  # images or people, below which intervals are too narrow and are said to be
+
 
 def check_units(n: int) -> int:
     """`n`; ConfigError if it is below 2, too few units to show their spread."""
     if n < 2:
         raise ConfigError(f"{n} unit(s): at least 2 images or seeds are needed to tell how sure an effect is")
     return n
+
+
+def few_images(n: int) -> str:
+    """A note that intervals over `n` images or people are too narrow, if they are; else nothing. A bootstrap
+    can't reach beyond the numbers that it draws from, and few of them seldom span what the rest would.
+
+    Example:
+      >>> few_images(4), few_images(16)
+      ('; n = 4 is few, intervals are too narrow', '')
+    """
+    return f"; n = {n} is few, intervals are too narrow" if n < FEW else ""
 
 
 def bootstrap_weights(n: int, repeats: int = 2000, seed: int = 0) -> Float[np.ndarray, "repeats n"]:
