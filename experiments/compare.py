@@ -17,6 +17,7 @@ from mechdiff.api.compare import Comparison, compare
 from mechdiff.api.course import compare_steps
 from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
+from mechdiff.stats import few_images
 from mechdiff.storage import files, manifest
 
 from . import _flags, _launch
@@ -71,7 +72,7 @@ def main(config, workdir):
 
 
 def print_top(comparison: Comparison) -> None:
-    """The ten largest changes as a table, and what p could be at all."""
+    """The ten largest changes as a table, whether n is few, and what p could be at all."""
     table = Table(box=None, header_style="bold")
     table.add_column("component", no_wrap=True)
     for head in ("before %", "after %", "change, points", "95 % interval", "p (Holm)"):
@@ -80,7 +81,7 @@ def print_top(comparison: Comparison) -> None:
         sides = (f"{row[side]:.3g}" for side in ("before", "after"))
         interval = f"[{row['low']:.3g}, {row['high']:.3g}]"
         table.add_row(row["component"], *sides, f"{row['difference']:+.3g}", interval, f"{row['p']:.2g}")
-    print(f"{comparison.title}: largest changes")
+    print(f"{comparison.title}: largest changes{few_images(comparison.paired.n)}")
     Console(width=100, highlight=False, markup=False).print(table)
     paired = comparison.paired
     if paired.least_p > 0.05:

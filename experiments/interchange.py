@@ -10,12 +10,12 @@ import jax
 import numpy as np
 from absl import flags
 
-from mechdiff.analysis import saved_effects
 from mechdiff.core import keys
 from mechdiff.core.devices import use_all_cores
 from mechdiff.data.synthetic import FACTORS
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models import load
+from mechdiff.stats import few_images
 from mechdiff.storage import files
 from mechdiff.sweeps import interchange
 
@@ -39,7 +39,7 @@ def main(config, workdir):
     effects = interchange.interchange_effects(denoiser, timesteps, pairs)
     _opening.save(workdir, "interchange", effects, config, models=[denoiser.name])
     _, share = interchange.transfer_by_component(effects, seed=config.seed)
-    few = saved_effects.few_images(PAIRS.value)
+    few = few_images(PAIRS.value)
     print(f"{denoiser.name}: components that carry most of each factor, {PAIRS.value} pairs of faces{few}")
     carriers = {}
     for factor, estimate, low, high in zip(ONLY.value, share.estimate, share.low, share.high, strict=True):

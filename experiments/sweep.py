@@ -17,13 +17,12 @@ the others too: the same command goes on.
 
 from absl import flags
 
-from mechdiff.analysis import saved_effects
 from mechdiff.cli import tables
 from mechdiff.core import ranges
 from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
 from mechdiff.models.load import name_of
-from mechdiff.stats.clusters import units_of
+from mechdiff.stats import few_images, units_of
 from mechdiff.storage import exchange, files, labelled, manifest
 from mechdiff.study import examine
 
@@ -46,7 +45,7 @@ def main(config, workdir):
     swept = labelled.read(target / "sweep.zarr")
     top = {ablation: tables.top_components(swept, ablation) for ablation in config.sweep.ablations}
     units = units_of(swept)
-    few = saved_effects.few_images(units.count, units.effective)
+    few = few_images(units.count, units.effective)
     for ablation, rows in top.items():
         tables.print_top(rows, f"{name}, {ablation} ablation: largest relative loss increases{few}")
     print(target)

@@ -84,10 +84,9 @@ def cell_differences(before: xr.Dataset, after: xr.Dataset, ablation: str) -> tu
         increase_before = effects.relative_loss_increase(clean_before, loss_before, weights)
         return effects.relative_loss_increase(clean_after, loss_after, weights) - increase_before
 
-    increase_before = effects.increase_by_image(clean_before, loss_before, nested=True)
-    increase_after = effects.increase_by_image(clean_after, loss_after, nested=True)
-    p = stats.max_t(units.sums(increase_after - increase_before))
-    return stats.bootstrap_units(difference, units), p
+    interval = stats.bootstrap_units(difference, units)
+    flipped = interval.estimate[..., None] + paired.influence_on_change(before, after, ablation)
+    return interval, stats.max_t(units.sums(flipped))
 
 
 def grid_of(changed: xr.Dataset, place: int) -> EffectGrid:

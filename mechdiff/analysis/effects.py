@@ -107,8 +107,8 @@ class Effects(EffectGrid):
 def relative_loss_increase(
     clean: CleanLossArray, loss: LossArray, weights: Weights
 ) -> Float[np.ndarray, "component t m"]:
-    """100 (L_t(do) / L0_t - 1), in %, under each weighting of the images."""
-    return stats.percent_increase(stats.weighted_mean(loss, weights), stats.weighted_mean(clean, weights))
+    """100 (L_t(do) - L0_t) / L0_t, in %, under each weighting of the images; 0 where losses are equal."""
+    return 100 * stats.weighted_mean(loss - clean, weights) / stats.weighted_mean(clean, weights)
 
 
 def pooled_relative_increase(clean: CleanLossArray, loss: LossArray, weights: Weights) -> Draws:
@@ -118,8 +118,8 @@ def pooled_relative_increase(clean: CleanLossArray, loss: LossArray, weights: We
 
 def pooled_loss_ratio_increase(clean: CleanLossArray, loss: LossArray, weights: Weights) -> Draws:
     """Relative increase of the loss summed over timesteps, in %, under each weighting of the images."""
-    raised, base = stats.weighted_mean(loss, weights), stats.weighted_mean(clean, weights)
-    return stats.percent_increase(raised.sum(axis=1), base.sum(axis=0))
+    increase, base = stats.weighted_mean(loss - clean, weights), stats.weighted_mean(clean, weights)
+    return 100 * increase.sum(axis=1) / base.sum(axis=0)
 
 
 def rms_relative_increase(clean: CleanLossArray, loss: LossArray, weights: Weights) -> Draws:
@@ -148,9 +148,7 @@ def excess_relative_increase(
             f"floor {float(least[t_index].max()):.4g} at timestep index {t_index} is not below the network's "
             "loss; give that of the optimal denoiser in the units of the clean loss"
         )
-    return 100 * ((stats.weighted_mean(loss, weights) - stats.weighted_mean(clean, weights)) / excess).mean(
-        axis=1
-    )
+    return 100 * (stats.weighted_mean(loss - clean, weights) / excess).mean(axis=1)
 
 
 def increase_by_image(
@@ -165,6 +163,13 @@ def increase_by_image(
     return cells if nested else cells.mean(axis=1, keepdims=True)
 
 
+def nested(sweep: xr.Dataset) -> bool:
+    """Whether timesteps have different images. Sweeps say so since 2026-11-30; of an older one it is taken
+    from the number of images, so that a part of its images is not told from a nested sweep."""
+    more = sweep.attrs.get("images_total", 0) > sweep.sizes["image"]
+    return bool(sweep.attrs.get("nested", more))
+
+
 def effective_number(increases: Draws) -> Float[np.ndarray, " m"]:
     """exp(-sum p ln p) with p = |increase| / sum |increase|, in [1, components]; NaN where all are 0."""
     size = np.abs(increases)
@@ -174,7 +179,10 @@ def effective_number(increases: Draws) -> Float[np.ndarray, " m"]:
 
 
 def losses(sweep: xr.Dataset, ablation: str) -> tuple[CleanLossArray, LossArray]:
-    """Losses of a finished sweep in float64.
+    """Losses of a finished sweep in float64: clean ones, and those under an ablation.
+
+    Where ablating a component changed no prediction by more than rounding, its losses are the clean ones:
+    nothing was tested, and differences that are all rounding would be small, but significant.
 
     Raises:
       ConfigError: an ablation that was not swept.
@@ -192,6 +200,8 @@ def losses(sweep: xr.Dataset, ablation: str) -> tuple[CleanLossArray, LossArray]
         )
     if not (clean > 0).all():
         raise CheckpointError(f"{whose}: clean loss {clean.min()} is not positive; run it again")
+    if "change" in sweep:
+        loss = np.where(_largest_change(sweep, ablation)[:, None, None] <= ROUNDING, clean, loss)
     return clean, loss
 
 
@@ -206,8 +216,7 @@ def measure(
     """
     clean, loss = losses(sweep, ablation)
     units = stats.units_of(sweep)
-    nested = sweep.attrs.get("images_total", 0) > sweep.sizes["image"]
-    by_image = increase_by_image(clean, loss, nested)
+    by_image = increase_by_image(clean, loss, nested(sweep))
     raised = (by_image > 0).astype(np.float64)
 
     def interval(statistic: stats.intervals.Statistic) -> Interval:
@@ -229,7 +238,7 @@ def measure(
         pooled=_widened(interval(lambda w: pooled_relative_increase(clean, loss, w)), error),
         pooled_losses=_widened(interval(lambda w: pooled_loss_ratio_increase(clean, loss, w)), error),
         effective=interval(lambda w: effective_number(pooled_relative_increase(clean, loss, w))),
-        change=sweep["change"].sel(ablation=ablation).max(("t", "image")).values.astype(np.float64),
+        change=_largest_change(sweep, ablation),
         rms=interval(lambda w: rms_relative_increase(clean, loss, w)),
         hurt=interval(lambda w: stats.weighted_mean(raised, w).mean(axis=1)),
         quantiles=np.quantile(by_image, QUANTILES, axis=(1, 2)).T,
@@ -240,8 +249,7 @@ def measure(
 
 
 def pooled_interval(sweep: xr.Dataset, ablation: str, seed: int = 0) -> Interval:
-    """Pooled relative loss increase (%) of every component, with its 95 % interval over images or people;
-    exactly 0 where no prediction changed by more than rounding.
+    """Pooled relative loss increase (%) of every component, with its 95 % interval over images or people.
 
     Args:
       sweep: `loss` and `change`, dims `ablation, component, t, image`, and `clean_loss`; at least 2 images.
@@ -250,8 +258,6 @@ def pooled_interval(sweep: xr.Dataset, ablation: str, seed: int = 0) -> Interval
       ConfigError, CheckpointError: see `losses`.
     """
     clean, loss = losses(sweep, ablation)
-    idle = sweep["change"].sel(ablation=ablation).max(("t", "image")).values <= ROUNDING
-    loss = np.where(idle[:, None, None], clean, loss)
     return stats.bootstrap_units(
         lambda weights: pooled_relative_increase(clean, loss, weights), stats.units_of(sweep), seed=seed
     )
@@ -284,6 +290,11 @@ def precision_statement(sweep: xr.Dataset, effects: Effects) -> str | None:
         f"{sampling:.2g} (the largest error of a component, measured on {facts['precision_images']} images x "
         f"{facts['precision_timesteps']} timesteps run in float32 too; the median half width of intervals)"
     )
+
+
+def _largest_change(sweep: xr.Dataset, ablation: str) -> Float[np.ndarray, " component"]:
+    """Mean squared change of a prediction, the largest over timesteps and images."""
+    return sweep["change"].sel(ablation=ablation).max(("t", "image")).values.astype(np.float64)
 
 
 def _widened(interval: Interval, error: Float[np.ndarray, "..."]) -> Interval:

@@ -22,7 +22,6 @@ VARIABLES = (
     *(f"pooled_delta_loss{end}" for end in ENDS),
     "delta_loss_n",
 )
-FEW_IMAGES = 8  # below which a table says so
 COLUMNS = ["component", "type", "delta_loss", "low", "high", "p", "n"]
 
 
@@ -75,25 +74,6 @@ def stacked(name: str, dims: tuple[str, ...], intervals: Sequence[Interval]) -> 
         f"{name}{suffix}": (dims, np.stack([getattr(interval, end) for interval in intervals]))
         for suffix, end in ends.items()
     }
-
-
-def few_images(n: int, effective: float | None = None) -> str:
-    """A note that intervals over `n` images or people are too narrow, if they are; else nothing. A bootstrap
-    can't reach beyond the numbers that it draws from, and few of them seldom span what the rest would.
-
-    Args:
-      effective: what they count as, see `stats.Units.effective`; None: as `n`.
-
-    Example:
-      >>> few_images(16, 2.2)
-      '; n = 16 people count as 2.2, as few have most of the images: intervals are too narrow'
-    """
-    if n < FEW_IMAGES:
-        return f"; n = {n} is few, intervals are too narrow"
-    if effective is not None and effective < FEW_IMAGES:
-        count = f"n = {n} people count as {effective:.1f}, as few have most of the images"
-        return f"; {count}: intervals are too narrow"
-    return ""
 
 
 def effect_table(sweep: xr.Dataset, ablation: str) -> pd.DataFrame:

@@ -27,7 +27,7 @@ def variation(sweep: xr.Dataset, ablation: str) -> pd.DataFrame:
       increase (%); `over_images`, the same over images of each one's contribution to the pooled one (%);
       `hurt`, images whose loss rises (%); `top_tenth`, share (%) of all contributions, by size, that comes
       from the tenth of the images that are affected most: 10 where all are affected alike, 100 where none of
-      the others is.
+      the others is, NaN where none is at all. All others are 0 where no prediction changed.
 
     Raises:
       ConfigError, CheckpointError: see `effects.losses`.
@@ -36,8 +36,7 @@ def variation(sweep: xr.Dataset, ablation: str) -> pd.DataFrame:
       >>> variation(sweep, "zero").sort_values("over_images").tail(3)  # doctest: +SKIP
     """
     clean, loss = effects.losses(sweep, ablation)
-    nested = sweep.attrs.get("images_total", 0) > sweep.sizes["image"]
-    by_image = effects.increase_by_image(clean, loss, nested).reshape(len(loss), -1)
+    by_image = effects.increase_by_image(clean, loss, effects.nested(sweep)).reshape(len(loss), -1)
     even = stats.equal_weights(clean.shape[-1])
     return pd.DataFrame(
         {

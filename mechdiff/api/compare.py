@@ -18,6 +18,7 @@ from mechdiff.api.result import Result
 from mechdiff.core import ranges
 from mechdiff.core.config import UNetConfig
 from mechdiff.interventions.describe import table
+from mechdiff.stats import few_images
 
 if TYPE_CHECKING:  # methods import it when they draw: matplotlib would make every loading longer
     from mechdiff.report.single import Plot
@@ -100,9 +101,10 @@ class Comparison:
 
     @property
     def _few(self) -> str:
-        """That no p can be small with so few images, where that is so."""
+        """That intervals over so few images are too narrow, and that no p can be small, where that is so."""
         least = self.paired.least_p
-        return f"; no p can fall below {least:.2g}, take more images" if least > 0.05 else ""
+        bound = f"; no p can fall below {least:.2g}, take more images" if least > 0.05 else ""
+        return few_images(self.paired.n) + bound
 
     def __repr__(self) -> str:
         return f"Comparison({self.title}{self._few})\n{self.top(3).round(3).to_string(index=False)}"

@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from mechdiff.analysis import effects, variation
-from mechdiff.analysis.saved_effects import effect_table, few_images, with_effects
+from mechdiff.analysis.saved_effects import effect_table, with_effects
 from mechdiff.api.images import Given, eval_images
 from mechdiff.api.places import cache_folder
 from mechdiff.api.selection import listed
@@ -23,7 +23,7 @@ from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.interventions.components import select
 from mechdiff.interventions.describe import table
-from mechdiff.stats.clusters import units_of
+from mechdiff.stats import few_images, units_of
 from mechdiff.storage import descriptions, digests, labelled
 from mechdiff.study.eval_images import EvalImages
 from mechdiff.study.replacement_values import replacement_values

@@ -95,13 +95,18 @@ class EvalSet:
     def __repr__(self) -> str:
         side, timesteps = "x".join(map(str, self.images.shape[-3:])), self.timesteps.tolist()
         shown = timesteps if len(timesteps) <= 12 else f"{len(timesteps)} timesteps"
-        nested = ", others at each" if self.images.ndim == 5 else ""
+        nested = ", others at each" if self.nested else ""
         return f"EvalSet({self.count} images {side} at t = {shown}{nested})"
 
     @property
     def count(self) -> int:
         """Number of images at each timestep."""
         return self.images.shape[-4]
+
+    @property
+    def nested(self) -> bool:
+        """Whether every timestep has images of its own."""
+        return self.images.ndim == 5
 
     @property
     def images_total(self) -> int:

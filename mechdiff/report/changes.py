@@ -17,7 +17,7 @@ from mechdiff.report import inline, maps, numbers, over_training, page_data, pag
 from mechdiff.report.findings import between, precise
 from mechdiff.report.over_training import Training
 from mechdiff.report.style import PageFigure, Theme
-from mechdiff.stats import ALPHA
+from mechdiff.stats import ALPHA, few_images
 from mechdiff.storage import files, labelled
 
 SHOWN = 18  # components in the figure of the largest changes
@@ -109,6 +109,7 @@ def render(changed: Changed, figures: Path) -> str:
         rows=rows,
         figures=_figures(changed, figures),
         findings=findings(changed),
+        few=few_images(difference.pooled.n),
         facts=facts,
         alpha=ALPHA,
         shown=SHOWN,

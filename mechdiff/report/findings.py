@@ -4,12 +4,12 @@ import numpy as np
 from markupsafe import Markup
 
 from mechdiff.analysis.effects import Effects, precision_statement
-from mechdiff.analysis.saved_effects import few_images
 from mechdiff.core.text_table import counted
 from mechdiff.report import numbers
 from mechdiff.report.numbers import Agreement, Extent, Value
 from mechdiff.report.ranking import PAPER
 from mechdiff.report.style import WORDS, Number, number
+from mechdiff.stats import few_images
 from mechdiff.study.records import ExaminedModel
 
 
@@ -166,7 +166,8 @@ def agreements(pairs: list[Agreement], ablation: str) -> list[Markup]:
     """Agreement of the rankings of components between models."""
     words = (
         "<b>{} and {}</b> ({}): the rank correlation of pooled ΔL/L over components is Spearman ρ = {} under "
-        "{} ablation, over {} components; {} of the top {} are the same (n ≥ {} images, n = 1 seed a side)."
+        "{} ablation, over {} components; {} of the top {} are the same (n ≥ {} images, or people where they "
+        "are known, n = 1 seed a side)."
     )
     return [
         Markup(words).format(

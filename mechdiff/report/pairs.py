@@ -24,11 +24,11 @@ def sentence(table: xr.Dataset | None) -> Markup:
         return Markup("<b>Pairs of components</b> (one makes up for the other's removal): not examined.")
     words = (
         "<b>Pairs of components,</b> zero ablation: all {} pairs of the {} likeliest candidates by gradients "
-        "were run, on {} images. {}"
+        "were run, on {} images{}. {}"
     )
     candidates = {*table.a.values.tolist(), *table.b.values.tolist()}
     pairs, images = table.sizes["pair"], table.sizes["image"]
-    return Markup(words).format(pairs, len(candidates), images, _listed(table))
+    return Markup(words).format(pairs, len(candidates), images, backups.few(table), _listed(table))
 
 
 def _listed(table: xr.Dataset) -> Markup:

@@ -21,7 +21,7 @@ from mechdiff.stats.intervals import (
     satterthwaite,
     student_mean,
 )
-from mechdiff.stats.jackknife import jackknife_error, jackknife_interval, pseudo_values
+from mechdiff.stats.jackknife import jackknife_error, jackknife_interval, pseudo_values, ratio_influence
 from mechdiff.stats.sequential import confidence_sequence, skewed_sequence
 from mechdiff.stats.significance import (
     ALPHA,
@@ -32,10 +32,18 @@ from mechdiff.stats.significance import (
     max_t,
     permutation_test,
 )
-from mechdiff.stats.weights import bootstrap_weights, equal_weights, hierarchical_weights, random_orders
+from mechdiff.stats.weights import (
+    FEW,
+    bootstrap_weights,
+    equal_weights,
+    few_images,
+    hierarchical_weights,
+    random_orders,
+)
 
 __all__ = [
     "ALPHA",
+    "FEW",
     "FLIPS",
     "Interval",
     "Units",
@@ -48,6 +56,7 @@ __all__ = [
     "equal_weights",
     "equivalence_test",
     "expanded_level",
+    "few_images",
     "finite_population_interval",
     "hierarchical_bootstrap",
     "hierarchical_weights",
@@ -62,6 +71,7 @@ __all__ = [
     "pseudo_values",
     "random_orders",
     "ratio_effect",
+    "ratio_influence",
     "resampled_variance",
     "satterthwaite",
     "skewed_sequence",

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from scipy import special
 
 from mechdiff.stats.clusters import Units
-from mechdiff.stats.intervals import Interval, Statistic
+from mechdiff.stats.intervals import Arm, Interval, Statistic
 from mechdiff.stats.weights import check_units
 
 
@@ -48,6 +48,25 @@ def jackknife_error(values: Float[np.ndarray, "*cells unit"]) -> Float[np.ndarra
     """Standard error of a statistic, from its values with each unit left out in turn."""
     n = values.shape[-1]
     return np.asarray(np.sqrt((n - 1) * values.var(axis=-1)))
+
+
+def ratio_influence(baseline: Arm, changed: Arm) -> Float[np.ndarray, "*cells unit"]:
+    """What each unit adds to 100 (mean changed / mean baseline - 1), in %: the jackknife's first order.
+
+    100 (x - r b) / mean b of a unit's values x and b, with r the ratio of means (delta method, Efron &
+    Tibshirani 1993, section 21.6). The standard error of the relative increase is that of the mean of these,
+    which is 0; where all x are b they are exactly 0.
+
+    Args:
+      baseline: of positive mean; cells broadcast.
+
+    Example:
+      >>> ratio_influence(np.array([1.0, 3.0]), np.array([2.0, 6.0]))
+      array([0., 0.])
+    """
+    base = baseline.mean(axis=-1, keepdims=True)
+    added = changed - baseline
+    return 100 * (added - added.mean(axis=-1, keepdims=True) / base * baseline) / base
 
 
 def pseudo_values(

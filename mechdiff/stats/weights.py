@@ -5,12 +5,35 @@ from jaxtyping import Float, Int
 
 from mechdiff.core.errors import ConfigError
 
+FEW = 8  # images or people, below which intervals are too narrow and are said to be
+
 
 def check_units(n: int) -> int:
     """`n`; ConfigError if it is below 2, too few units to show their spread."""
     if n < 2:
         raise ConfigError(f"{n} unit(s): at least 2 images or seeds are needed to tell how sure an effect is")
     return n
+
+
+def few_images(n: int, effective: float | None = None) -> str:
+    """A note that intervals over `n` images or people are too narrow, if they are; else nothing. A bootstrap
+    can't reach beyond the numbers that it draws from, and few of them seldom span what the rest would.
+
+    Args:
+      effective: what they count as, see `Units.effective`; None: as `n`.
+
+    Example:
+      >>> few_images(4), few_images(16)
+      ('; n = 4 is few, intervals are too narrow', '')
+      >>> few_images(16, 2.2)
+      '; n = 16 people count as 2.2, as few have most of the images: intervals are too narrow'
+    """
+    if n < FEW:
+        return f"; n = {n} is few, intervals are too narrow"
+    if effective is not None and effective < FEW:
+        count = f"n = {n} people count as {effective:.1f}, as few have most of the images"
+        return f"; {count}: intervals are too narrow"
+    return ""
 
 
 def bootstrap_weights(n: int, repeats: int = 2000, seed: int = 0) -> Float[np.ndarray, "repeats n"]:

@@ -60,10 +60,10 @@ def ablation_sweep(
       facts: JSON-ready, saved in the result's attributes.
     Returns:
       Dataset with `loss` and `change` (mean squared change of the predicted noise), dims `ablation,
-      component, t, image`, and `clean_loss`, dims `t, image`; attribute `images_total`, the number of
-      different images. If `config.precision` has an effect, also `precision_error` (see
-      `precision.largest_error`), dims `ablation, component`, measured on a part of the images and timesteps
-      that is run in full precision too.
+      component, t, image`, and `clean_loss`, dims `t, image`; attributes `images_total`, the number of
+      different images, and `nested`, whether each timestep has images of its own. If `config.precision` has
+      an effect, also `precision_error` (see `precision.largest_error`), dims `ablation, component`, measured
+      on a part of the images and timesteps that is run in full precision too.
     Raises:
       ConfigError: an ablation without replacements.
 
@@ -154,6 +154,7 @@ class _Plan:
                 **provenance(self.denoiser),
                 "key": self.key,
                 "images_total": eval_set.images_total,
+                "nested": eval_set.nested,
                 **(precision.facts(self.config.precision, self.checked) if self.reduced else {}),
                 **facts,
             },

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import special
 
 from mechdiff.core.errors import ConfigError
-from mechdiff.stats import skewed_sequence
+from mechdiff.stats import ratio_influence, skewed_sequence
 
 FIRST_LOOK = 32  # images before the first look: the sequence is asymptotic
 
@@ -91,9 +91,8 @@ def effect_and_influence(
 
     The estimate's standard error is that of the mean of the influences, which is 0.
     """
-    base = clean.mean(-1, keepdims=True)
-    ratio = loss.mean(-1, keepdims=True) / base
-    return 100 * (ratio[..., 0].mean(-1) - 1), 100 * ((loss - ratio * clean) / base).mean(-2)
+    ratio = loss.mean(-1) / clean.mean(-1)
+    return 100 * (ratio.mean(-1) - 1), ratio_influence(clean, loss).mean(-2)
 
 
 def interim_result(

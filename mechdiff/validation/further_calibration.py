@@ -1,16 +1,17 @@
 """Calibration of the rules besides the main tests: controls of bottlenecks, the number of named roles, the
-margin of roles, and named pairs of components."""
+margin of roles, named pairs of components, and rank agreement."""
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float
-from scipy.stats import binom
+from scipy.stats import binom, spearmanr
 
-from mechdiff.analysis import margins
+from mechdiff.analysis import agreement, margins
 from mechdiff.analysis.roles import matching
 from mechdiff.circuits import backups
-from mechdiff.stats import small_samples
-from mechdiff.validation.checks import ALPHA, Check, errs, finds
+from mechdiff.stats import Units, small_samples
+from mechdiff.validation import old_rules
+from mechdiff.validation.checks import ALPHA, Check, covers, errs, finds, replacing
 
 NETWORKS, SETS = 12, 20  # of a study; channel sets of each component
 IMAGES, TIMESTEPS = 16, 4  # of pairs, as a study runs them
@@ -18,12 +19,13 @@ IMAGES, TIMESTEPS = 16, 4  # of pairs, as a study runs them
 
 def checks(rng: np.random.Generator, repeats: int) -> list[Check]:
     """All checks, each over `repeats` simulated studies; of the margin of roles a quarter as many."""
-    rngs = iter(rng.spawn(4))
+    rngs = iter(rng.spawn(5))
     return [
         *_beyond_controls(next(rngs), repeats),
         *_named_roles(next(rngs), repeats),
         *_role_margin(next(rngs), max(min(repeats, 50), repeats // 4)),
         *_pairs(next(rngs), repeats),
+        *_agreement(next(rngs), repeats),
     ]
 
 
@@ -140,4 +142,44 @@ def _pairs(rng: np.random.Generator, repeats: int) -> list[Check]:
         errs("pair: independent components are named", names["apart"] != ""),
         finds("pair: a partial backup is named so", names["partial"] == backups.BACKUP, 0.8),
         finds("pair: components of common use are named so", names["common"] == backups.COMMON, 0.8),
+    ]
+
+
+def _agreement(
+    rng: np.random.Generator, repeats: int, components: int = 28, resamples: int = 200
+) -> list[Check]:
+    """Rank correlation of 28 components' effects in two networks, each measured on images of its own; an
+    effect scatters over images by half of its size."""
+
+    def effects(link: float) -> tuple[Float[np.ndarray, "2 component"], float]:
+        """Of both, and their rank correlation, which lies within 0.02 of 0 if they have no link."""
+        while True:
+            first, second = rng.normal(size=(2, components))
+            logs = np.stack([first, link * first + np.sqrt(1 - link**2) * second])
+            truth = float(spearmanr(*logs).statistic)
+            if link or abs(truth) < 0.02:
+                return 0.05 * np.exp(0.7 * logs), truth
+
+    def study(images: int, link: float) -> tuple[bool, bool, bool]:
+        """Whether the interval covers the correlation without noise, whether the old one does, and whether
+        it lies above 0."""
+        effect, truth = effects(link)
+        clean = np.exp(0.3 * rng.normal(size=(2, TIMESTEPS, images)))
+        scatter = 1 + 0.5 * rng.normal(size=(2, components, 1, images))
+        sides = [(clean[i], clean[i] + effect[i][:, None, None] * scatter[i]) for i in (0, 1)]
+        units = [Units(np.arange(images), images, False)] * 2
+        interval = agreement.ranked(sides, units, resamples)
+        low, high = old_rules.resampled_ranks(sides, units, resamples)
+        return bool(interval.low <= truth <= interval.high), low <= truth <= high, bool(interval.low > 0)
+
+    name, few, more = "rank agreement", 8, IMAGES
+    strong = {images: np.array([study(images, 0.9) for _ in range(repeats)]) for images in (few, more)}
+    null = np.array([study(more, 0.0) for _ in range(repeats)])
+    return [
+        *(
+            replacing(covers(f"{name} of .9, {images} images a side", values[:, 0]), values[:, 1])
+            for images, values in strong.items()
+        ),
+        errs(f"{name}: unrelated networks called related", null[:, 2]),
+        finds(f"{name}: of .9, {few} images a side, called related", strong[few][:, 2], 0.8),
     ]

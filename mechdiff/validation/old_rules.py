@@ -1,4 +1,5 @@
-"""Rules of the first studies that an outside audit (November 2026) found wrong, F1 to F5 in its numbering.
+"""Rules that were found wrong: F1 to F5 by an outside audit of the first studies (November 2026), by its
+numbering.
 
 No verdict uses them. The calibration runs them on the same simulated data as the rules that replaced them, so
 that its table says what each was and is.
@@ -8,8 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from mechdiff import stats
-from mechdiff.analysis.agreement import rank_correlation
-from mechdiff.analysis.effects import effective_number
+from mechdiff.analysis.agreement import Side, rank_correlation
+from mechdiff.analysis.effects import effective_number, pooled_relative_increase
 from mechdiff.analysis.network_divergence import NetworkDivergence
 from mechdiff.stats import small_samples
 from mechdiff.validation.checks import ALPHA
@@ -66,3 +67,15 @@ def all_heads_alike(
     """Entropy and importance: over all heads, without regard to layers or to untrained networks."""
     _, (_, high), p = small_samples.over_seeds(rank_correlation(entropy, increase), above=False)
     return bool(p <= ALPHA and high < 0)
+
+
+def resampled_ranks(sides: list[Side], units: list[stats.Units], repeats: int) -> tuple[float, float]:
+    """Rank agreement: a percentile interval of resamples, each of which adds noise to the ranks again."""
+    drawn = rank_correlation(
+        *(
+            pooled_relative_increase(*side, of_side.resamples(repeats, seed))
+            for seed, (side, of_side) in enumerate(zip(sides, units, strict=True))
+        )
+    )
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)

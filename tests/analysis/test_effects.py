@@ -7,8 +7,10 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechdiff.analysis import agreement, effects
+from mechdiff.analysis import agreement, changes, effects, paired, saved_effects, variation
 from mechdiff.core.errors import CheckpointError, ConfigError
+from mechdiff.stats import Units
+from mechdiff.validation import old_rules
 
 CLEAN = np.array([[1.0, 3.0], [0.1, 0.3]])  # t, image
 LOSS = np.array([[[2.0, 4.0], [0.1, 0.1]], [[1.0, 3.0], [0.1, 0.3]]])  # component, t, image
@@ -95,14 +97,35 @@ def test_measure_agrees_with_a_float64_loop():
     assert (result.pooled.estimate <= result.pooled.high).all()
 
 
-def test_a_pooled_interval_is_that_of_measure_and_nothing_where_nothing_changed():
+def test_a_pooled_interval_is_that_of_measure():
     data = random_sweep(0)
-    data["change"][0, 2] = effects.ROUNDING
     alone, measured = effects.pooled_interval(data, "zero"), effects.measure(data, "zero").pooled
-    acts = np.arange(6) != 2
     for end in ("estimate", "low", "high"):
-        np.testing.assert_allclose(getattr(alone, end)[acts], getattr(measured, end)[acts])
-        assert getattr(alone, end)[2] == 0 != getattr(measured, end)[2]
+        np.testing.assert_allclose(getattr(alone, end), getattr(measured, end))
+
+
+@pytest.mark.parametrize("people", [False, True])
+def test_rounding_of_a_component_that_changes_nothing_is_no_effect_anywhere(people):
+    """Losses that all rise in the last digit: significant, were they taken for a change."""
+    rng = np.random.default_rng(1)
+    data = random_sweep(0, images=12)
+    data["change"][0, 2] = effects.ROUNDING
+    data["loss"][0, 2] = data["clean_loss"] * (1 + np.float32(2e-7) * rng.uniform(0.5, 1.5, (3, 12)))
+    if people:
+        person = rng.permuted(np.tile(np.arange(12) // 2, (3, 1)), axis=1)
+        data = data.assign_coords(person=(("t", "image"), person)).assign_attrs(images_total=36)
+    result, table = effects.measure(data, "zero"), saved_effects.effect_table(data, "zero")
+    for interval in (result.cells, result.pooled, result.pooled_losses, result.rms, result.hurt):
+        assert all(np.all(getattr(interval, end)[2] == 0) for end in ("estimate", "low", "high"))
+    assert np.all(result.p[2] == 1) and np.all(result.quantiles[2] == 0)
+    assert table.iloc[-1][["delta_loss", "low", "high", "p"]].tolist() == [0, 0, 0, 1]
+    varied = variation.variation(data, "zero").iloc[2]
+    assert varied[["over_timesteps", "over_images", "hurt"]].tolist() == [0, 0, 0]
+    other = data.assign(loss=data["loss"] * np.float32(1 + 2e-7))
+    between = paired.paired_difference(data, other, "zero")
+    assert between.p[2] == 1 and between.difference.low[2] == 0 == between.difference.high[2]
+    assert np.all(changes.cell_differences(data, other, "zero")[1][2] == 1)
+    assert np.all(np.delete(result.p, 2, axis=0) < 0.05) or people  # the others are seen
 
 
 def test_damage_is_free_of_the_unit_of_loss():
@@ -143,6 +166,31 @@ def test_subjects_agree_over_the_components_they_share():
     values = [[side.pooled.estimate[side.components.index(name)] for name in names] for side in sides]
     assert result.estimate == pytest.approx(scipy.stats.spearmanr(*values).statistic)
     assert result.n == 5 and result.low <= result.high
+
+
+def test_an_interval_of_rank_agreement_covers_what_noise_hides_and_contains_its_estimate():
+    """Two networks whose effects rank alike, each seen through noise: resamples all lie below the truth."""
+    rng = np.random.default_rng(0)
+    effect = 0.05 * np.exp(0.7 * rng.normal(size=(20, 1, 1)))
+    covered, before = [], []
+    for _ in range(40):
+        clean = np.exp(0.3 * rng.normal(size=(2, 2, 8)))
+        sides = [(c, c + effect * (1 + 0.5 * rng.normal(size=(20, 1, 8)))) for c in clean]
+        units = [Units(np.arange(8), 8, False)] * 2
+        interval = agreement.ranked(sides, units, repeats=200)
+        assert -1 <= interval.low <= interval.estimate <= interval.high <= 1
+        covered.append(interval.high > 0.999)  # the truth is 1
+        before.append(old_rules.resampled_ranks(sides, units, 200)[1] > 0.999)
+    assert np.mean(covered) > 0.9 and np.mean(before) < 0.1
+
+
+def test_rank_agreement_of_people_counts_people_and_leaves_out_each():
+    data = random_sweep(2, images=12)
+    with_people = data.assign_coords(person=("image", np.repeat(np.arange(4), 3)))
+    of_people = agreement.of_denoisers(with_people, data, "zero", repeats=50)
+    assert of_people.n == 4 and agreement.of_denoisers(data, data, "zero", repeats=50).n == 12
+    unrelated = random_sweep(11, images=12)
+    assert agreement.of_denoisers(data, unrelated, "zero", repeats=50).low < 0
 
 
 def test_too_few_components_in_common_are_refused():
@@ -194,6 +242,47 @@ def test_what_pictures_add_has_pooled_damage_as_its_mean(own):
     assert cells.shape == (6, 3 if own else 1, 9)
     even = np.full((1, 9), 1 / 9)
     np.testing.assert_allclose(cells.mean((1, 2)), effects.pooled_relative_increase(clean, loss, even)[:, 0])
+
+
+def test_some_images_of_a_crossed_sweep_are_crossed_and_older_results_say_so_by_their_number():
+    whole = random_sweep(3).assign_attrs(images_total=9)
+    part = whole.isel(image=slice(0, 4))
+    assert not effects.nested(whole) and effects.nested(part)  # from before sweeps said it
+    assert not effects.nested(part.assign_attrs(nested=False))
+    assert effects.nested(random_sweep(3).assign_attrs(nested=True, images_total=27))
+    # Two timesteps whose effects have opposite signs: each image is hurt on average, each at one of them.
+    data = sweep([[np.array([[1.5] * 4, [0.9] * 4])]], np.ones((2, 4))).assign_attrs(images_total=8)
+    hurt = [effects.measure(data.assign_attrs(nested=own), "zero", repeats=20).hurt for own in (False, True)]
+    assert [float(share.estimate[0]) for share in hurt] == [1, 0.5]
+
+
+@pytest.mark.parametrize("own, flipped", [(False, 4), (True, 12)])
+def test_the_least_p_counts_the_units_that_are_flipped(own, flipped):
+    before, after = (
+        random_sweep(seed, components=2, images=4).assign_attrs(nested=own, images_total=12 if own else 4)
+        for seed in (0, 0)
+    )
+    raised = after.assign(loss=after["loss"] + np.float32([0.5, 0.7])[None, :, None, None])
+    between = paired.paired_difference(before, raised, "zero", repeats=50)
+    assert between.flipped == flipped and between.least_p == 2 * 2 / 2**flipped
+    assert between.p.min() >= between.least_p and (own or between.p.min() == between.least_p)
+
+
+@pytest.mark.parametrize("change, least, most", [(0.0, 0.0, 0.12), (0.05, 0.8, 1.0)])
+def test_p_of_a_comparison_errs_as_rarely_as_it_says_where_clean_losses_differ(change, least, most):
+    """Ablation costs 30 % in both, or 5 points more; clean losses of an image correlate by .95, costs not."""
+    rng = np.random.default_rng(0)
+    small = {"pooled": [], "cells": []}
+    for _ in range(100):
+        shared, own = rng.normal(size=(1, 1, 16)), rng.normal(size=(2, 2, 16))
+        clean = np.exp(0.5 * (np.sqrt(0.95) * shared + np.sqrt(0.05) * own))
+        cost = np.array([0.3, 0.3 + change])[:, None, None] * (1 + 0.05 * rng.normal(size=(2, 2, 16)))
+        before, after = (
+            sweep([[side + extra * np.mean(side)]], side) for side, extra in zip(clean, cost, strict=True)
+        )
+        small["pooled"].append(paired.paired_difference(before, after, "zero", repeats=20).p[0] <= 0.05)
+        small["cells"].append(changes.cell_differences(before, after, "zero")[1].min() <= 0.05)
+    assert all(least <= np.mean(found) <= most for found in small.values()), small
 
 
 def test_excess_relative_increase_is_relative_to_what_could_still_be_gained():

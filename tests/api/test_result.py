@@ -10,8 +10,10 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-from mechdiff.analysis import paired, saved_effects
+from mechdiff import stats
+from mechdiff.analysis import paired
 from mechdiff.api import compare, load, paired_sweeps, show
+from mechdiff.api.compare import Comparison
 from mechdiff.api.images import eval_images
 from mechdiff.api.model import Model
 from mechdiff.core.config import override
@@ -220,7 +222,11 @@ def test_few_images_and_equal_ones_are_said(model, images, result, tmp_path, cap
     few = model.sweep(images[:1].repeat(4, 0), n=4, timesteps=1, components="mid.*res", folder=tmp_path)
     assert "n = 4 is few, intervals are too narrow" in repr(few)
     assert "4 images, but only 1 are different" in caplog.text
-    people = saved_effects.few_images(16, 2.2), saved_effects.few_images(16, 16.0)
+    people = stats.few_images(16, 2.2), stats.few_images(16, 16.0)
     assert "16 people count as 2.2" in people[0] and people[1] == ""
+    between = paired.paired_difference(few.dataset, few.dataset, "zero")
+    compared = Comparison(few, few, between)
+    assert "n = 4 is few, intervals are too narrow; no p can fall" in repr(compared)
+    assert "n = 4 is few" in compared._repr_html_()
     with pytest.raises(ConfigError, match="n=-1 is too small"):
         few.top(-1)

@@ -57,6 +57,25 @@ def test_independent_parts_are_hardly_ever_named():
     assert named <= 4  # of 80; a 95 % interval beyond +-1 % errs in 2.5 % at most
 
 
+@pytest.mark.parametrize("n", [2, 4, 6])
+def test_of_few_images_a_pair_takes_a_small_p_too(n):
+    """Intervals of few images are too narrow: without p more than promised is named from 2 and 4."""
+    rng, named, narrow = np.random.default_rng(3), 0, 0
+    for number in range(30):
+        exact = losses(rng, without_a=[20.0] * 8, without_b=[20.0] * 8, without_both=[40.0] * 8)
+        exact["interaction"] = exact["interaction"].copy(data=0.1 * rng.normal(size=(8, TIMESTEPS, IMAGES)))
+        table = backups.interaction_table(exact.isel(image=slice(n)), seed=number)
+        named += (table.named.values != "").sum()
+        narrow += ((table.low.values > backups.LEAST) | (table.high.values < -backups.LEAST)).sum()
+    assert named <= 0.05 * 240 and (n > 4 or narrow > named)
+    exact = losses(rng, without_a=[5.0, 5.0], without_b=[0.0, 5.0], without_both=[60.0, 10.0])
+    few = backups.interaction_table(exact.isel(image=slice(n)))
+    assert few.named.values.tolist() == (["", ""] if n < 6 else [backups.BACKUP, ""])
+    assert f"n = {n} is few" in backups.lines(few)[-1] and few.attrs["n"] == n
+    assert ("no pair can be named" in backups.lines(few)[-1]) == (n < 6)
+    assert "few" not in backups.lines(backups.interaction_table(exact))[-1]
+
+
 @pytest.mark.parametrize(
     "singles, joint, strength",
     [((25, 0), 100, 0.75), ((0, 0), 80, 1.0), ((40, 60), 60, 1.0), ((50, 50), 0, 2.0), ((10, 20), 30, 0.0)],

@@ -15,7 +15,7 @@ def test_crossed_and_nested_images_are_counted():
     crossed = EvalSet(np.zeros((4, 8, 8, 3), np.float32), (10, 500), KEY)
     assert (crossed.count, crossed.images_total) == (4, 4) and crossed.timesteps.dtype == np.int32
     nested = EvalSet(np.arange(24.0).reshape(2, 3, 2, 2, 1), [10, 500], KEY)
-    assert (nested.count, nested.images_total) == (3, 6)
+    assert (nested.count, nested.images_total, nested.nested, crossed.nested) == (3, 6, True, False)
     images, indices = nested.at(1)
     np.testing.assert_array_equal(images, nested.images[1])
     np.testing.assert_array_equal(indices, [3, 4, 5])  # noise of their own

@@ -79,6 +79,7 @@ def test_levels_with_pictures_of_their_own_equal_a_sweep_of_each(denoiser, image
     assert dict(result.sizes) == {**whole.sizes, "image": 2}
     assert len(result.attrs["parameters_sha256"]) == 64 and "log-SNR from" in result.attrs["schedule"]
     assert result.attrs["images_total"] == whole.attrs["images_total"] == 6
+    assert (result.attrs["nested"], whole.attrs["nested"]) == (True, False)
     for level in range(3):
         alone = whole.isel(t=level, image=slice(2 * level, 2 * level + 2))
         for name in ("loss", "change", "clean_loss"):

@@ -13,6 +13,8 @@ def test_controls_named_roles_margins_and_pairs_keep_their_word():
     for rule in ("bottleneck beyond", "networks with a role", "roles not supported", "pair:"):
         promises = {check.promise for check in result if check.name.startswith(rule)}
         assert promises == {"errs at most", "finds at least"}, rule
+    agreement = {check.promise for check in result if check.name.startswith("rank agreement")}
+    assert agreement == {"covers", "errs at most", "finds at least"}
 
 
 def test_the_first_listed_component_decided_where_nothing_was_significant():
