@@ -278,6 +278,10 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-40])
 
 
+def stated(path, **facts):
+    files.write_json(path, {**files.read_json(path), **facts})
+
+
 DAMAGES = {
     "no manifest": (lambda w: (w / "manifest.json").unlink(), "manifest.json"),
     "no subjects": (lambda w: shutil.rmtree(w / "subjects"), "no examined models"),
@@ -289,6 +293,10 @@ DAMAGES = {
     "no inputs": (
         lambda w: files.write_json(w / "subjects/own-seed0/subject.json", {"name": "own-seed0"}),
         "lacks config, inputs",
+    ),
+    "numbers of other images": (
+        lambda w: stated(w / "subjects/own-seed0/subject.json", inputs="held-out images"),
+        'own-seed0 is unfinished: its numbers are of inputs "the model\'s own samples (not real images)"',
     ),
 }
 
