@@ -36,7 +36,7 @@ from mechdiff.data.celeba_images import (
     open_archive,
     open_folder,
 )
-from mechdiff.data.celeba_lists import read_attributes, read_partition, read_people
+from mechdiff.data.celeba_lists import read_attributes, read_identities, read_partition, read_people
 from mechdiff.data.dataset import fingerprint
 from mechdiff.data.folder import TABLES, way_out
 
@@ -45,7 +45,7 @@ ATTRIBUTES = "list_attr_celeba.txt"
 PARTITION = "list_eval_partition.txt"
 IDENTITY = "identity_CelebA.txt"
 OFFICIAL_FOLDERS = ("", "Img", "Anno", "Eval")
-READERS = {ATTRIBUTES: read_attributes, PARTITION: read_partition}
+READERS = {ATTRIBUTES: read_attributes, PARTITION: read_partition, IDENTITY: read_identities}
 WAY_OUT = f"data.path must name folders that hold {ARCHIVE} (or {UNPACKED}/), {ATTRIBUTES} and {PARTITION}"
 
 
@@ -172,10 +172,7 @@ def _is_pack(folder: Path) -> bool:
 
 def find_list(folder: Path, name: str) -> Path:
     """`find_file` of a list, or of the same list as CSV; a DataError also where both are there and differ."""
-    text, table = look_for_file(folder, name), look_for_file(folder, name.replace(".txt", ".csv"))
-    if text and table and READERS[name](text) != READERS[name](table):
-        raise DataError(f"{text} and {table} say different things; keep the one that is right")
-    return text or table or find_file(folder, name)
+    return _agreed(folder, name) or find_file(folder, name)
 
 
 def look_for_list(folder: Path, name: str) -> Path | None:
@@ -184,7 +181,17 @@ def look_for_list(folder: Path, name: str) -> Path | None:
 
 
 def _identities(folder: Path) -> Path | None:
-    return look_for_list(folder, IDENTITY) or look_for_list(folder, IDENTITY.lower())
+    return _agreed(folder, IDENTITY, IDENTITY.lower())
+
+
+def _agreed(folder: Path, *names: str) -> Path | None:
+    """The first of a list's names, as text or as CSV, that is there; a DataError where several are and differ."""
+    places = [look_for_file(folder, form) for name in names for form in (name, name.replace(".txt", ".csv"))]
+    first, *others = [path for path in places if path] or [None]
+    for other in others:
+        if first and READERS[names[0]](first) != READERS[names[0]](other):
+            raise DataError(f"{first} and {other} say different things; keep the one that is right")
+    return first
 
 
 def find_file(folder: Path, name: str) -> Path:

@@ -359,6 +359,21 @@ WRONG = {
         lambda folder: (folder / celeba.IDENTITY).write_text("000001.jpg 1\n000001.jpg 2\n"),
         "identity_CelebA.txt line 2: '000001.jpg' is two people",
     ),
+    "identities that differ": (
+        lambda folder: [
+            (folder / name).write_text(f"000001.jpg {person}\n")
+            for person, name in enumerate((celeba.IDENTITY, "identity_celeba.csv"))
+        ],
+        "identity_CelebA.txt and .*identity_celeba.csv say different things; keep the one",
+    ),
+    "identities in other digits": (
+        lambda folder: (folder / celeba.IDENTITY).write_text("000001.jpg \N{SUPERSCRIPT TWO}\n"),
+        "identity_CelebA.txt line 1: '000001.jpg \N{SUPERSCRIPT TWO}' is not 'image number'",
+    ),
+    "identities of many digits": (
+        lambda folder: (folder / celeba.IDENTITY).write_text(f"000001.jpg {10**20}\n"),
+        "identity_CelebA.txt line 1: '000001.jpg 1000",
+    ),
     "empty folder": (clear, "no CelebA in .*data.path must name folders that hold img_align_celeba.zip"),
     "no archive": (drop(celeba.ARCHIVE), "lacks img_align_celeba.zip; data.path must"),
     "no attributes": (drop(celeba.ATTRIBUTES), "lacks list_attr_celeba.txt"),
