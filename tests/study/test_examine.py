@@ -1,4 +1,4 @@
-"""An examination run again in its folder: until it is finished, no number there is taken for one of its own."""
+"""An examination run again in its folder: until it is finished, numbers there are not taken for its own."""
 
 import dataclasses
 
