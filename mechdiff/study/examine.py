@@ -111,6 +111,7 @@ def _save_measurements(
     attention = activations.attention_stats(denoiser, eval_set)
     best = floor.best_denoiser(images, denoiser.schedule)
     facts = {**facts, "preprocessing": str(images.facts.get("preprocessing", "none"))}
+    facts["reference_images"] = len(images.reference)
     with locks.lock(folder, wait=True):  # every process that shares the sweep gets here, with equal results
         attention = attention.assign_attrs(denoiser=denoiser.name, **facts).assign_coords(images.labels)
         labelled.replace(folder / "attention.zarr", attention)

@@ -150,6 +150,12 @@ class ExaminedModel:
         return self.sweep.sizes["image"]
 
     @property
+    def reference_images(self) -> int | None:
+        """Images that replacements were made of; None: not known."""
+        others = self.images_facts.get("count", np.nan) - self.network.images_total
+        return self.sweep.attrs.get("reference_images", None if np.isnan(others) else others)
+
+    @property
     def lead(self) -> Effects:
         """Effects under the ablation that figures show first: `mean` if it was swept, else the first."""
         return self.increases.get("mean") or next(iter(self.increases.values()))
