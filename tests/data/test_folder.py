@@ -154,6 +154,19 @@ def test_sub_folders_are_classes(tmp_path):
     load(tmp_path)  # without classes it is one image
 
 
+def test_a_link_to_a_class_does_not_take_its_place(tmp_path):
+    place, outside = tmp_path / "images", write(tmp_path / "outside", range(40, 50))
+    for name, first in {"cats": 0, "dogs": 20}.items():
+        write(place / name, range(first, first + 10))
+    (place / "cats" / "a").symlink_to(place / "dogs", target_is_directory=True)
+    (place / "a_latest").symlink_to(place / "dogs", target_is_directory=True)
+    (place / "owls").symlink_to(outside, target_is_directory=True)
+    train = load(place, classes="folder")
+    assert train.names["folder"] == ("cats", "dogs", "owls")
+    assert {str(name).split("/")[0] for name in train.ids} == {"cats", "dogs", "owls"}
+    assert sum(map(len, (load(place, split) for split in data.SPLITS))) == 30
+
+
 def test_classes_below_train_and_test(tmp_path):
     for split, first in {"train": 0, "test": 100}.items():
         for code, name in enumerate(("a", "b")):
