@@ -72,7 +72,12 @@ def open_source(config: DataConfig) -> Source:
     digests = np.array(listed.digests)
     splits, below, notes = _split(listed, config)
     labels, folders = _labels(listed.names, below)
-    kept = np.flatnonzero(_kept(listed, splits, labels if "folder" in config.classes else None))
+    first = _kept(listed, splits, labels if "folder" in config.classes else None)
+    kept = np.flatnonzero(first)
+    if not first.all():
+        trained = ~first & (splits > 0) & np.isin(digests, digests[splits == 0])
+        held_out = f", {trained.sum()} of them held-out copies of training images" if trained.any() else ""
+        notes.append(f"{(~first).sum()} equal images left out{held_out}")
     content = {"folder": sorted(zip(digests[kept].tolist(), splits[kept].tolist(), strict=True))}
     return Source(
         name="folder",

@@ -80,19 +80,21 @@ def test_the_split_stays_where_files_are_added_renamed_and_moved(drawn, tmp_path
     assert load(other).digest != load(drawn).digest
 
 
-def test_equal_files_are_kept_once_and_on_one_side(tmp_path):
+def test_equal_files_are_kept_once_and_on_one_side(tmp_path, capsys):
     place = write(tmp_path, range(30))
     for number in range(30):
         shutil.copy(place / f"{number}.png", place / f"copy{number}.png")
     splits = [load(place, split) for split in data.SPLITS]
     assert sum(map(len, splits)) == 30
+    assert capsys.readouterr().err == f"{place}: 30 equal images left out\n"
     assert len(set().union(*(set(split.digests) for split in splits))) == 30
 
 
-def test_sub_folders_called_train_and_test_are_the_split(tmp_path):
+def test_sub_folders_called_train_and_test_are_the_split(tmp_path, capsys):
     write(tmp_path / "Train", range(6))
     write(tmp_path / "val", range(4, 9))  # 4 and 5 are in training too
     train, test = load(tmp_path), load(tmp_path, "test")
+    assert "2 equal images left out, 2 of them held-out copies of training images" in capsys.readouterr().err
     assert {image.tobytes() for image in train.images} == {draw(number).tobytes() for number in range(6)}
     assert {image.tobytes() for image in test.images} == {draw(number).tobytes() for number in (6, 7, 8)}
     write(tmp_path / "test", [20])
