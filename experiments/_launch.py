@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,7 @@ LESS_MEMORY = (
     "lower sweep.image_block or sweep.chunk, let no other process use the card, or take a larger one"
 )
 LONGEST = 1500  # characters of an error's line
+UNBEGUN = "coroutine '_create_paths' was never awaited"  # Orbax's, of a checkpoint that is given up
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 Main = Callable[[ExperimentConfig, Path], object]
@@ -64,6 +66,7 @@ def launch(main: Main, argv: list[str]) -> int:
             _work(main, config, argv)
     except KeyboardInterrupt as stop:
         number = stop.args[0] if stop.args else signal.SIGINT
+        warnings.filterwarnings("ignore", message=UNBEGUN)
         _last_line(f"interrupted; the same command goes on: {shlex.join(sys.orig_argv)}")
         return 128 + number
     except BrokenPipeError:

@@ -170,7 +170,7 @@ def _scaled(images: np.ndarray, where: str, value_range) -> tuple[np.ndarray, li
     low, high = (float(images.min()), float(images.max())) if images.size else (-1.0, 1.0)
     if value_range is not None:
         least, most = value_range
-        if not least < most:
+        if not -np.inf < least < most < np.inf:
             raise DataError(f"value_range={value_range} of {where} is not (black, white), as in (0, 1)")
         images, notes = (
             (images - least) * (2 / (most - least)) - 1,

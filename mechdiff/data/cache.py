@@ -72,7 +72,7 @@ class Source:
 
 
 WAYS_OUT = {  # by the name of a source, where a split is empty
-    "celeba": "join a folder that has some: data.path=FOLDER,OTHER",
+    "celeba": "join a folder that has some, of people who are not in training too: data.path=FOLDER,OTHER",
     "folder": "equal images count once, those in training too as training images; add images, raise "
     "data.held_out, or change data.split_seed",
 }

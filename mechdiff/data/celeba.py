@@ -12,13 +12,15 @@ save them (`.csv`; column names; commas, semicolons or tabs; 0 for -1), the imag
 each by itself. Landmarks are not needed; without identities, images of one person count as independent in
 every interval. Packs are joined:
 `path` may list several folders with commas, and a folder's own sub-folders count when they are packs too. An
-image (a name) that several packs hold is taken from the first.
+image (a name) that several packs hold is taken from the first. Images of validation and test whose person is
+in training too, as packs cut or joined otherwise have them, are left out and counted in a warning.
 
 The archive is read in place; nothing is unpacked to disk. Where it lies beside unpacked images, it is what is
 read, and must not contradict them.
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +38,7 @@ from mechdiff.data.celeba_images import (
     open_archive,
     open_folder,
 )
-from mechdiff.data.celeba_lists import read_attributes, read_partition, read_people
+from mechdiff.data.celeba_lists import read_attributes, read_identities, read_partition, read_people
 from mechdiff.data.dataset import fingerprint
 from mechdiff.data.folder import TABLES, way_out
 
@@ -45,7 +47,7 @@ ATTRIBUTES = "list_attr_celeba.txt"
 PARTITION = "list_eval_partition.txt"
 IDENTITY = "identity_CelebA.txt"
 OFFICIAL_FOLDERS = ("", "Img", "Anno", "Eval")
-READERS = {ATTRIBUTES: read_attributes, PARTITION: read_partition}
+READERS = {ATTRIBUTES: read_attributes, PARTITION: read_partition, IDENTITY: read_identities}
 WAY_OUT = f"data.path must name folders that hold {ARCHIVE} (or {UNPACKED}/), {ATTRIBUTES} and {PARTITION}"
 
 
@@ -80,21 +82,40 @@ def open_source(path: str) -> Source:
         for row, name in enumerate(pack.names):
             owner.setdefault(name, (number, row))
     rows = [[row for number, row in owner.values() if number == which] for which in range(len(packs))]
-    ids, packs_of = np.array(list(owner)), [number for number, _ in owner.values()]
-    flags = np.concatenate([pack.flags[taken] for pack, taken in zip(packs, rows, strict=True)])
-    people = np.concatenate([pack.people[taken] for pack, taken in zip(packs, rows, strict=True)])
+    ids, packs_of = np.array(list(owner)), np.array([number for number, _ in owner.values()])
+    splits, flags, people = (
+        np.concatenate([getattr(pack, name)[taken] for pack, taken in zip(packs, rows, strict=True)])
+        for name in ("splits", "flags", "people")
+    )
+    seen = _seen_in_training(splits, people, path)
+    ids, packs_of, splits, flags, people = (part[~seen] for part in (ids, packs_of, splits, flags, people))
+    content = [pack.content for pack in packs]
     return Source(
         name="celeba",
         where=path,
-        content=fingerprint([pack.content for pack in packs]),
+        content=fingerprint([content, ids.tolist()] if seen.any() else content),
         stamp=fingerprint([pack.stamp for pack in packs]),
         ids=ids,
-        splits=np.concatenate([pack.splits[taken] for pack, taken in zip(packs, rows, strict=True)]),
+        splits=splits,
         labels=dict(zip(packs[0].attributes, flags.T, strict=True)),
         people=people if (people >= 0).any() else None,
         read=lambda index: packs[packs_of[index]].read(str(ids[index])),
         about={"packs": [pack.files for pack in packs]},
     )
+
+
+def _seen_in_training(
+    splits: Int[np.ndarray, " count"], people: Int[np.ndarray, " count"], path: str
+) -> Bool[np.ndarray, " count"]:
+    """Which held-out images are of people who are in training images too: not held out, so they are left out
+    with a warning. CelebA's own splits share nobody."""
+    seen = (splits > 0) & (people >= 0) & np.isin(people, people[splits == 0])
+    if seen.any():
+        logging.warning(
+            "%s: %d of %d held-out images are of people who are in training images too; they are left out",
+            *(path, seen.sum(), (splits > 0).sum()),
+        )
+    return seen
 
 
 def find_packs(path: str) -> list[Path]:
@@ -172,10 +193,7 @@ def _is_pack(folder: Path) -> bool:
 
 def find_list(folder: Path, name: str) -> Path:
     """`find_file` of a list, or of the same list as CSV; a DataError also where both are there and differ."""
-    text, table = look_for_file(folder, name), look_for_file(folder, name.replace(".txt", ".csv"))
-    if text and table and READERS[name](text) != READERS[name](table):
-        raise DataError(f"{text} and {table} say different things; keep the one that is right")
-    return text or table or find_file(folder, name)
+    return _agreed(folder, name) or find_file(folder, name)
 
 
 def look_for_list(folder: Path, name: str) -> Path | None:
@@ -184,7 +202,17 @@ def look_for_list(folder: Path, name: str) -> Path | None:
 
 
 def _identities(folder: Path) -> Path | None:
-    return look_for_list(folder, IDENTITY) or look_for_list(folder, IDENTITY.lower())
+    return _agreed(folder, IDENTITY, IDENTITY.lower())
+
+
+def _agreed(folder: Path, *names: str) -> Path | None:
+    """Where a list of these names lies, as text or as CSV; a DataError where several are there and differ."""
+    places = [look_for_file(folder, form) for name in names for form in (name, name.replace(".txt", ".csv"))]
+    first, *others = [path for path in places if path] or [None]
+    for other in others:
+        if first and READERS[names[0]](first) != READERS[names[0]](other):
+            raise DataError(f"{first} and {other} say different things; keep the one that is right")
+    return first
 
 
 def find_file(folder: Path, name: str) -> Path:

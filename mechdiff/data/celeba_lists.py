@@ -16,7 +16,13 @@ SUFFIXES = (".jpg", ".jpeg", ".png")  # of aligned images; the official lists sa
 MARKS = {"1": True, "-1": False, "0": False, "True": True, "False": False}  # an attribute is there, or not
 MIXED = ({"-1", "0"}, {"1", "True"}, {"1", "False"})  # of which no list uses both
 INDEX = re.compile(r"|unnamed.*|index", re.IGNORECASE)  # names of a column that counts the rows
+LONGEST = 18  # digits of a number
 WAY_OUT = "correct it, or download it again"
+
+
+def _is_number(text: str) -> bool:
+    """Whether it is a whole number that 64 bits hold, in ASCII digits."""
+    return text.isascii() and text.isdecimal() and len(text) <= LONGEST
 
 
 class Row(NamedTuple):
@@ -86,7 +92,7 @@ def _table(path: Path) -> Table:
     for name in (names or ["?"])[:column]:
         if not INDEX.fullmatch(name):
             raise DataError(f"{path} has a column before the image ({name[:60]!r}); put the image first")
-    counted = bool(head) and len(head[0]) == 1 and head[0][0].isdigit()
+    counted = bool(head) and len(head[0]) == 1 and _is_number(head[0][0])
     if not counted and len(names) == len(row):
         names = names[column + 1 :]
     count = int(head[0][0]) if counted else None
@@ -159,19 +165,29 @@ def read_attributes(path: Path) -> tuple[tuple[str, ...], dict[str, list[bool]]]
     return names, flags
 
 
+def read_identities(path: Path) -> dict[str, int]:
+    """The person on each image that a list names.
+
+    Raises:
+      DataError: a line of another form, or an image of two people.
+    """
+    people: dict[str, int] = {}
+    for number, line, image, values in _table(path).rows():
+        if len(values) != 1 or not _is_number(values[0]):
+            raise DataError(f"{path} line {number}: {line!r} is not 'image number'; {WAY_OUT}")
+        if people.setdefault(image, int(values[0])) != int(values[0]):
+            raise DataError(f"{path} line {number}: {image!r} is two people; keep the line that is right")
+    return people
+
+
 def read_people(path: Path | None, names: list[str]) -> Int[np.ndarray, " count"]:
     """The person on each of these images; -1 without a list, or where it does not name the image, which is
     warned of: intervals then take all images for independent.
 
     Raises:
-      DataError: a line of another form.
+      DataError: see `read_identities`.
     """
-    people: dict[str, str] = {}
-    for number, line, image, values in _table(path).rows() if path else []:
-        if len(values) != 1 or not values[0].isdigit():
-            raise DataError(f"{path} line {number}: {line!r} is not 'image number'; {WAY_OUT}")
-        if people.setdefault(image, values[0]) != values[0]:
-            raise DataError(f"{path} line {number}: {image!r} is two people; keep the line that is right")
+    people = read_identities(path) if path else {}
     unknown = [name for name in names if name not in people]
     if path and unknown:
         logging.warning(
@@ -179,4 +195,4 @@ def read_people(path: Path | None, names: list[str]) -> Int[np.ndarray, " count"
             "download it again if it should",
             *(path, len(unknown), len(names), unknown[0]),
         )
-    return np.array([int(people.get(name, -1)) for name in names], np.int64)
+    return np.array([people.get(name, -1) for name in names], np.int64)

@@ -72,7 +72,12 @@ def open_source(config: DataConfig) -> Source:
     digests = np.array(listed.digests)
     splits, below, notes = _split(listed, config)
     labels, folders = _labels(listed.names, below)
-    kept = np.flatnonzero(_kept(listed, splits, labels if "folder" in config.classes else None))
+    first = _kept(listed, splits, labels if "folder" in config.classes else None)
+    kept = np.flatnonzero(first)
+    if not first.all():
+        trained = ~first & (splits > 0) & np.isin(digests, digests[splits == 0])
+        held_out = f", {trained.sum()} of them held-out copies of training images" if trained.any() else ""
+        notes.append(f"{(~first).sum()} equal images left out{held_out}")
     content = {"folder": sorted(zip(digests[kept].tolist(), splits[kept].tolist(), strict=True))}
     return Source(
         name="folder",
@@ -229,11 +234,17 @@ def _kept(listed: ImageFiles, splits: np.ndarray, classes: np.ndarray | None) ->
 
 
 def _walk(folder: Path) -> tuple[list[str], Counter[str]]:
-    """Relative names of images below a folder, sorted, and how many other files of each ending there are."""
-    names, other, visited = [], Counter(), set()
-    for place, folders, entries in os.walk(folder, followlinks=True):
+    """Relative names of images below a folder, sorted, and how many other files of each ending there are.
+
+    Each folder is read once: by its own name, and by that of a link only where it lies outside.
+    """
+    names, other, visited, roots = [], Counter(), set(), [str(folder)]
+    walked = (found for root in roots for found in os.walk(root))  # links wait until the folders are walked
+    for place, folders, entries in walked:
         real = os.path.realpath(place)
         folders[:] = [] if real in visited else sorted(name for name in folders if not _is_junk(name))
+        inner = [os.path.join(place, name) for name in folders]
+        roots.extend(path for path in inner if os.path.islink(path))
         entries = [] if real in visited else entries
         visited.add(real)
         for name in entries:

@@ -24,6 +24,7 @@ DDIM_BOX = (25, 57, 153, 185)  # left, top, right, bottom; Crop in ddim's datase
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 EIGHT_OF_SIXTEEN = ("RGB", "RGBA", "LA")  # colors of 16 bits, of which Pillow keeps the upper 8
 PNG_DEPTH = 24  # which byte of a PNG says how many bits a value has
+FEW_BITS = {"L;2": 2, "L;4": 4}  # how Pillow calls grays of a PNG that it scales to 8 bits
 BITS_PER_SAMPLE, WHITE_IS_ZERO = 258, 262  # tags of a TIFF; of the second, PhotometricInterpretation, value 0
 BLANK = rb"(?:\s|#[^\n]*\n)+"  # or a comment, in a PPM
 PPM_HEAD = re.compile(rb"P6" + BLANK + rb"\d+" + BLANK + rb"\d+" + BLANK + rb"(\d+)\s")  # its largest value
@@ -74,6 +75,7 @@ def plain_pixels(image: Image.Image, name: str) -> UInt8[np.ndarray, "height wid
             f"image {name} ({image.format}) has {image.n_frames} frames; give the one that is meant"
         )
     gray = image.mode in ("1", "L", "LA", "La", *SIXTEEN_BIT)
+    _scale_transparent(image)
     try:
         upright = ImageOps.exif_transpose(image)
     except (OSError, ValueError) as error:  # cut off, or closed
@@ -142,6 +144,7 @@ def _opened(encoded: Encoded, name: str) -> Image.Image:
         with Image.open(io.BytesIO(encoded)) as image:
             frames, kind = getattr(image, "n_frames", 1), image.format
             bits, inverted = _bits(image, encoded), getattr(image, "tag_v2", {}).get(WHITE_IS_ZERO) == 0
+            _scale_transparent(image)
             image.load()
             upright = ImageOps.exif_transpose(image)
     except UnidentifiedImageError as error:
@@ -171,6 +174,17 @@ def _bits(image: Image.Image, encoded: bytes) -> int:
     if image.format == "PPM" and (head := PPM_HEAD.match(encoded)):
         return 16 if int(head[1]) == 65535 else 8
     return 8
+
+
+def _scale_transparent(image: Image.Image) -> None:
+    """Puts the transparent color of a PNG, which Pillow leaves as it is in the file, into the 8 bits to which
+    it brings the pixels. Of 16 bits the upper ones tell: colors that differ in the lower count as it too."""
+    tiles = image.tile if image.format == "PNG" else ()  # none once it is loaded
+    form, color = tiles[0].args if tiles else "", image.info.get("transparency")
+    if form in FEW_BITS and isinstance(color, int) and color < 2 ** FEW_BITS[form]:
+        image.info["transparency"] = color * 255 // (2 ** FEW_BITS[form] - 1)
+    if form == "RGB;16B" and isinstance(color, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in color)
 
 
 def _check_white(name: str, brightest: int, most: int) -> None:

@@ -35,7 +35,7 @@ def render(manifest: dict, models: list[ExaminedModel], folder: Path) -> str:
     """The page of a results folder; its figures are also written into `folder/figures`."""
     figures = files.ensure_writable(folder / "figures")
     facts = dict.fromkeys(FACTS) | {"config": {}} | manifest
-    content = _together(models, figures) | _each(facts["config"], detailed(models), models, figures)
+    content = _together(models, figures) | _each(detailed(models), models, figures)
     content |= {
         "planted": trust.planted(folder),
         "calibration": trust.calibration(folder),
@@ -43,6 +43,9 @@ def render(manifest: dict, models: list[ExaminedModel], folder: Path) -> str:
         "methods": trust.METHODS,
     }
     content["data"] = page_data.page_data(detailed(models))
+    of_last_run = manifest.get("models") or [model.name for model in models]
+    content["earlier"] = [model.name for model in models if model.name not in of_last_run]
+    content["noise_seeds"] = sorted({model.seed for model in models})
     return pages.render("report.html.j2", facts=facts, manifest=manifest, everyone=models, **content)
 
 
@@ -126,7 +129,7 @@ def _figures_of_all(
     return drawn
 
 
-def _each(config: dict, models: list[ExaminedModel], everyone: list[ExaminedModel], figures: Path) -> dict:
+def _each(models: list[ExaminedModel], everyone: list[ExaminedModel], figures: Path) -> dict:
     """Template variables of single models: figures, sentences and numbers computed from saved results."""
     spans = [
         span
@@ -147,7 +150,7 @@ def _each(config: dict, models: list[ExaminedModel], everyone: list[ExaminedMode
         "pairs": between,
         "statistics": {name: attention.PANELS[name] for name in STATISTICS},
         "cross": [*findings.agreements(between, lead), *findings.ranges(spans, paper)],
-        "reference_images": config.get("sweep", {}).get("reference_images"),
+        "reference_images": _reference_images(everyone),
         "swept": {ablation for model in everyone for ablation in model.increases},
         "alpha": maps.ALPHA,
         "paper": ranking.PAPER,
@@ -159,6 +162,12 @@ def _each(config: dict, models: list[ExaminedModel], everyone: list[ExaminedMode
         "idle": numbers.idle,
         "entries": numbers.value,
     }
+
+
+def _reference_images(models: list[ExaminedModel]) -> int | None:
+    """Number of images over which means were taken; None: not known, or not the same for all models."""
+    numbers_of = {model.reference_images for model in models if "mean" in model.increases}
+    return numbers_of.pop() if len(numbers_of) == 1 else None
 
 
 def _range(spans: list, models: list[ExaminedModel], figures: Path, paper: bool) -> PageFigure | None:

@@ -1,7 +1,8 @@
 """One model examined from end to end: inputs, replacements, ablation sweep, attention; saved in a folder.
 
 A results folder holds one sub-folder per model, `subjects/NAME`:
-  subject.json     name, config, training record, description of the images, and how well they are denoised
+  subject.json     name, config, training record, description of the images, and how well they are denoised;
+                   `unfinished` until all that follows is of these
   samples.png      images sampled from the model, if any came with it
   sweep.zarr       `sweeps.ablation_sweep` with effects and intervals (`saved_effects`) and, where it is
                    known, the loss of the best denoiser (`floor`); its pieces are collected in sweep/
@@ -76,19 +77,18 @@ def examine(
         "config": to_dict(trained),
         **facts,
     }
-    _save_subject(folder, about, record, model_folder(model) / image_grid.SHEET)
-    _save_measurements(folder, denoiser, images, config, facts)
-    return Analysis(denoiser, trained, images)
-
-
-def _save_subject(folder: Path, about: dict, record: dict, sheet: Path) -> None:
-    """Writes what is known of the model and of its images, and the sheet of its samples if there is one."""
     unneeded = (TRAINING_IMAGES, factories.WITH_IMAGES)  # only needed to choose images, and long
-    kept = {name: value for name, value in record.items() if name not in unneeded}
-    files.write_json(folder / "subject.json", {**about, "record": kept, "samples": sheet.is_file()})
-    (folder / "study.json").unlink(missing_ok=True)  # of an earlier run; see `further_results.run_study`
-    if sheet.is_file():  # imported models may have none
+    about["record"] = {name: value for name, value in record.items() if name not in unneeded}
+    sheet = model_folder(model) / image_grid.SHEET
+    about["samples"] = sheet.is_file()  # imported models may have none
+    # Numbers that are there may be of an earlier run, and so are the results of `further_results.run_study`.
+    files.write_json(folder / "subject.json", {**about, "unfinished": True})
+    (folder / "study.json").unlink(missing_ok=True)
+    if about["samples"]:
         files.write_atomic(folder / image_grid.SHEET, sheet.read_bytes())
+    _save_measurements(folder, denoiser, images, config, facts)
+    files.write_json(folder / "subject.json", about)
+    return Analysis(denoiser, trained, images)
 
 
 def _save_measurements(
@@ -111,6 +111,7 @@ def _save_measurements(
     attention = activations.attention_stats(denoiser, eval_set)
     best = floor.best_denoiser(images, denoiser.schedule)
     facts = {**facts, "preprocessing": str(images.facts.get("preprocessing", "none"))}
+    facts["reference_images"] = len(images.reference)
     with locks.lock(folder, wait=True):  # every process that shares the sweep gets here, with equal results
         attention = attention.assign_attrs(denoiser=denoiser.name, **facts).assign_coords(images.labels)
         labelled.replace(folder / "attention.zarr", attention)

@@ -15,7 +15,7 @@ from mechdiff import stats
 from mechdiff.analysis import effects
 from mechdiff.analysis.effects import Effects
 from mechdiff.core.config import ExperimentConfig, from_dict
-from mechdiff.core.errors import CheckpointError
+from mechdiff.core.errors import CheckpointError, shorten
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.factories import FUNCTION_FACTS
 from mechdiff.models.unet import count_parameters
@@ -24,6 +24,7 @@ from mechdiff.study import packing
 from mechdiff.sweeps.activations import over_many_keys
 
 STATISTICS = ("entropy", "normalized_entropy", "mutual_information", "distance", "identity_mass")
+GO_ON = "run the command that was interrupted again: it goes on"
 RECORD = ("steps", "images", "levels", "test_loss", "train_loss", "memorization", "log", "manifest")
 _SETS = {
     "synthetic": "synthetic faces",
@@ -149,6 +150,12 @@ class ExaminedModel:
         return self.sweep.sizes["image"]
 
     @property
+    def reference_images(self) -> int | None:
+        """Images that replacements were made of; None: not known."""
+        others = self.images_facts.get("count", np.nan) - self.network.images_total
+        return self.sweep.attrs.get("reference_images", None if np.isnan(others) else others)
+
+    @property
     def lead(self) -> Effects:
         """Effects under the ablation that figures show first: `mean` if it was swept, else the first."""
         return self.increases.get("mean") or next(iter(self.increases.values()))
@@ -221,6 +228,7 @@ def _examined(folder: Path) -> ExaminedModel:
     sweep, attention = (labelled.read(folder / f"{part}.zarr") for part in ("sweep", "attention"))
     _check(folder / "sweep.zarr", sweep, ("loss", "clean_loss", "change"))
     _check(folder / "attention.zarr", attention, STATISTICS)
+    _check_same(folder, about, sweep, attention)
     attention = over_many_keys(attention)  # older results hold heads over one key
     sheet = folder / image_grid.SHEET
     with files.plain_errors(sheet):
@@ -244,6 +252,20 @@ def _check_facts(path: Path, about: dict) -> None:
         raise CheckpointError(
             f"{path} lacks {', '.join(absent)}; make it again (mechdiff reproduce or examine)"
         )
+    if about.get("unfinished"):
+        raise CheckpointError(f"{path.parent} is unfinished; {GO_ON}")
+
+
+def _check_same(folder: Path, about: dict, *results: xr.Dataset) -> None:
+    """Refuses results of other images or noise than the description: an interrupted run of a version before
+    `unfinished` was noted. Results that don't say what they are of are taken as they are."""
+    for fact in ("inputs", "seed", "trained_on"):
+        for result in results:
+            if fact in about and result.attrs.get(fact, about[fact]) != about[fact]:
+                raise CheckpointError(
+                    f"{folder} is unfinished: its numbers are of {fact} {shorten(result.attrs[fact])}, but "
+                    f"subject.json says {shorten(about[fact])}; {GO_ON}"
+                )
 
 
 def _model(about: dict, results: dict, samples: bytes) -> ExaminedModel:

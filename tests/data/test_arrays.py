@@ -42,8 +42,9 @@ def test_as_images_scales_a_range_that_is_stated():
     for other, value_range in ((BYTES.astype(np.uint16) * 16, (0, 4080)), (FLOATS / 2, (-0.5, 0.5))):
         np.testing.assert_allclose(as_images(other, "x", value_range)[0], FLOATS, atol=1e-6)
     np.testing.assert_array_equal(as_images(BYTES // 9, "x", (0, 255))[0], BYTES // 9)
-    with pytest.raises(DataError, match=r"value_range=\(1, 1\) of x is not \(black, white\)"):
-        as_images(FLOATS, "x", value_range=(1, 1))
+    for ends in ((1, 1), (0, np.inf), (-np.inf, 1), (0, np.nan)):
+        with pytest.raises(DataError, match=r"value_range=\(.*\) of x is not \(black, white\)"):
+            as_images(np.abs(FLOATS), "x", value_range=ends)
     bright = np.abs(FLOATS)
     np.testing.assert_allclose(as_images(bright, "x", value_range=(-1, 1))[0], bright, atol=1e-7)
     with pytest.raises(DataError, match="outside value_range"):

@@ -181,7 +181,7 @@ def as_table(folder: Path, mark: str, ending: str = ".csv") -> None:
 def test_packs_of_the_mirrors_are_read_alike(pack, tmp_path, mark, place):
     """Lists as tables, images one folder deeper, archives of a Mac, lists of Windows, PNG; and mixed."""
     folder = write_pack(tmp_path / "mirror", unpacked=place in ("flat", "nested", "png"))
-    people = "".join(f"{number:06}.jpg {number % 4}\n" for number in range(1, 16))
+    people = "".join(f"{number:06}.jpg {number // 3}\n" for number in range(1, 16))
     (folder / celeba.IDENTITY).write_text(people)
     if place == "nested":
         (folder / celeba.UNPACKED).rename(folder / "inner")
@@ -205,7 +205,7 @@ def test_packs_of_the_mirrors_are_read_alike(pack, tmp_path, mark, place):
     for split in data.SPLITS:
         expected, read = load(pack, split), load(folder, split)
         assert by_id(read) == by_id(expected)
-        assert [int(name[:6]) % 4 for name in read.ids] == read.people.tolist()
+        assert [int(name[:6]) // 3 for name in read.ids] == read.people.tolist()
         for name in MARKS:
             np.testing.assert_array_equal(read.labels[name], expected.labels[name])
 
@@ -358,6 +358,21 @@ WRONG = {
     "identities contradict": (
         lambda folder: (folder / celeba.IDENTITY).write_text("000001.jpg 1\n000001.jpg 2\n"),
         "identity_CelebA.txt line 2: '000001.jpg' is two people",
+    ),
+    "identities that differ": (
+        lambda folder: [
+            (folder / name).write_text(f"000001.jpg {person}\n")
+            for person, name in enumerate((celeba.IDENTITY, "identity_celeba.csv"))
+        ],
+        "identity_CelebA.txt and .*identity_celeba.csv say different things; keep the one",
+    ),
+    "identities in other digits": (
+        lambda folder: (folder / celeba.IDENTITY).write_text("000001.jpg \N{SUPERSCRIPT TWO}\n"),
+        "identity_CelebA.txt line 1: '000001.jpg \N{SUPERSCRIPT TWO}' is not 'image number'",
+    ),
+    "identities of many digits": (
+        lambda folder: (folder / celeba.IDENTITY).write_text(f"000001.jpg {10**20}\n"),
+        "identity_CelebA.txt line 1: '000001.jpg 1000",
     ),
     "empty folder": (clear, "no CelebA in .*data.path must name folders that hold img_align_celeba.zip"),
     "no archive": (drop(celeba.ARCHIVE), "lacks img_align_celeba.zip; data.path must"),
@@ -686,6 +701,28 @@ def test_without_a_list_or_with_a_partial_one_nobody_is_known(tmp_path, caplog):
     assert sorted(celeba.open_source(str(pack)).people) == [-1] * 14 + [7]
     assert "does not name 14 of 15 images (first: 000001.jpg)" in caplog.text
     assert held_out.held_out_images(config, 16, few, tmp_path).people is None
+
+
+def test_people_in_training_are_not_held_out(tmp_path, caplog):
+    """Splits of one pack that share person 3, and of a second one that shares person 1 with the first."""
+    first = write_pack(tmp_path / "a", splits=(0, 0, 0, 1, 2, 2))
+    name_people(first, {1: 1, 2: 2, 3: 3, 4: 3, 5: 3, 6: 4})
+    alone = celeba.open_source(str(first))
+    assert alone.ids.tolist() == [f"{number:06}.jpg" for number in (1, 2, 3, 6)]
+    assert alone.splits.tolist() == [0, 0, 0, 2] and alone.people.tolist() == [1, 2, 3, 4]
+    assert "2 of 3 held-out images are of people who are in training images too" in caplog.text
+    second = write_pack(tmp_path / "b", splits=(2, 2), first=101)
+    name_people(second, {101: 1, 102: 9})
+    joined = load(f"{first},{second}", "test")
+    assert sorted(joined.ids) == ["000006.jpg", "000102.jpg"]
+    images = by_id(joined)
+    assert images["000102.jpg"] == thumbnail(jpeg(102), 16, "").tobytes()
+    caplog.clear()
+    with_others = {1: 1, 2: 2, 3: 3, 4: 5, 5: 5, 6: 4}  # as in CelebA: validation and test may share
+    name_people(first, with_others)
+    whole = celeba.open_source(str(first))
+    assert len(whole.ids) == 6 and "left out" not in caplog.text
+    assert whole.content == celeba.fingerprint([celeba.read_pack(first).content]) != alone.content
 
 
 def test_a_foreign_list_of_people_is_refused(tmp_path):

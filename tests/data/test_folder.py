@@ -80,19 +80,21 @@ def test_the_split_stays_where_files_are_added_renamed_and_moved(drawn, tmp_path
     assert load(other).digest != load(drawn).digest
 
 
-def test_equal_files_are_kept_once_and_on_one_side(tmp_path):
+def test_equal_files_are_kept_once_and_on_one_side(tmp_path, capsys):
     place = write(tmp_path, range(30))
     for number in range(30):
         shutil.copy(place / f"{number}.png", place / f"copy{number}.png")
     splits = [load(place, split) for split in data.SPLITS]
     assert sum(map(len, splits)) == 30
+    assert capsys.readouterr().err == f"{place}: 30 equal images left out\n"
     assert len(set().union(*(set(split.digests) for split in splits))) == 30
 
 
-def test_sub_folders_called_train_and_test_are_the_split(tmp_path):
+def test_sub_folders_called_train_and_test_are_the_split(tmp_path, capsys):
     write(tmp_path / "Train", range(6))
     write(tmp_path / "val", range(4, 9))  # 4 and 5 are in training too
     train, test = load(tmp_path), load(tmp_path, "test")
+    assert "2 equal images left out, 2 of them held-out copies of training images" in capsys.readouterr().err
     assert {image.tobytes() for image in train.images} == {draw(number).tobytes() for number in range(6)}
     assert {image.tobytes() for image in test.images} == {draw(number).tobytes() for number in (6, 7, 8)}
     write(tmp_path / "test", [20])
@@ -152,6 +154,19 @@ def test_sub_folders_are_classes(tmp_path):
     with pytest.raises(DataError, match=r"apes/3.png and cats/x/3.png are one image in two classes"):
         load(tmp_path, classes="folder")
     load(tmp_path)  # without classes it is one image
+
+
+def test_a_link_to_a_class_does_not_take_its_place(tmp_path):
+    place, outside = tmp_path / "images", write(tmp_path / "outside", range(40, 50))
+    for name, first in {"cats": 0, "dogs": 20}.items():
+        write(place / name, range(first, first + 10))
+    (place / "cats" / "a").symlink_to(place / "dogs", target_is_directory=True)
+    (place / "a_latest").symlink_to(place / "dogs", target_is_directory=True)
+    (place / "owls").symlink_to(outside, target_is_directory=True)
+    train = load(place, classes="folder")
+    assert train.names["folder"] == ("cats", "dogs", "owls")
+    assert {str(name).split("/")[0] for name in train.ids} == {"cats", "dogs", "owls"}
+    assert sum(map(len, (load(place, split) for split in data.SPLITS))) == 30
 
 
 def test_classes_below_train_and_test(tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mechdiff.core.config import Preprocessing
 from mechdiff.core.errors import ConfigError, DataError
-from mechdiff.data.images import thumbnail
+from mechdiff.data.images import plain_pixels, thumbnail
 
 RNG = np.random.default_rng(0)
 FACE = RNG.integers(0, 256, (218, 178, 3), np.uint8)
@@ -112,6 +112,56 @@ def test_a_transparent_color_of_a_palette_counts_as_transparent():
     palette = Image.fromarray(FACE[:8, :8]).quantize(4)
     with pytest.raises(DataError, match="transparent"):
         thumbnail(png(palette, transparency=0), 8, "x")
+
+
+def plain_png(bits: int, kind: int, row: bytes, transparent: tuple[int, ...]) -> bytes:
+    """A PNG of 8x8 pixels as the format defines it: eight equal rows, one transparent color."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        length, check = (struct.pack(">I", value) for value in (len(content), zlib.crc32(name + content)))
+        return length + name + content + check
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, bits, kind, 0, 0, 0))
+    color = chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + head
+        + color
+        + chunk(b"IDAT", zlib.compress((b"\0" + row) * 8))
+        + chunk(b"IEND", b"")
+    )
+
+
+NIBBLES, PAIRS = b"\x55\xaa\x12\x55", b"\x1b\x1b"  # of grays 5, 5, 10, 10, 1, 2, 5, 5; and 0 to 3, twice
+WIDE = struct.pack(">6H", 0x1234, 0x5678, 0x9ABC, 0xFFFF, 0, 0) * 4  # two colors in turn
+
+
+@pytest.mark.parametrize(
+    ("bits", "kind", "row", "used", "unused", "clear"),
+    [
+        (4, 0, NIBBLES, (5,), (7,), [0, 1, 6, 7]),
+        (2, 0, PAIRS, (3,), None, [3, 7]),
+        (2, 0, PAIRS, (1,), None, [1, 5]),
+        (1, 0, b"\x81", (1,), None, [0, 7]),
+        (8, 0, bytes([85, 5, 85, 1, 2, 3, 4, 6]), (5,), (17,), [1]),
+        (16, 2, WIDE, (0x1234, 0x5678, 0x9ABC), (0x3412, 0x5678, 0x9ABC), [0, 2, 4, 6]),
+    ],
+    ids=["gray of 4 bits", "white of 2 bits", "gray of 2 bits", "1 bit", "8 bits", "RGB of 16 bits"],
+)
+def test_a_transparent_color_is_told_in_the_units_of_the_file(bits, kind, row, used, unused, clear):
+    encoded = plain_png(bits, kind, row, used)
+    for read in (
+        lambda: thumbnail(encoded, 8, "x"),
+        lambda: plain_pixels(Image.open(io.BytesIO(encoded)), "x"),
+    ):
+        with pytest.raises(DataError, match="image x has transparent pixels"):
+            read()
+    opaque = thumbnail(plain_png(bits, kind, row, unused), 8, "x") if unused else None
+    sides = [thumbnail(encoded, 8, "x", Preprocessing(background=side))[0] for side in ("white", "black")]
+    assert np.flatnonzero((sides[0] != sides[1]).all(-1)).tolist() == clear
+    if opaque is not None:
+        kept = np.setdiff1d(np.arange(8), clear)
+        np.testing.assert_array_equal(sides[0][kept], opaque[0][kept])
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])

@@ -1,6 +1,7 @@
 """The shell of the launchers: exit codes, one line for every error, interruptions that say how to go on."""
 
 import errno
+import gc
 import importlib
 import json
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = '''"""Trains for ever."""
 
 import time
+import warnings
 
 from absl import flags
 
@@ -136,6 +139,23 @@ def test_debug_keeps_the_traceback_of_an_error_of_input(launch):
 def test_an_interruption_exits_with_130_and_says_how_to_go_on(launch, capsys):
     assert launch(launching.raising(KeyboardInterrupt())) == 130
     assert launching.only_line(capsys).startswith("interrupted; the same command goes on: ")
+
+
+def test_of_a_checkpoint_that_is_given_up_nothing_more_is_said(launch):
+    async def _create_paths():
+        """As Orbax calls it."""
+
+    async def other():
+        """Of which a warning is still given."""
+
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        _create_paths.__qualname__ = "_create_paths"
+        launch(launching.raising(KeyboardInterrupt()))
+        for begin in (_create_paths, other):
+            begin()
+            gc.collect()
+    assert ["other" in str(warning.message) for warning in shown] == [True]
 
 
 def test_sigterm_ends_a_real_launcher_like_an_interruption(tmp_path):

@@ -42,7 +42,7 @@ def fabricate(folder, name: str, inputs: str, seed: int, *changes: str) -> None:
             },
             **levels,
         },
-        attrs={"denoiser": name, "inputs": inputs},
+        attrs={"denoiser": name, "inputs": inputs, "reference_images": 16},
     )
     heads = [part for part in parts if part.component_type == "head"]
     keys = np.array([part.resolution**2 for part in heads], np.int32)

@@ -34,14 +34,23 @@ NAMES = {
 VOID = {"meta", "img", "source", "link", "br", "hr"}
 
 
+def stated(path, **facts):
+    files.write_json(path, {**files.read_json(path), **facts})
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A results folder of two subjects, with its report built once."""
     where = tmp_path_factory.mktemp("results")
     for seed, (name, inputs) in enumerate(NAMES.items()):
         fabricate(where, name, inputs, seed)
+    other = where / "subjects" / "held-seed0"  # examined by an earlier command, with other settings
+    stated(other / "subject.json", seed=7)
+    swept = labelled.read(other / "sweep.zarr")
+    labelled.replace(other / "sweep.zarr", swept.assign_attrs(reference_images=2))
     config = {**to_dict(preset("tiny")), "name": "<b>sly</b>"}
     manifest = {"config": config, "command": ["reproduce.py", "--preset=tiny"], "wall_seconds": 12.0}
+    manifest["models"] = ["own-seed0"]
     files.write_json(where / "manifest.json", {**manifest, "packages": {"jax": "0.10.2", "absent": None}})
     assert report.build(where) == where / "report.html"
     return where
@@ -290,6 +299,10 @@ DAMAGES = {
         lambda w: files.write_json(w / "subjects/own-seed0/subject.json", {"name": "own-seed0"}),
         "lacks config, inputs",
     ),
+    "numbers of other images": (
+        lambda w: stated(w / "subjects/own-seed0/subject.json", inputs="held-out images"),
+        'own-seed0 is unfinished: its numbers are of inputs "the model\'s own samples (not real images)"',
+    ),
 }
 
 
@@ -378,6 +391,17 @@ def test_many_networks_are_shown_together_and_one_of_each_data_set_in_detail(man
         assert f"held-celeba4-{name}" in many
     assert sum("Ratios of complexity" in alt or "Divergence of attention" in alt for alt in alts) == 2
     assert sum("by complexity of the synthetic faces" in alt for alt in alts) == 1
+
+
+def test_settings_are_those_of_the_results_not_of_the_last_command(many, page):
+    for words in (
+        "average over other images",
+        "<td>0, 7</td>",
+        ">by earlier commands<",
+        "12 s of the last start",
+    ):
+        assert words in page and words not in many
+    assert "average over 16 other images" in many and "noise seed</th><td>0</td>" in many
 
 
 def test_the_paper_s_numbers_are_shown_only_beside_networks_of_both_data_sets(many, page):

@@ -1,0 +1,41 @@
+"""An examination run again in its folder: until it is finished, numbers there are not taken for its own."""
+
+import dataclasses
+
+import pytest
+from reference.networks import SMALL, identity_of, random_params
+
+from mechdiff.core.config import DiffusionConfig
+from mechdiff.core.errors import CheckpointError
+from mechdiff.diffusion.schedules import make_schedule
+from mechdiff.models.denoiser import Denoiser
+from mechdiff.storage import files
+from mechdiff.study import choosing, examine, records
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_numbers_of_an_earlier_run_are_not_shown_for_one_that_was_interrupted(tiny, tmp_path, monkeypatch):
+    few = dataclasses.replace(tiny.sweep, ablations=("zero",), images=2, timesteps=2, reference_images=2)
+    config = dataclasses.replace(tiny, unet=SMALL, sweep=few)
+    schedule = make_schedule(DiffusionConfig(schedule="cosine", steps=50))
+    denoiser = Denoiser("small", SMALL, schedule, random_params(SMALL), identity_of(SMALL))
+    monkeypatch.setattr(examine, "load_denoiser", lambda model, name: (denoiser, config, {"steps": 7}))
+    choose = choosing.chooser(config, None, tmp_path / "cache")
+
+    def run(seed):
+        examine.examine("small", tmp_path, choose, config.sweep, seed, tmp_path / "subjects" / "small")
+
+    files.write_json(tmp_path / "manifest.json", {})
+    run(0)
+    assert records.read(tmp_path)[1][0].seed == 0
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(examine, "ablation_sweep", interrupt)
+        run(1)
+    with pytest.raises(CheckpointError, match="small is unfinished; run the command"):
+        records.read(tmp_path)
+    run(1)
+    model = records.read(tmp_path)[1][0]
+    assert model.seed == model.sweep.attrs["seed"] == model.attention.attrs["seed"] == 1
