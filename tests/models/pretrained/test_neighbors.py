@@ -322,7 +322,31 @@ def test_rescaled_betas_end_without_signal(named):
     right = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     np.testing.assert_allclose(bar[:-1], right[:-1], rtol=1e-4, atol=1e-6)
     assert bar[-1] == pytest.approx(2.0**-24, rel=1e-3)
-    assert "2^-24" in told.notes[0]
+    assert "keeps a share of 5.96e-08 (not 0" in told.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "note"),
+    [
+        ("EulerDiscrete", 50, "keeps a share of 2^-24: diffusers' own bound"),
+        (
+            "UniPCMultistep",
+            1000,
+            "keeps a share of 1.05e-09, a quarter of the level before; diffusers keeps 2^-24",
+        ),
+        ("DDIM", 1000, "keeps a share of 1.05e-09 (not 0"),
+    ],
+)
+def test_what_the_last_level_keeps_is_said_as_it_is(name, steps, note):
+    options = {
+        "_class_name": f"{name}Scheduler",
+        "num_train_timesteps": steps,
+        "rescale_betas_zero_snr": True,
+    }
+    told = schedulers.read(options)
+    assert any(note in line for line in told.notes)
+    kept = float(make_schedule(told.diffusion).alphas_bar[-1])
+    assert kept == pytest.approx(2.0**-24 if steps == 50 else 1.05e-9, rel=1e-2)
 
 
 def test_sigmoid_betas_against_their_formula():
