@@ -19,6 +19,7 @@ read, and must not contradict them.
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,7 +185,17 @@ def look_for_list(folder: Path, name: str) -> Path | None:
 
 
 def _identities(folder: Path) -> Path | None:
-    return look_for_list(folder, IDENTITY) or look_for_list(folder, IDENTITY.lower())
+    """The list of people; None if there is none, with a warning of files that seem to be one."""
+    listed = look_for_list(folder, IDENTITY) or look_for_list(folder, IDENTITY.lower())
+    inside = (path for place in OFFICIAL_FOLDERS for path in sorted((folder / place).glob("*")))
+    similar = [path for path in inside if "identit" in path.name.lower() and path.is_file()]
+    if similar and not listed:
+        logging.warning(
+            "%s is not read, so that intervals take images for independent; call it %s (or .csv) if it says "
+            "who is on each image",
+            *(similar[0], IDENTITY),
+        )
+    return listed
 
 
 def find_file(folder: Path, name: str) -> Path:

@@ -688,6 +688,19 @@ def test_without_a_list_or_with_a_partial_one_nobody_is_known(tmp_path, caplog):
     assert held_out.held_out_images(config, 16, few, tmp_path).people is None
 
 
+@pytest.mark.parametrize("name", ["list_identity_celeba.csv", "Anno/Identities.txt"])
+def test_a_list_of_people_under_another_name_is_named(name, tmp_path, caplog):
+    pack = write_pack(tmp_path / "pack")
+    (pack / name).parent.mkdir(exist_ok=True)
+    (pack / name).write_text("000001.jpg 5\n")
+    assert celeba.open_source(str(pack)).people is None
+    assert f"{name} is not read" in caplog.text and "call it identity_CelebA.txt (or .csv)" in caplog.text
+    name_people(pack, {number: 1 for number in range(1, 16)})
+    caplog.clear()
+    assert celeba.open_source(str(pack)).people is not None
+    assert not caplog.text
+
+
 def test_a_foreign_list_of_people_is_refused(tmp_path):
     pack = write_pack(tmp_path / "pack")
     (pack / celeba.IDENTITY).write_text("000001.jpg 5\n000002.jpg five\n")
