@@ -187,8 +187,8 @@ def look_for_list(folder: Path, name: str) -> Path | None:
 def _identities(folder: Path) -> Path | None:
     """The list of people; None if there is none, with a warning of files that seem to be one."""
     listed = look_for_list(folder, IDENTITY) or look_for_list(folder, IDENTITY.lower())
-    inside = (path for place in OFFICIAL_FOLDERS for path in sorted((folder / place).glob("*")))
-    similar = [path for path in inside if "identit" in path.name.lower() and path.is_file()]
+    inside = (path for place in OFFICIAL_FOLDERS for path in sorted((folder / place).glob("*[iI]dentit*")))
+    similar = [path for path in inside if path.is_file()]
     if similar and not listed:
         logging.warning(
             "%s is not read, so that intervals take images for independent; call it %s (or .csv) if it says "
