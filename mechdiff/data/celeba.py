@@ -202,7 +202,17 @@ def look_for_list(folder: Path, name: str) -> Path | None:
 
 
 def _identities(folder: Path) -> Path | None:
-    return _agreed(folder, IDENTITY, IDENTITY.lower())
+    """The list of people; None if there is none, with a warning of files that seem to be one."""
+    listed = _agreed(folder, IDENTITY, IDENTITY.lower())
+    inside = (path for place in OFFICIAL_FOLDERS for path in sorted((folder / place).glob("*[iI]dentit*")))
+    similar = [path for path in inside if path.is_file()]
+    if similar and not listed:
+        logging.warning(
+            "%s is not read, so that intervals take images for independent; call it %s (or .csv) if it says "
+            "who is on each image",
+            *(similar[0], IDENTITY),
+        )
+    return listed
 
 
 def _agreed(folder: Path, *names: str) -> Path | None:

@@ -112,14 +112,22 @@ def has_numbers(leaf: PyTree) -> bool:
 
 
 def read_only(tree: PyTree) -> PyTree:
-    """`tree`, a leaf or a dict of leaves, sealed: NumPy arrays that could be written are copied."""
+    """`tree`, a leaf or a dict of leaves, sealed: NumPy arrays that could be written, also through an array
+    that they are a view of, are copied."""
     if isinstance(tree, dict):
         return Sealed({name: read_only(leaf) for name, leaf in tree.items()})
-    if not isinstance(tree, np.ndarray) or not tree.flags.writeable:
+    if not isinstance(tree, np.ndarray) or _is_fixed(tree):
         return tree
     copied = tree.copy()
     copied.flags.writeable = False
     return copied
+
+
+def _is_fixed(memory: object) -> bool:
+    """Whether nothing can write to an array, nor to what it is a view of: bytes, or read-only arrays."""
+    if not isinstance(memory, np.ndarray):
+        return memory is None or isinstance(memory, bytes)
+    return not memory.flags.writeable and _is_fixed(memory.base)
 
 
 # vmap axes of the stacks that `leave_one_out` and `random_subsets` return: only gates are stacked

@@ -725,6 +725,19 @@ def test_people_in_training_are_not_held_out(tmp_path, caplog):
     assert whole.content == celeba.fingerprint([celeba.read_pack(first).content]) != alone.content
 
 
+@pytest.mark.parametrize("name", ["list_identity_celeba.csv", "Anno/Identities.txt"])
+def test_a_list_of_people_under_another_name_is_named(name, tmp_path, caplog):
+    pack = write_pack(tmp_path / "pack")
+    (pack / name).parent.mkdir(exist_ok=True)
+    (pack / name).write_text("000001.jpg 5\n")
+    assert celeba.open_source(str(pack)).people is None
+    assert f"{name} is not read" in caplog.text and "call it identity_CelebA.txt (or .csv)" in caplog.text
+    name_people(pack, {number: 1 for number in range(1, 16)})
+    caplog.clear()
+    assert celeba.open_source(str(pack)).people is not None
+    assert not caplog.text
+
+
 def test_a_foreign_list_of_people_is_refused(tmp_path):
     pack = write_pack(tmp_path / "pack")
     (pack / celeba.IDENTITY).write_text("000001.jpg 5\n000002.jpg five\n")

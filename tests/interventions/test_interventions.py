@@ -354,3 +354,25 @@ def test_interventions_cant_be_edited_in_place():
             intervention.temperature["a.head"] = own
     own[0] = 0.5  # the caller's own array stays the caller's
     assert plain.gate["a.head"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("through", ["view", "view of a view", "buffer"])
+def test_a_read_only_view_of_what_can_be_written_is_copied(through):
+    level = np.ones(1, np.float32)
+    memory = bytearray(4)
+    gate = np.frombuffer(memoryview(memory).toreadonly(), np.float32)
+    if through != "buffer":
+        gate = np.broadcast_to(level, (2,))[: 1 if through == "view of a view" else 2]
+    assert not gate.flags.writeable
+    intervention = record.Intervention({"a.head": gate}, {}, {}, record.ALWAYS)
+    before = intervention.gate["a.head"].tolist()
+    level[:], memory[:] = 0.5, b"\1\1\1\1"
+    assert intervention.gate["a.head"].tolist() == before
+
+
+def test_what_can_not_be_written_is_not_copied():
+    """Stacks of interventions share their arrays, also as views."""
+    own = np.ones(4, np.float32)
+    own.flags.writeable = False
+    for fixed in (own, own[1:3], np.broadcast_to(own, (2, 4)), np.frombuffer(b"1234", np.float32)):
+        assert record.read_only(fixed) is fixed

@@ -82,6 +82,30 @@ def ignored(name: Any) -> bool:
 
 
 DECISIVE = ("diffusion_steps", "noise_schedule", "predict_xstart", "use_new_attention_order", "image_size")
+UNTOLD = (
+    *DECISIVE,
+    "rescale_timesteps",
+    "model_mean_type",
+    "large_size",
+)  # by any tensor, so left to defaults
+UNTOLD += ("num_heads", "num_heads_upsample", "num_head_channels")
+UNTOLD += ("training_mode", "sigma_min", "sigma_max", "rho")  # of consistency models
+
+
+def at_default(name: str, value: Any) -> bool:
+    """Whether an option is given the value that it has anyway; never an error.
+
+    Example:
+      >>> at_default("num_heads", "4"), at_default("num_heads", "x"), at_default("unknown", "4")
+      (True, False, False)
+    """
+    option = TABLE.get(name)
+    try:
+        return option is not None and option.type.read(value) == option.default
+    except (ValueError, TypeError, OverflowError):
+        return False
+
+
 ASKED = {"noise_schedule": "noise_schedule", "diffusion_steps": "noise_steps"}
 MULTIPLIERS = {  # if channel_mult is empty; 32 is improved-diffusion's, 128 and 512 guided-diffusion's
     512: (0.5, 1, 1, 2, 2, 4, 4),

@@ -5,12 +5,13 @@ lines, variables and arrays. What a shell would take from outside of the text is
 """
 
 import dataclasses
+import itertools
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from mechdiff.core.errors import ConfigError, DataError, shorten
-from mechdiff.models.pretrained.adm_options import ignored
+from mechdiff.models.pretrained.adm_options import UNTOLD, at_default, ignored
 
 LEXEME = re.compile(
     r"(?P<gap>(?:[^\S\n]|\\[ \t\r]*(?:\n|\Z))+)"  # a line's end behind a backslash is a gap, also the last
@@ -41,6 +42,10 @@ INTERPRETER = re.compile(
     r"!?(.*/)?(i?python|pypy)[\d.]*|(.*/)?(accelerate|deepspeed|horovodrun|mpiexec|mpirun|srun|torchrun)|%run"
 )
 LAUNCHING = re.compile(r"(torch\.|accelerate|deepspeed|mpi4py|cProfile|pdb|debugpy|trace).*")  # `python -m`
+# By the names of their programs. `classifier_sample.py` has the flags of the network that it samples from.
+OF_CLASSIFIER = re.compile(r"(?!.*sampl).*classif.*", re.IGNORECASE)
+OF_ENLARGING = re.compile(r".*super_?res.*", re.IGNORECASE)
+OF_NETWORK = re.compile(r".*(train|sampl).*", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +70,15 @@ def read_text(text: str, where: str = "flags") -> Pasted:
     Variables and arrays of a shell (`MODEL_FLAGS="--image_size 64"`, `$MODEL_FLAGS`), comments and line ends
     are understood; options of what starts the program and words that are no flags are passed over, and so
     are variables that no command uses, if the commands use any. If they use none, the variables that hold
-    flags are read too, except those in the environment of commands that have flags of their own.
+    flags are read too, except those in the environment of commands that have flags of their own. Commands
+    that by name train a classifier are passed over, and those of super-resolution beside others.
 
     Raises:
       DataError: quotes that don't close.
-      ConfigError: a flag without a value, one that two commands set differently (unless it has no bearing),
-        a word that holds a flag but is none, a variable that is not in the text (unless it is by name of
-        sampling, training or a classifier), or no flag at all.
+      ConfigError: a flag without a value, one that two commands set differently (unless it has no bearing) or
+        that one of them leaves to its default (if no tensor tells it), flags outside of a command where there
+        are commands, a word that holds a flag but is none, a variable that is not in the text (unless it is
+        by name of sampling, training or a classifier), or no flag at all.
     """
     try:
         shell = _Shell(where)
@@ -79,26 +86,87 @@ def read_text(text: str, where: str = "flags") -> Pasted:
             shell.take(words)
     except ValueError as error:
         raise DataError(f"{where}: not a command line ({error})") from None
-    taken, left_out = _unused(shell)
-    parts, notes = [*taken, *shell.commands], ()
+    commands, notes = _of_network(shell.commands, where)
+    taken, left_out = _unused(shell, commands)
     if left_out:
         names = ", ".join(f"${name}" for name in left_out)
-        notes = (f"left out, as no command of {where} uses them: {names}",)
+        notes += (f"left out, as no command of {where} uses them: {names}",)
+    parts = [*taken, *(command.arguments for command in commands)]
     if others := list(dict.fromkeys(word for words in parts for word in words if OF_OTHERS.fullmatch(word))):
         notes += (f"not defined in {where}, and by name not of the network: {', '.join(others)}",)
         parts = [[word for word in words if word not in others] for words in parts]
+    given = [list(_flags(words, where)) for words in parts]
+    flags = _merged([flag for each in given for flag in each], where)
+    _check_defaults(commands, [dict(each) for each in given[len(taken) :]], where)
+    return Pasted(flags, bool(commands), notes)
+
+
+def _merged(given: Iterable[tuple[str, str]], where: str) -> dict[str, str]:
+    """Flags by name; ConfigError where there are none, or two of one name that differ and have a bearing."""
     flags: dict[str, str] = {}
-    for words in parts:
-        for name, value in _flags(words, where):
-            if _plain(flags.get(name, value)) != _plain(value) and name != "dropout" and not ignored(name):
-                raise ConfigError(
-                    f"{where} sets --{name} twice, to {shorten(flags[name])} and {shorten(value)}; keep the "
-                    "command by which the network was trained"
-                )
-            flags[name] = value
+    for name, value in given:
+        if _plain(flags.get(name, value)) != _plain(value) and name != "dropout" and not ignored(name):
+            raise ConfigError(
+                f"{where} sets --{name} twice, to {shorten(flags[name])} and {shorten(value)}; keep the "
+                "command by which the network was trained"
+            )
+        flags[name] = value
     if not flags:
         raise ConfigError(f"{where}: no flags; paste the command line, --name value ...")
-    return Pasted(flags, bool(shell.commands), notes)
+    return flags
+
+
+@dataclasses.dataclass(frozen=True)
+class _Command:
+    """One command of a text.
+
+    Attributes:
+      program: its script, or what else it starts; empty: the words are flags alone.
+      arguments: of the program, expanded.
+      sources: names of the variables that they are made of.
+    """
+
+    program: str
+    arguments: list[str]
+    sources: set[str] = dataclasses.field(default_factory=set)
+
+
+def _of_network(commands: list[_Command], where: str) -> tuple[list[_Command], tuple[str, ...]]:
+    """The commands that may be the network's, and a note on the others.
+
+    Raises:
+      ConfigError: flags that stand outside of a command, where there are commands.
+    """
+    bare = [command for command in commands if not command.program]
+    if bare and len(bare) < len(commands):
+        raise ConfigError(
+            f"{where}: {shorten(bare[0].arguments[0])} begins a command of its own: a comment or the end of "
+            "a line ends the one before; if it is part of that, join the lines, else take it out"
+        )
+    if bare:  # lines of flags alone are one command
+        words = [word for command in bare for word in command.arguments]
+        commands = [_Command("", words, set().union(*(command.sources for command in bare)))]
+    own = [command for command in commands if not OF_CLASSIFIER.fullmatch(command.program)]
+    own = [command for command in own if not OF_ENLARGING.fullmatch(command.program)] or own
+    names = dict.fromkeys(shorten(command.program)[1:-1] for command in commands if command not in own)
+    return own, (f"by name not of the network, so passed over: {', '.join(names)}",) if names else ()
+
+
+def _check_defaults(commands: list[_Command], given: list[dict[str, str]], where: str) -> None:
+    """Refuses a flag that decides numbers and is in some of the network's commands alone: in the others it
+    has its default, which is another value."""
+    of_network = [
+        flags
+        for command, flags in zip(commands, given, strict=True)
+        if OF_NETWORK.fullmatch(command.program) or not all(map(ignored, flags))
+    ]
+    for name, value in (flag for flags in of_network for flag in flags.items()):
+        everywhere = all(name in flags for flags in of_network)
+        if name in UNTOLD and not everywhere and not at_default(name, value):
+            raise ConfigError(
+                f"{where} sets --{name} to {shorten(value)} in one command, and another leaves it at its "
+                "default; keep the command by which the network was trained"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +185,8 @@ class _Shell:
       assigned: every assignment, in order.
       used: variables that commands use, or other variables.
       sources: of each variable, the names of those that it was made of, and its own.
-      passed: variables that programs were given, also as parts of others.
       replaced: variables set anew, differently, before anything used them: perhaps in branches.
-      commands: arguments of each program, expanded.
+      commands: each that starts a program or has flags.
     """
 
     def __init__(self, where: str):
@@ -128,9 +195,8 @@ class _Shell:
         self.assigned: list[_Assignment] = []
         self.used: set[str] = set()
         self.sources: dict[str, set[str]] = {}
-        self.passed: set[str] = set()
         self.replaced: set[str] = set()
-        self.commands: list[list[str]] = []
+        self.commands: list[_Command] = []
 
     def take(self, words: list[str]) -> None:
         """Reads one command, as `_commands` gives it."""
@@ -140,10 +206,8 @@ class _Shell:
         if words[0] == "set" and all(word[0] in "-+" for word in words[1:2]):
             return  # `set -o pipefail`; of other shells, `set NAME=VALUE` is an assignment
         expanded = [part for word in words for part in self._expanded(word)]
-        arguments = _arguments(expanded)
-        if arguments is not None:
-            self.commands.append(arguments)
-            self.passed |= self._sources_of(words)
+        if command := _command(expanded):
+            self.commands.append(dataclasses.replace(command, sources=self._sources_of(words)))
 
     def _without_assignments(self, words: list[str]) -> list[str]:
         """The words behind assignments, which are noted."""
@@ -210,14 +274,18 @@ class _Shell:
         return VARIABLE.sub(value, text)
 
 
-def _unused(shell: _Shell) -> tuple[list[list[str]], list[str]]:
+def _unused(shell: _Shell, commands: list[_Command]) -> tuple[list[list[str]], list[str]]:
     """Of the variables that hold flags and that no command was given: the words of those that are flags all
-    the same, and the names of those that are left out."""
-    unused = [
-        each for each in shell.assigned if each.name not in shell.passed and any(map(_has_flag, each.words))
-    ]
-    flagged = any(_seems_flag(word) for words in shell.commands for word in words)
-    out = [each for each in unused if shell.passed or (flagged and each.exported)]
+    the same, and the names of those that are left out.
+
+    Args:
+      commands: the network's.
+    """
+    passed = set().union(*(command.sources for command in shell.commands))
+    unused = [each for each in shell.assigned if each.name not in passed and any(map(_has_flag, each.words))]
+    uses = any(command.sources for command in commands)
+    flagged = any(_seems_flag(word) for command in commands for word in command.arguments)
+    out = [each for each in unused if uses or (flagged and each.exported)]
     return [each.words for each in unused if each not in out], list(dict.fromkeys(each.name for each in out))
 
 
@@ -267,18 +335,26 @@ def _unbracketed(words: list[str]) -> list[str]:
     return [word for word in words if word]
 
 
-def _arguments(words: list[str]) -> list[str] | None:
-    """The words behind the program of a command, which is not what starts it (`mpiexec -n 8 python`); None:
-    there are no flags and nothing is started."""
+def _command(words: list[str]) -> _Command | None:
+    """The program of a command, which is not what starts it (`mpiexec -n 8 python`), and the words behind it;
+    None: there are no flags and nothing is started."""
     start = next((i for i, word in enumerate(words) if INTERPRETER.fullmatch(word)), None)
     if start is None:
-        seems = any(_has_flag(word) or word.startswith("$") for word in words)
-        return (words if _seems_flag(words[0]) else words[1:]) if seems else None
+        if not any(_has_flag(word) or word.startswith("$") for word in words):
+            return None
+        return _Command("", words) if _seems_flag(words[0]) else _Command(_program(words), words[1:])
     for i, word in enumerate(words[start + 1 :], start + 1):
         module = word in ("-m", "--module") and i + 1 < len(words) and not LAUNCHING.fullmatch(words[i + 1])
         if word.endswith(".py") or module:
-            return words[i + 1 + module :]
-    return words[start + 1 :]
+            return _Command(_program(words[i + module :]), words[i + 1 + module :])
+    return _Command(_program(words[start:]), words[start + 1 :])
+
+
+def _program(words: list[str]) -> str:
+    """The name of a program without its folder; the script's of `$PYTHON a.py` and `bash a.sh`."""
+    leading = list(itertools.takewhile(lambda word: not _seems_flag(word), words))
+    script = next((word for word in leading if word.endswith((".py", ".sh"))), words[0])
+    return script.rpartition("/")[2] or "/"
 
 
 def _seems_flag(word: str) -> bool:

@@ -85,7 +85,8 @@ ASKED = {  # what we call the options that decide what a network's output means
     "beta_end": "beta_end",
     "prediction_type": "prediction",
 }
-FAINTEST = 2.0**-24  # abar of the last level where it is rescaled to none; as in diffusers
+FAINTEST = 2.0**-24  # abar of the last level where it is rescaled to none, as in diffusers' `BOUNDED`
+BOUNDED = ("EulerDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep", "UniPCMultistep")  # others keep 0
 STEP_DOWN = 0.25  # at most this share of the abar of the level before, which may be fainter still
 
 
@@ -129,16 +130,15 @@ def read(config: Mapping[str, Any], stated: Stated = Stated()) -> Scheduler:
     )
     if drawn:
         notes.append(f"options of sampling without bearing here: {', '.join(drawn)}")
+    diffusion = _diffusion(get)
     if get["rescale_betas_zero_snr"]:
-        notes.append(
-            "the last noise level, rescaled to zero signal, keeps a share of 2^-24: diffusers' own bound"
-        )
+        notes.append(_of_last_level(kind, float(np.prod(1 - np.asarray(diffusion.betas)))))
     if config and _defaulted(get):
         notes.append(f"ASSUMED, by the scheduler's defaults: {', '.join(_defaulted(get))}")
     sample = not get["predict_epsilon"] and "prediction_type" not in get.stated
     return Scheduler(
         prediction="sample" if sample else get["prediction_type"],
-        diffusion=_diffusion(get),
+        diffusion=diffusion,
         clip=get["clip_sample_range"] if clips else 0.0,
         learned_variances=get["variance_type"] in ("learned", "learned_range"),
         notes=tuple(notes),
@@ -222,6 +222,18 @@ def _no_betas(kind: Any) -> str:
     ):
         return f"{WHAT} {shorten(kind)} has continuous noise levels, which are not read; {families.WAY_OUT}"
     return unknown(f"class of {WHAT} (of those with betas)", str(kind), DEFAULTS_OF)
+
+
+def _of_last_level(kind: str, kept: float) -> str:
+    """The note on a last level that was rescaled to zero signal and keeps this share of it."""
+    bounded = kind.removesuffix("Scheduler") in BOUNDED
+    if bounded and np.isclose(kept, FAINTEST, rtol=1e-6):
+        why = "2^-24: diffusers' own bound"
+    elif bounded:
+        why = f"{kept:.3g}, a quarter of the level before; diffusers keeps 2^-24, more than there"
+    else:
+        why = f"{kept:.3g} (not 0, by which samplers would divide)"
+    return f"the last noise level, rescaled to zero signal, keeps a share of {why}"
 
 
 def _diffusion(get: Options) -> DiffusionConfig:

@@ -20,6 +20,7 @@ from mechdiff.interventions.record import has_numbers
 from mechdiff.models.traced.denoiser import Function, TracedDenoiser, TracedNetwork
 from mechdiff.models.traced.edits import identity_of
 from mechdiff.models.traced.liveness import rows_mixed
+from mechdiff.models.traced.places import DRAWING, change_by_place, suspect
 from mechdiff.models.traced.sites import ROWS, Site, discover
 from mechdiff.models.traced.size import peak_bytes, total_bytes
 from mechdiff.storage import digests
@@ -47,7 +48,7 @@ def wrap(
 
     Args:
       fn: `fn(params, x, time)` or `fn(params, x, time, condition)`, returning an array of the shape of x, for
-        any number of rows.
+        any number of rows, each computed by itself (else a warning says so).
       params: a pytree of arrays.
       schedule: noise levels; `schedule_from_sigmas`, `edm_schedule` and `flow_schedule` make those of EDM and
         flow matching.
@@ -80,7 +81,10 @@ def wrap(
     sites, (few, program) = discover(fn, args_of, dict(unit_axes or {}))
     _check_names(sites)
     name = name or getattr(fn, "__name__", type(fn).__name__)
-    _warn_of_mixed_rows(name, rows_mixed(program, few))
+    _warn_of_mixed_rows(name, mixing := rows_mixed(program, few))
+    if not mixing and (operation := suspect(few, program, ROWS)):
+        rows_of_noise = _rows(parameterization, schedule, params, example)
+        _warn_of_places(name, operation, change_by_place(fn, rows_of_noise))
     network = TracedNetwork(
         fn=fn,
         parameterization=parameterization,
@@ -133,6 +137,39 @@ def _warn_of_mixed_rows(name: str, operation: str) -> None:
             "with; use statistics of training (running averages) instead",
             *(name, operation),
         )
+
+
+def _warn_of_places(name: str, operation: str, change: float | None) -> None:
+    """Warns if rows of a network change with their place in its batch."""
+    if change is None:
+        return
+    why, way_out = f"by {operation}, say", "compute every row by itself"
+    if operation == DRAWING:
+        why, way_out = "it draws random bits", "if that is dropout, turn it off (.eval(), deterministic=True)"
+    logging.warning(
+        "%s: an image's numbers change with its place in the batch and the others there (%s), by %.2g of the "
+        "output's deviation; %s",
+        *(name, why, change, way_out),
+    )
+
+
+def _rows(
+    parameterization: Parameterization, schedule: NoiseSchedule, params: PyTree, example: tuple
+) -> tuple:
+    """Arguments of the function: rows of noise, each at its timestep, under the example's conditions."""
+    (x, _, *condition), rows = example, ROWS[-1]
+    noise = np.random.default_rng(0).standard_normal((rows, *np.shape(x)[1:]), np.float32)
+    times = np.linspace(0, schedule.steps - 1, rows).astype(np.int32)
+    noisy, time = parameterization.inputs(schedule, noise, times)
+    conditions = jax.tree.map(functools.partial(_repeated, rows=rows), condition)
+    return (params, jnp.asarray(noisy, jnp.result_type(x)), time, *conditions)
+
+
+def _repeated(leaf: Any, rows: int) -> Any:
+    """Rows of an example again and again; zeros if only their shape is known."""
+    if isinstance(leaf, np.ndarray | jax.Array):
+        return leaf[np.arange(rows) % len(leaf)]
+    return np.zeros((rows, *np.shape(leaf)[1:]), jnp.result_type(leaf))
 
 
 def _check_finite(params: PyTree) -> None:

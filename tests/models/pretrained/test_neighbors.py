@@ -12,7 +12,7 @@ from mechdiff.core.config import DiffusionConfig
 from mechdiff.core.errors import MechdiffError
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models import pretrained
-from mechdiff.models.pretrained import Stated, command_lines, configs, folders, schedulers
+from mechdiff.models.pretrained import Stated, adm_options, command_lines, configs, folders, schedulers
 from mechdiff.models.pretrained.diffusers import STEM, WEIGHTS
 
 DIFFUSION = DiffusionConfig(schedule="cosine", steps=40)
@@ -322,7 +322,31 @@ def test_rescaled_betas_end_without_signal(named):
     right = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     np.testing.assert_allclose(bar[:-1], right[:-1], rtol=1e-4, atol=1e-6)
     assert bar[-1] == pytest.approx(2.0**-24, rel=1e-3)
-    assert "2^-24" in told.notes[0]
+    assert "keeps a share of 5.96e-08 (not 0" in told.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "note"),
+    [
+        ("EulerDiscrete", 50, "keeps a share of 2^-24: diffusers' own bound"),
+        (
+            "UniPCMultistep",
+            1000,
+            "keeps a share of 1.05e-09, a quarter of the level before; diffusers keeps 2^-24",
+        ),
+        ("DDIM", 1000, "keeps a share of 1.05e-09 (not 0"),
+    ],
+)
+def test_what_the_last_level_keeps_is_said_as_it_is(name, steps, note):
+    options = {
+        "_class_name": f"{name}Scheduler",
+        "num_train_timesteps": steps,
+        "rescale_betas_zero_snr": True,
+    }
+    told = schedulers.read(options)
+    assert any(note in line for line in told.notes)
+    kept = float(make_schedule(told.diffusion).alphas_bar[-1])
+    assert kept == pytest.approx(2.0**-24 if steps == 50 else 1.05e-9, rel=1e-2)
 
 
 def test_sigmoid_betas_against_their_formula():
@@ -364,6 +388,17 @@ def test_sigmoid_betas_against_their_formula():
         ("flags.txt", "python a.py --lr 1 $D", "flags.txt uses $D, which it does not define"),
         ("flags.txt", 'A="--lr 1 $B"\npython a.py "$A"', "flags.txt uses $B, which it does not define"),
         ("flags.txt", 'python a.py --lr 1 "$@"', "flags.txt uses $@, which it does not define"),
+        (
+            "flags.txt",
+            "python a.py --lr 1 \\\n  # --lr 2 \\\n  --predict_xstart True",
+            "'--predict_xstart' begins a command of its own: a comment or the end of a line",
+        ),
+        ("flags.txt", "python a.py --lr 1 \\\n\n --num_heads 2", "'--num_heads' begins a command of its own"),
+        (
+            "flags.txt",
+            "python classifier_train.py --noise_schedule cosine",
+            "no flags; paste the command line",
+        ),
         ("flags.txt", "A=aaaaaaaa\n" + 20 * 'A="$A $A"\n', "flags.txt: $A is too long for a command line"),
     ],
 )
@@ -427,6 +462,43 @@ def test_a_variable_that_no_command_uses_is_left_out_and_named():
     with pytest.raises(MechdiffError, match="sets --num_heads twice"):
         command_lines.read_text(text)
     assert not command_lines.read_text(text.splitlines()[0]).runs
+
+
+@pytest.mark.parametrize("flag", ["--noise_schedule cosine", "--predict_xstart True", "--num_heads 2"])
+@pytest.mark.parametrize(
+    "text",
+    ["python train.py {}\npython sample.py --image_size 8", "a.py --lr 1 {}\npython a.py --image_size 8"],
+)
+def test_what_one_command_sets_and_another_leaves_at_its_default_is_refused(flag, text):
+    """A positive control: no tensor tells these. The null controls are below."""
+    match = f"sets {flag.split()[0]} to .* in one command, and another leaves it at its default"
+    with pytest.raises(MechdiffError, match=match):
+        command_lines.read_text(text.format(flag))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "python sample.py --image_size 8 --lr 1 --num_heads 4 --noise_schedule linear",  # defaults
+        "python sample.py --image_size 8 --learn_sigma True",  # told by the tensors
+        "python evaluate.py --batch_size 8; python evaluator.py a b",  # not of the network
+        "python -m classifier_train --image_size 16 --noise_schedule cosine --num_heads 8",
+        "$PYTHON ../scripts/super_res_sample.py --num_heads 8 --large_size 32",
+        "C='--noise_schedule cosine'\npython classifier_train.py $C",
+    ],
+)
+def test_commands_of_other_programs_decide_nothing(other):
+    pasted = command_lines.read_text(f"{other}\npython image_train.py --image_size 8")
+    by_name = any("passed over: " in note for note in pasted.notes)
+    assert by_name == any(name in other for name in ("classifier", "super_res"))
+    deciding = {"image_size": "8"} | ({"num_heads": "4", "noise_schedule": "linear"} if "4" in other else {})
+    assert {name: v for name, v in pasted.flags.items() if name in adm_options.UNTOLD} == deciding
+    assert pasted.runs
+
+
+def test_programs_that_are_alone_or_sample_with_a_classifier_are_the_networks():
+    for program in ("super_res_sample.py", "classifier_sample.py"):
+        assert command_lines.read_text(f"python {program} --num_heads 2").flags == {"num_heads": "2"}
 
 
 @pytest.mark.parametrize(
