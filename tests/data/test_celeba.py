@@ -732,7 +732,7 @@ def test_a_list_of_people_under_another_name_is_named(name, tmp_path, caplog):
     (pack / name).write_text("000001.jpg 5\n")
     assert celeba.open_source(str(pack)).people is None
     assert f"{name} is not read" in caplog.text and "call it identity_CelebA.txt (or .csv)" in caplog.text
-    name_people(pack, {number: 1 for number in range(1, 16)})
+    name_people(pack, {number: number for number in range(1, 16)})
     caplog.clear()
     assert celeba.open_source(str(pack)).people is not None
     assert not caplog.text
