@@ -62,9 +62,7 @@ def chooser(
             of_model, condition = record[factories.WITH_IMAGES]
             return accompanying_images(denoiser, config.sweep, of_model, condition)
         if trained.data.name in DRAWN:
-            classes = _classes_for(denoiser, trained.data)
-            drawn = held_out_images(trained.data, size_of(denoiser), config.sweep, cache, classes)
-            return _matching(drawn, denoiser)
+            return drawn_images(denoiser, trained.data, config.sweep, cache)
         if not celeba:
             return own_samples(denoiser, config.sweep, config.seed)
         faces = DataConfig(
@@ -76,6 +74,16 @@ def chooser(
         return _held_out_faces(denoiser, trained, faces, config.sweep, cache)
 
     return choose
+
+
+def drawn_images(denoiser: Examinable, data: DataConfig, config: SweepConfig, cache: Path) -> EvalImages:
+    """Held-out images of a data set that is drawn, with their classes for a network that takes these.
+
+    Raises:
+      DataError: a network of other channels, or whose condition is not known of these images.
+    """
+    classes = _classes_for(denoiser, data)
+    return _matching(held_out_images(data, size_of(denoiser), config, cache, classes), denoiser)
 
 
 def _of_user(
