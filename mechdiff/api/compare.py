@@ -12,6 +12,7 @@ import xarray as xr
 
 from mechdiff.analysis.changes import changes
 from mechdiff.analysis.paired import PairedDifference, paired_difference
+from mechdiff.api.classes import check_labels, for_other
 from mechdiff.api.images import Given, eval_images
 from mechdiff.api.loading import load
 from mechdiff.api.model import Model
@@ -182,12 +183,14 @@ def compare(before: Any, after: Any, images: Given = None, **settings: Any) -> C
 
     Args:
       before, after: models, or what `load` takes.
-      images: see `images.eval_images`; None: those that `before` would be examined on, for both.
+      images: see `images.eval_images`; None: those that `before` would be examined on, for both. Labels of
+        these, and of what `eval_images` returned, are of the classes of `before`; `after` is given its own
+        classes of the same names.
       settings: of `result.sweep`.
 
     Raises:
       ConfigError: models of images of different shape, of different noise schedules, or that would be swept
-        on different images.
+        on different images or under classes of different names.
 
     Example (of trained models in experiments/tours/your_model_and_images.ipynb):
       >>> import numpy as np
@@ -258,8 +261,11 @@ def _swept(models: Sequence[Any], images: Given, chooser: Any, settings: dict[st
     reference = references(settings.get("ablation", "zero"), n)
     # All are prepared before the first sweep: whether they are the same is known before anything is computed.
     shown = [eval_images(model, images, n, reference) for model in models]
+    if isinstance(images, EvalImages):
+        shown = [for_other(images, chooser, model) for model in models]
     for model, own in zip(models[1:], shown[1:], strict=True):
         _check_same_images(models[0].name, shown[0], model.name, own)
+        check_labels(shown[0], models[0], own, model)
     return [sweep(model, own, **settings) for model, own in zip(models, shown, strict=True)]
 
 

@@ -1,17 +1,23 @@
 """Networks with classes: every call knows the class of each image, or asks for it in one line."""
 
 import dataclasses
+import re
+import sys
 
 import jax
 import numpy as np
 import pytest
+from reference import user_network
 
+import mechdiff as md
+from mechdiff.api.classes import for_other
 from mechdiff.api.images import eval_images
 from mechdiff.core import keys
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError, DataError
 from mechdiff.data import class_labels, load
 from mechdiff.interventions import build
+from mechdiff.models import factories
 from mechdiff.study.inputs import images_from
 from mechdiff.sweeps.activations import activations
 
@@ -93,3 +99,64 @@ def test_arrays_without_classes_are_refused_with_a_way_out_that_works(labeled, i
     read = eval_images(labeled, path, 6)
     wanted = [next(i for i in range(6) if np.array_equal(images[i], image)) for image in read.scored]
     np.testing.assert_array_equal(read.condition, labels[wanted])
+
+
+def _named(model, *names, shift=0):
+    """The model, its classes called so, and with other parameters if `shift` is not 0."""
+    params = jax.tree.map(lambda leaf: leaf * (1 + shift), model.denoiser.params)
+    denoiser = dataclasses.replace(model.denoiser, params=params, name=f"named{shift}")
+    return dataclasses.replace(model, denoiser=denoiser, record={"class_names": list(names)}, config=None)
+
+
+def test_compared_models_are_told_the_class_of_the_same_name(labeled, tmp_path):
+    """Without images: own samples of the first, said to be its own, under the other's numbers."""
+    before, after = _named(labeled, "dark", "bright"), _named(labeled, "bright", "dark", shift=0.01)
+    options = {"n": 4, "timesteps": 1, "components": SITE, "folder": tmp_path}
+    compared = md.compare(before, after, **options)
+    first, second = compared.before.dataset, compared.after.dataset
+    assert first["class_label"].values.tolist() == [0, 1, 0, 1]
+    assert second["class_label"].values.tolist() == [1, 0, 1, 0]
+    assert {side.attrs["inputs"] for side in (first, second)} == {"named0's own samples (not real images)"}
+    exchanged = images_from(
+        eval_images(before, None, 4).scored,
+        after.denoiser,
+        dataclasses.replace(FEW, images=4),
+        condition=np.array([1, 0, 1, 0]),
+    )
+    alone = md.api.sweep(after, exchanged, **options).dataset
+    np.testing.assert_array_equal(second["clean_loss"], alone["clean_loss"])
+    wrong = md.api.sweep(after, dataclasses.replace(exchanged, condition=np.arange(4) % 2), **options)
+    assert np.abs(second["clean_loss"] - wrong.dataset["clean_loss"]).max() > 1e-6
+    unconditional = md.load(user_network.denoiser())
+    assert for_other(exchanged, before, unconditional).condition is None
+    with pytest.raises(ConfigError, match=r"conditioned on label, which images of .* come without"):
+        for_other(dataclasses.replace(exchanged, condition=None), unconditional, before)
+
+
+def test_classes_that_can_not_be_matched_by_name_are_refused(labeled, shown, monkeypatch, images, tmp_path):
+    monkeypatch.setattr(sys.modules[md.compare.__module__], "sweep", lambda *_, **__: pytest.fail("swept"))
+    before = _named(labeled, "dark", "bright")
+    for names, said in ((("pale", "tan"), "(pale, tan)"), ((), "(not named)")):
+        other = _named(labeled, *names, shift=0.01)
+        with pytest.raises(
+            ConfigError, match=rf"\(dark, bright\) .* {re.escape(said)} can't be matched by name"
+        ):
+            md.compare(before, other, shown, n=6)
+    with pytest.raises(ConfigError, match="can't be matched by name"):
+        md.compare(_named(labeled), _named(labeled, shift=0.01), shown, n=6)
+    np.savez(tmp_path / "faces.npz", images=images, labels=np.ones(6, int))
+    other = _named(labeled, "bright", "dark", shift=0.01)
+    with pytest.raises(ConfigError, match=r"image 0 would be bright to named0, but dark to named0\.01; give"):
+        md.compare(before, other, tmp_path / "faces.npz", n=6)
+
+
+def test_labels_stay_where_both_learned_the_same_ones_or_a_user_gave_them(labeled, shown):
+    """Numbers of a data set's label are the same in every training; a label for no class stays one."""
+    unnamed = [dataclasses.replace(_named(labeled), config=labeled.config) for _ in range(2)]
+    np.testing.assert_array_equal(for_other(shown, *unnamed).condition, shown.condition)
+    first, second = _named(labeled, "dark", "bright"), _named(labeled, "bright", "dark")
+    both = dataclasses.replace(shown, condition={"label": np.array([0, 1, 2, 0, 1, 2])})
+    turned = for_other(both, first, second)
+    np.testing.assert_array_equal(turned.condition["label"], [1, 0, 2, 1, 0, 2])
+    given = dataclasses.replace(first, record={**first.record, factories.WITH_IMAGES: (None, None)})
+    assert for_other(both, given, second) is both
