@@ -82,7 +82,7 @@ def drawn_images(denoiser: Examinable, data: DataConfig, config: SweepConfig, ca
     Raises:
       DataError: a network of other channels, or whose condition is not known of these images.
     """
-    classes = _classes_for(denoiser, data)
+    classes = classes_for(denoiser, data)
     return _matching(held_out_images(data, size_of(denoiser), config, cache, classes), denoiser)
 
 
@@ -110,14 +110,14 @@ def _held_out_faces(
     denoiser: Examinable, trained: ExperimentConfig, faces: DataConfig, config: SweepConfig, cache: Path
 ) -> EvalImages:
     """Held-out images of CelebA, labeled by whether it is known that the model was not trained on them."""
-    images = held_out_images(faces, size_of(denoiser), config, cache, _classes_for(denoiser, faces))
+    images = held_out_images(faces, size_of(denoiser), config, cache, classes_for(denoiser, faces))
     if trained.data.name in ("celeba", "tfds"):
         return images
     label = f"CelebA images of {faces.path}; not known whether the model was trained on them"
     return dataclasses.replace(images, label=label, facts={**images.facts, "held_out": None})
 
 
-def _classes_for(denoiser: Examinable, data: DataConfig) -> int:
+def classes_for(denoiser: Examinable, data: DataConfig) -> int:
     """The number of a data set's classes that a network takes; 0: it is unconditional.
 
     Raises:
