@@ -38,7 +38,9 @@ def opened(
     model: str | Path,
     celeba: str | None,
     images: str | None = None,
+    *,
     name: str = "",
+    nested: bool = False,
 ) -> Opened:
     """A trained model and what it is examined on, by the settings `sweeps` and `seed`.
 
@@ -46,7 +48,10 @@ def opened(
       model: see `load.load_denoiser`.
       celeba, images: where images lie; see `choosing.ImageChoice`.
       name: shown in results; the folder's if empty.
+      nested: whether the launcher uses other images at every timestep where `sweep.nested` asks for them;
+        if not, one set is taken, counted and named.
     """
+    config = config if nested else replace(config, sweep=replace(config.sweep, nested=False))
     if config.sweep.precision != "float32":
         words = "acts in sweeps, screens and samples; all else is in float32"
         print(f"sweep.precision={config.sweep.precision} {words}", file=sys.stderr, flush=True)

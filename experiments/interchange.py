@@ -2,7 +2,8 @@
 
 `python -m experiments.interchange --model=checkpoints/cpu16-synthetic-seed0 --pairs=32`
 Prints for every factor the components that carry most of it: the share of the difference between the two
-predictions that one component's activation carries, with 95 % intervals over pairs of faces.
+predictions that one component's activation carries, with 95 % intervals over pairs of faces. A network with
+classes is told that of the first face of each pair for both, also where they differ in a factor of the class.
 Result: WORKDIR/interchange.zarr and .json.
 """
 
@@ -12,11 +13,13 @@ from absl import flags
 
 from mechdiff.core import keys
 from mechdiff.core.devices import use_all_cores
+from mechdiff.core.errors import ConfigError
 from mechdiff.data.synthetic import FACTORS
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models import load
 from mechdiff.stats import few_images
 from mechdiff.storage import files
+from mechdiff.study import choosing, inputs
 from mechdiff.sweeps import interchange
 
 from . import _flags, _launch, _opening
@@ -36,6 +39,7 @@ def main(config, workdir):
     timesteps = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
     key = keys.stream(jax.random.key(config.seed), "interchange")
     pairs = interchange.PairSet(key, ONLY.value, PAIRS.value, trained.data.complexity)
+    pairs = _under_classes(denoiser, trained.data, pairs)
     effects = interchange.interchange_effects(denoiser, timesteps, pairs)
     _opening.save(workdir, "interchange", effects, config, models=[denoiser.name])
     _, share = interchange.transfer_by_component(effects, seed=config.seed)
@@ -60,6 +64,20 @@ def main(config, workdir):
         print(f"{factor:24}" + "; ".join(parts))
         carriers[factor] = effects["component"].values[most].tolist()
     return {"folder": workdir, "carriers": carriers}
+
+
+def _under_classes(denoiser, data, pairs):
+    """The pairs under their classes, where the network takes these."""
+    condition = inputs.conditioned_on(denoiser)
+    if not condition:
+        return pairs
+    if data.name != "synthetic":
+        raise ConfigError(
+            f"{denoiser.name} is conditioned on {condition}, which is not known of the faces drawn here; "
+            "take a network without, or one that was trained on classes of synthetic faces"
+        )
+    print(f"{denoiser.name} is told the class of a pair's first face ({data.classes}) for both of them")
+    return interchange.labeled(pairs, data.classes, choosing.classes_for(denoiser, data))
 
 
 if __name__ == "__main__":

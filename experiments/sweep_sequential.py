@@ -34,8 +34,9 @@ def main(config, workdir):
     sequential.check_count(config.sweep.images)
     use_all_cores()
     files.ensure_writable(workdir)
+    alone = _opening.without_references(config)
     denoiser, _, images, eval_set = _opening.opened(
-        _opening.without_references(config), workdir, MODEL.value, CELEBA.value, IMAGES.value
+        alone, workdir, MODEL.value, CELEBA.value, IMAGES.value, nested=True
     )
     if images.people is not None and (note := sequential.note_on_people(images.people)):
         print(note, file=sys.stderr)

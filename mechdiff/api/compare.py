@@ -120,12 +120,14 @@ def compare(before: Any, after: Any, images: Given = None, **settings: Any) -> C
 
     Args:
       before, after: models, or what `load` takes.
-      images: see `images.eval_images`; None: those that `before` would be examined on, for both.
+      images: see `images.eval_images`; None: those that `before` would be examined on, for both. Labels of
+        these, and of what `eval_images` returned, are of the classes of `before`; `after` is given its own
+        classes of the same names.
       settings: of `result.sweep`.
 
     Raises:
       ConfigError: models of images of different shape, of different noise schedules, or that would be swept
-        on different images.
+        on different images or under classes of different names.
 
     Example (of trained models in experiments/tours/your_model_and_images.ipynb):
       >>> import numpy as np

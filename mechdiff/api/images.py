@@ -13,20 +13,24 @@ from mechdiff.data.images import DEFAULT
 from mechdiff.models import factories
 from mechdiff.models.load import check_known
 from mechdiff.study import condition_sources
+from mechdiff.study.choosing import drawn_images
 from mechdiff.study.eval_images import EvalImages
-from mechdiff.study.held_out import held_out_images, own_samples, stored_samples
-from mechdiff.study.inputs import TRAINING_IMAGES, accompanying_images, images_from
+from mechdiff.study.held_out import own_samples, stored_samples
+from mechdiff.study.inputs import TRAINING_IMAGES, accompanying_images, images_from, rows_to_examine
 
 Given = str | Path | AnyArray | EvalImages | None
 
 
-def how_many(images: Given, default: int) -> int:
-    """How many images there are; `default` of those that are found or drawn."""
+def how_many(model: Any, images: Given) -> int | None:
+    """How many images there are that a model was not trained on; None: as many as are wanted are found or
+    drawn."""
     if isinstance(images, EvalImages):
         return len(images.scored)
     if images is None:
-        return default
-    return len(open_collection(images if isinstance(images, str | Path) else whole_array(images)).rows)
+        given, _ = model.record.get(factories.WITH_IMAGES, (None, None))
+        return None if given is None else len(given)
+    there = open_collection(images if isinstance(images, str | Path) else whole_array(images))
+    return len(rows_to_examine(there, _trained_on(model)))
 
 
 def eval_images(model: Any, images: Given, n: int, reference: int = 0, *, brief: bool = False) -> EvalImages:
@@ -35,9 +39,9 @@ def eval_images(model: Any, images: Given, n: int, reference: int = 0, *, brief:
     Args:
       model: a `Model`.
       images: a folder, an `.npy` or `.npz` file, or an array: bytes, or floats in [-1, 1]; or what this
-        function returned for another model, as it is. None: what a user's function gave with its denoiser,
-        held-out synthetic or Gaussian images for a model that was trained on these, and samples of the
-        model's own for any other.
+        function or `study.inputs.images_from` returned, as it is, its labels taken for this model's. None:
+        what a user's function gave with its denoiser, held-out synthetic or Gaussian images for a model that
+        was trained on these, and samples of the model's own for any other.
       brief: for a first answer: None means the samples that are stored with the model, if there are any; its
         own samples are drawn in few steps, see `held_out.own_samples`.
 
@@ -57,15 +61,20 @@ def eval_images(model: Any, images: Given, n: int, reference: int = 0, *, brief:
     if images is None and brief and (stored := stored_samples(Path(model.origin), model.denoiser, config)):
         return stored
     if images is None and trained is not None and trained.data.name in DRAWN:
-        return held_out_images(trained.data, model.denoiser.image_shape[0], config, cache_folder())
+        return drawn_images(model.denoiser, trained.data, config, cache_folder())
     if images is None:
         return own_samples(model.denoiser, config, seed=0, brief=brief)
-    known = model.record.get(TRAINING_IMAGES)
     return images_from(
         images if isinstance(images, str | Path) else whole_array(images),
         model.denoiser,
         config,
         preprocessing=DEFAULT if trained is None else trained.data.preprocessing,
-        trained_on=None if known is None else frozenset(known),
+        trained_on=_trained_on(model),
         sources=condition_sources.with_class_names(model.record, condition_sources.ConditionSources()),
     )
+
+
+def _trained_on(model: Any) -> frozenset[str] | None:
+    """Digests of the images that a model was trained on; None: not known."""
+    known = model.record.get(TRAINING_IMAGES)
+    return None if known is None else frozenset(known)

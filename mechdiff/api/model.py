@@ -98,7 +98,8 @@ class Model:
 
         Args:
           what: a name, a regular expression that whole names match, or a list of names.
-          with_: `zero`; or `mean`, over 16 images at the same timestep and position.
+          with_: `zero`; or `mean`, over 16 images (or all, if there are fewer) at the same timestep and
+            position.
           images: that the mean is over: a folder, file or array; None: see `images.eval_images`.
 
         Raises:
@@ -110,8 +111,9 @@ class Model:
         names = list(select(self.intervention, listed(what)))
         if with_ == "zero":
             return changed._forget(names)
-        reference = eval_images(self, images, REFERENCES)
-        source = Source(reference.scored, True, f"mean over {len(reference.scored)} images")
+        reference = eval_images(self, images, min(REFERENCES, how_many(self, images) or REFERENCES))
+        label = f"mean over {len(reference.scored)} images"
+        source = Source(reference.scored, True, label, reference.scored_condition)
         return dataclasses.replace(changed, sources=dict(self.sources) | dict.fromkeys(names, source))
 
     def scale(self, what: What, factor: float) -> "Model":
@@ -164,17 +166,18 @@ class Model:
 
         Args:
           what: as in `ablate`.
-          source: a folder, file or array of images; as many as are sampled.
+          source: a folder, file or array of images, as many as are sampled; those that the model was trained
+            on are left out.
 
         Raises:
           ConfigError: a name or pattern that matches nothing, or images that don't fit the network.
         """
-        images = eval_images(self, source, how_many(source, REFERENCES))
+        images = eval_images(self, source, how_many(self, source) or REFERENCES)
         count = len(images.scored)
         chosen = listed(what)
         names = list(select(self.intervention, chosen))
         patched = self._set(build.set_gate(self.intervention, chosen, 0.0))
-        patch = Source(images.scored, False, f"patched from {count} images")
+        patch = Source(images.scored, False, f"patched from {count} images", images.scored_condition)
         return dataclasses.replace(patched, sources=dict(self.sources) | dict.fromkeys(names, patch))
 
     def during(self, low: int, high: int) -> "Model":
@@ -206,10 +209,14 @@ class Model:
         """`n` images by DDIM; see `sampling.sample`. Equal seeds begin with equal noise.
 
         Args:
+          condition: one entry per image, such as a list of classes; None: every class in turn.
           precision: of products, see `core.devices`. What it changes is measured on the first images and
             stated with the samples.
         """
         check_known(self.record, self.name)
+        n = ranges.whole("n", n, 1)
+        if condition is not None:
+            condition = conditions.of_rows(self.denoiser.network, condition, n)
 
         def draw(count: int) -> Images:
             first = conditions.at(condition, slice(count))
@@ -234,13 +241,15 @@ class Model:
         Args:
           x_t: noisy images, `(images, height, width, channels)`.
           t: one timestep for all images, or one per image, integers in [0, T).
+          condition: of a network that takes one, an entry per image, such as a list of classes.
 
         Raises:
-          ConfigError: images of another shape, timesteps out of range, or several of them where
-            replacements come from images.
+          ConfigError: images of another shape, timesteps or classes out of range, a condition of another
+            number of images, or several timesteps where replacements come from images.
         """
         t = t if isinstance(t, int | jax.Array) else np.asarray(t)
         x_t, timesteps = check_inputs(self.denoiser, x_t, t)
+        condition = conditions.of_rows(self.denoiser.network, condition, len(x_t))
         acting = self.intervention
         if self.sources:
             if len(set(np.asarray(timesteps).tolist())) != 1:

@@ -9,6 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from mechdiff.analysis.changes import changes
+from mechdiff.api.classes import check_labels, for_other
 from mechdiff.api.images import Given, eval_images
 from mechdiff.api.result import Result, references, sweep
 from mechdiff.core.config import UNetConfig, to_dict
@@ -27,7 +28,7 @@ def swept(models: Sequence[Any], images: Given, chooser: Any, settings: dict[str
       settings: of `result.sweep`.
 
     Raises:
-      ConfigError: the models would be swept on different images.
+      ConfigError: the models would be swept on different images, or on images of other classes.
     """
     n = settings.get("n", 16)
     if images is None:
@@ -35,8 +36,11 @@ def swept(models: Sequence[Any], images: Given, chooser: Any, settings: dict[str
     reference = references(settings.get("ablation", "zero"), n)
     # All are prepared before the first sweep: whether they are the same is known before anything is computed.
     shown = [eval_images(model, images, n, reference) for model in models]
+    if isinstance(images, EvalImages):
+        shown = [for_other(images, chooser, model) for model in models]
     for model, own in zip(models[1:], shown[1:], strict=True):
         _check_same_images(models[0].name, shown[0], model.name, own)
+        check_labels(shown[0], models[0], own, model)
     return [sweep(model, own, **settings) for model, own in zip(models, shown, strict=True)]
 
 

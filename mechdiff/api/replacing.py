@@ -31,12 +31,14 @@ class Source:
     Attributes:
       images: in [-1, 1], NHWC.
       mean: the mean over them for every row; otherwise image i for row i.
-      label: for a reader, such as `mean over 16 of the model's own samples`.
+      label: for a reader, such as `mean over 16 images`.
+      condition: under which the network sees them, leaves `(images, ...)`; None: it takes none.
     """
 
     images: Images
     mean: bool
     label: str
+    condition: PyTree = None
 
 
 Sources = Mapping[str, Source]  # component -> what replaces it
@@ -97,7 +99,8 @@ def _activations(denoiser: Examinable, source: Source, t: int, sites: Iterable[s
     count = len(source.images) if source.mean else min(most, len(source.images))
     for start in range(0, count, BLOCK):
         indices = np.arange(start, min(start + BLOCK, count))
-        captured = activations.activations(denoiser, source.images[indices], t, key, indices)
+        condition = jax.tree.map(lambda leaf, rows=indices: np.asarray(leaf)[rows], source.condition)
+        captured = activations.activations(denoiser, source.images[indices], t, key, indices, condition)
         for site, parts in blocks.items():
             parts.append(np.asarray(captured[site]))
     joined = {site: np.concatenate(parts) for site, parts in blocks.items()}

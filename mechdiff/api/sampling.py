@@ -47,12 +47,13 @@ def sample(
       condition: leaves `(n, ...)`; None: of a network with classes, all of them in turn.
 
     Raises:
-      ConfigError: `n` or `steps` below 1, more steps than T, or fewer source images than `n`.
+      ConfigError: `n` or `steps` below 1, more steps than T, fewer source images than `n`, or a condition
+        that the network does not take or of another number of images.
     """
     n, seed = ranges.whole("n", n, 1), ranges.seed(seed)
     timesteps = sampled_timesteps(denoiser, None if steps is None else ranges.whole("steps", steps, 1))[::-1]
     condition = sample_condition(denoiser, n) if condition is None else condition
-    conditions.check(denoiser.network, condition)  # before tracing, where labels have values
+    condition = conditions.of_rows(denoiser.network, condition, n)  # before tracing, where labels have values
     shared, of_images = replacements_of(denoiser, intervention, sources or {}, timesteps, n)
     check_rows(of_images, n)
     block, clip = min(BLOCK, n), sample_clip(denoiser)

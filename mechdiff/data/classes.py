@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Int, Shaped
 
 from mechdiff.core.errors import ConfigError, DataError, shorten, unknown
+from mechdiff.core.types import PRNGKey
 from mechdiff.data.dataset import Dataset
 
 WITHOUT_LABELS = {  # by the name of a source, the way out
@@ -112,9 +113,15 @@ def factor_labels(seed: int, start: int, count: int, complexity: int) -> dict[st
     its place in its range, in [0, 1]. Factors that `complexity` freezes are left out."""
     import jax  # readers of real images do without it
 
+    return labels_of_faces(jax.random.key(seed), start, count, complexity)
+
+
+def labels_of_faces(key: PRNGKey, start: int, count: int, complexity: int) -> dict[str, np.ndarray]:
+    """As `factor_labels`, of the faces of a key."""
+    import jax
+
     from mechdiff.data.factors import RUNGS, SPECS, sample_factors
 
-    key = jax.random.key(seed)
     draw = jax.vmap(lambda index: sample_factors(jax.random.fold_in(key, index), complexity))
     values = jax.jit(draw)(start + np.arange(count, dtype=np.int32))
     labels = {}

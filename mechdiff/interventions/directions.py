@@ -45,7 +45,7 @@ def add_direction(
     if added.ndim not in (1, rank):
         raise ConfigError(f"direction of shape {np.shape(direction)} for {component}: need (channels,)")
     width = np.shape(intervention.gate[site])[-1]
-    if site_type(site) != "head" and width > 1 and added.shape[-1] not in (1, width):
+    if site_type(site) != "head" and width > 1 and added.shape[-1] != width:
         raise ConfigError(f"direction of {added.shape[-1]} channels for {component}, which has {width}")
     added = added.reshape((1,) * (rank - added.ndim) + added.shape)
     return dataclasses.replace(

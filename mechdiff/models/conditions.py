@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from mechdiff.core.config import UNetConfig
-from mechdiff.core.errors import ConfigError
+from mechdiff.core.errors import ConfigError, shorten
 from mechdiff.core.types import AnyArray, PyTree
 
 Rows = Shaped[AnyArray, "rows ..."]
@@ -124,6 +124,39 @@ def check(network: Any, condition: Any) -> None:
         resolve(network, condition)
 
 
+def of_rows(network: Any, condition: Any, rows: int) -> Any:
+    """A condition as a user gives it, with arrays for lists and numbers; checked as by `check`.
+
+    Args:
+      rows: how many images it is for.
+
+    Raises:
+      ConfigError: as `resolve`, or another number of entries than images.
+
+    Example:
+      >>> of_rows(UNetConfig(classes=10), [3, 10], 2)
+      array([ 3, 10])
+    """
+    condition = jax.tree.map(_as_array, condition, is_leaf=lambda part: isinstance(part, list))
+    check(network, condition)
+    for leaf in jax.tree.leaves(condition):
+        if leaf.shape[:1] != (rows,):
+            raise ConfigError(
+                f"a condition of shape {leaf.shape} for {rows} images; give one entry for each of them, such "
+                "as a list of classes"
+            )
+    return condition
+
+
+def _as_array(part: Any) -> AnyArray:
+    if isinstance(part, jax.Array):
+        return part
+    try:
+        return np.asarray(part)
+    except ValueError:  # of lists of several lengths
+        raise ConfigError(f"condition {shorten(part)}: expected an array, one entry per image") from None
+
+
 def _described(config: UNetConfig) -> str:
     parts = {
         "label": f"one of {config.classes} classes" if config.classes else "a class embedding",
@@ -136,7 +169,8 @@ def _checked_label(config: UNetConfig, label: Any) -> Rows:
     label = label if isinstance(label, jax.Array) else np.asarray(label)
     rank = 2 if config.class_embedding == "identity" else 1
     if label.ndim != rank:
-        raise ConfigError(f"labels of shape {label.shape}: expected {rank} axis(es), rows first")
+        expected = "(rows, width)" if rank == 2 else "(rows,): one for each image"
+        raise ConfigError(f"labels of shape {label.shape}: expected {expected}")
     if config.class_embedding != "table":
         return label
     if not np.issubdtype(label.dtype, np.integer):

@@ -68,7 +68,7 @@ def _together(models: list[ExaminedModel], figures: Path) -> dict:
     trainings = over_training.trainings(models, detailed(models))
     groups: dict[tuple[str, str], list[ExaminedModel]] = {}
     for model in models:
-        groups.setdefault((model.data, model.inputs), []).append(model)
+        groups.setdefault((model.data, model.examined_on), []).append(model)
     answers = claims.evaluate(networks)
     return {
         "claims": answers,

@@ -96,7 +96,7 @@ def _run(model: ExaminedModel) -> str:
     kept = {name: config[name] for name in ("seed", "data", "unet", "diffusion")}
     train = {name: value for name, value in config["train"].items() if name not in ("steps", "keep")}
     components = [str(name) for name in model.sweep["component"].values]
-    examined = [model.inputs, model.seed, across_seeds.lead_ablation(model.sweep), components]
+    examined = [model.examined_on, model.seed, across_seeds.lead_ablation(model.sweep), components]
     return json.dumps([kept, train, examined], sort_keys=True)
 
 

@@ -72,9 +72,7 @@ class ImageChoice:
             of_model, condition = record[factories.WITH_IMAGES]
             return accompanying_images(denoiser, sweep, of_model, condition)
         if trained.data.name in DRAWN:
-            classes = _classes_for(denoiser, trained.data)
-            drawn = held_out_images(trained.data, size_of(denoiser), sweep, self.cache, classes)
-            return _matching(drawn, denoiser)
+            return drawn_images(denoiser, trained.data, sweep, self.cache)
         if not self.celeba:
             return own_samples(denoiser, sweep, self.config.seed)
         faces = DataConfig(
@@ -84,6 +82,16 @@ class ImageChoice:
             classes=self.config.data.classes or trained.data.classes,
         )
         return _held_out_faces(denoiser, trained, faces, sweep, self.cache)
+
+
+def drawn_images(denoiser: Examinable, data: DataConfig, config: SweepConfig, cache: Path) -> EvalImages:
+    """Held-out images of a data set that is drawn, with their classes for a network that takes these.
+
+    Raises:
+      DataError: a network of other channels, or whose condition is not known of these images.
+    """
+    classes = classes_for(denoiser, data)
+    return _matching(held_out_images(data, size_of(denoiser), config, cache, classes), denoiser)
 
 
 def _of_user(
@@ -110,14 +118,14 @@ def _held_out_faces(
     denoiser: Examinable, trained: ExperimentConfig, faces: DataConfig, config: SweepConfig, cache: Path
 ) -> EvalImages:
     """Held-out images of CelebA, labeled by whether it is known that the model was not trained on them."""
-    images = held_out_images(faces, size_of(denoiser), config, cache, _classes_for(denoiser, faces))
+    images = held_out_images(faces, size_of(denoiser), config, cache, classes_for(denoiser, faces))
     if trained.data.name in ("celeba", "tfds"):
         return images
     label = f"CelebA images of {faces.path}; not known whether the model was trained on them"
     return dataclasses.replace(images, label=label, facts={**images.facts, "held_out": None})
 
 
-def _classes_for(denoiser: Examinable, data: DataConfig) -> int:
+def classes_for(denoiser: Examinable, data: DataConfig) -> int:
     """The number of a data set's classes that a network takes; 0: it is unconditional.
 
     Raises:

@@ -96,7 +96,7 @@ def stored_samples(folder: Path, denoiser: Examinable, config: SweepConfig) -> E
     pixels = image_grid.tiles(image.reshape(*image.shape[:2], -1), height, width)
     if pixels is None or pixels.shape[-1] != channels or len(pixels) < count:
         return None
-    label = "the model's own samples (not real images), stored with it"
+    label = f"{denoiser.name}'s own samples (not real images), stored with it"
     images = split_images(to_float(pixels[:count]), config, label)
     condition = sample_condition(denoiser, count)  # sheets show the classes in turn, too
     return images if condition is None else conditioned(images, condition, config)
@@ -113,6 +113,6 @@ def own_samples(denoiser: Examinable, config: SweepConfig, seed: int, brief: boo
     condition = sample_condition(denoiser, count)
     steps = min(BRIEF_STEPS, denoiser.schedule.steps) if brief else None
     drawn = draw_samples(denoiser, key, count, steps, condition=condition, quickly=brief)
-    label = "the model's own samples (not real images)" + (f", {steps} steps of DDIM" if brief else "")
+    label = f"{denoiser.name}'s own samples (not real images)" + (f", {steps} steps of DDIM" if brief else "")
     images = split_images(to_float(to_bytes(drawn)), config, label)
     return images if condition is None else conditioned(images, condition, config)

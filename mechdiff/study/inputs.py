@@ -89,9 +89,11 @@ def _check_condition(
         way_out = "leave them out to examine it on its own samples"
         if not isinstance(denoiser, Denoiser):
             way_out = "let its function return (denoiser, images, condition)"
+        if conditions.taken(denoiser.network).classes:
+            way_out = "give a folder with a sub-folder for each class, or an .npz file with their 'labels'"
         raise DataError(
             f"{denoiser.name} is conditioned on {conditions_of}, which other images come without; "
-            f"{way_out}, or give an array and its condition to study.inputs.images_from"
+            f"{way_out}; or give what study.inputs.images_from makes of an array and its condition"
         )
     if condition is not None and not isinstance(source, np.ndarray):
         raise DataError(f"a condition goes with the images of an array, in their order; not with {source}")
@@ -105,14 +107,19 @@ def _held_out_rows(
 ) -> list[int]:
     """Places of as many images as the settings ask for, none of which the model was trained on; fewer where
     no ablation needs those for reference."""
-    recorded = images.recorded if trained_on else images.digests
-    rows = [row for row in images.rows if recorded[row][:DIGEST_LENGTH] not in (trained_on or ())]
+    rows = rows_to_examine(images, trained_on)
     needed = images_taken(len(rows), config)
     if not needed:
         left_out = len(images.rows) - len(rows)
         known = f" and {left_out} that {denoiser.name} was trained on" if left_out else ""
         raise DataError(f"{images.name}: {len(rows)} different images{known}, {_too_few(config)}")
     return rows[:needed]
+
+
+def rows_to_examine(images: Collection, trained_on: Container[str] | None) -> list[int]:
+    """Places of the images that a model was not trained on; see `images_from` for `trained_on`."""
+    recorded = images.recorded if trained_on else images.digests
+    return [row for row in images.rows if recorded[row][:DIGEST_LENGTH] not in (trained_on or ())]
 
 
 def _too_few(config: SweepConfig) -> str:

@@ -137,6 +137,11 @@ class ExaminedModel:
         return "own samples" in self.inputs
 
     @property
+    def examined_on(self) -> str:
+        """`inputs`, the same for all networks that were examined on their own samples, each on others."""
+        return "own samples" if self.own_samples else self.inputs
+
+    @property
     def data(self) -> str:
         """The training data in words."""
         data = self.config.data

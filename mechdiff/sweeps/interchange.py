@@ -26,6 +26,8 @@ from mechdiff.core.batches import batches
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.numerics import ROUNDING
 from mechdiff.core.types import Images, PRNGKey, PyTree
+from mechdiff.data.classes import class_labels, labels_of_faces
+from mechdiff.data.dataset import Dataset
 from mechdiff.data.synthetic import FACTORS, factor_pair
 from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
 from mechdiff.interventions.build import leave_one_out
@@ -76,7 +78,8 @@ class PairSet:
       factors: of `data.synthetic`; each has other pairs, of the same first faces.
       count: pairs of each factor, at least 1.
       complexity: rung 0 to 4 of the ladder that the faces are drawn from.
-      condition: what both faces of each pair are conditioned on, leaves `(count, ...)`; None: nothing.
+      condition: what both faces of each pair are conditioned on, leaves `(count, ...)`, such as
+        `labeled(...)`; None: nothing.
 
     Raises:
       ConfigError: an unknown factor, none or one twice, or no pairs.
@@ -103,6 +106,25 @@ class PairSet:
         noise = keys.stream(self.key, "noise")
         first, second = (EvalSet(images, timesteps, noise, self.condition) for images in faces)
         return first, second
+
+
+def labeled(pairs: PairSet, names: str, classes: int) -> PairSet:
+    """The pairs under the class of their first face, for a network of synthetic faces with classes.
+
+    Its twin is told the same class, also where they differ in the factor that classes are made of: what is
+    exchanged is what the image shows.
+
+    Args:
+      names, classes: see `data.class_labels`.
+
+    Raises:
+      ConfigError: as `data.class_labels`.
+    """
+    key = keys.stream(pairs.key, "faces")
+    labels = labels_of_faces(key, 0, pairs.count, pairs.complexity)
+    unseen = np.zeros((pairs.count, 1, 1, 3), np.uint8)
+    faces = Dataset(name="synthetic", images=unseen, digest="", labels=labels, ids=np.arange(pairs.count))
+    return dataclasses.replace(pairs, condition=class_labels(faces, names, classes))
 
 
 @jax.jit

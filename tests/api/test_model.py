@@ -12,12 +12,14 @@ from mechdiff.api import sampling, show
 from mechdiff.api.images import eval_images
 from mechdiff.core import keys
 from mechdiff.core.config import SweepConfig
-from mechdiff.core.errors import ConfigError
+from mechdiff.core.errors import ConfigError, DataError
+from mechdiff.data.collection import open_collection
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.samplers import Sampler, sample
 from mechdiff.diffusion.schedules import ddim_timesteps
 from mechdiff.interventions import build
 from mechdiff.models.denoiser import check_inputs
+from mechdiff.study.inputs import DIGEST_LENGTH, TRAINING_IMAGES
 from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.activations import activations
 
@@ -203,3 +205,19 @@ def test_a_direction_of_one_head_is_named_with_its_number(model):
 def test_bytes_are_shown_as_they_are():
     pixels = np.arange(2 * 8 * 8 * 3, dtype=np.uint8).reshape(2, 8, 8, 3)
     np.testing.assert_array_equal(show(pixels).rows[0], pixels)
+
+
+def test_means_and_patches_take_what_is_there_but_what_the_model_was_trained_on(model, images, tmp_path):
+    site = "mid.block0.res"
+    np.save(tmp_path / "images.npy", images)
+    few = model.ablate(site, "mean", images[:3])
+    assert few.doing == f"mean over 3 images: {site}"
+    assert model.ablate(site, "mean", np.concatenate([images] * 4)).doing.startswith("mean over 16 images")
+    there = open_collection(tmp_path / "images.npy")
+    seen = {TRAINING_IMAGES: [there.recorded[row][:DIGEST_LENGTH] for row in there.rows[:2]]}
+    other = dataclasses.replace(model, record=seen)
+    assert other.patch(site, tmp_path / "images.npy").doing == f"patched from 4 images: {site}"
+    assert other.ablate(site, "mean", tmp_path / "images.npy").doing == f"mean over 4 images: {site}"
+    all_seen = {TRAINING_IMAGES: [digest[:DIGEST_LENGTH] for digest in there.recorded]}
+    with pytest.raises(DataError, match="0 different images and 6 that tiny was trained on"):
+        dataclasses.replace(model, record=all_seen).patch(site, tmp_path / "images.npy")

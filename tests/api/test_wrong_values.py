@@ -32,6 +32,7 @@ WRONG = {  # what the message says -> what is called, of a model and images
     "temperature='2'": lambda model, images: model.temperature(HEAD, "2"),
     "direction 'x' for": lambda model, images: model.add(RES, "x"),
     f"direction of 7 channels for {RES}, which has": lambda model, images: model.add(RES, np.ones(7)),
+    f"direction of 1 channels for {RES}, which has": lambda model, images: model.add(RES, np.ones(1)),
     "expected finite numbers": lambda model, images: model.add(RES, np.array([np.nan])),
     "low=0.5": lambda model, images: model.during(0.5, 300),
     "holds no timestep": lambda model, images: model.during(5000, 6000),

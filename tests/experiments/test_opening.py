@@ -7,6 +7,8 @@ from reference import launching
 
 from experiments import _opening
 from mechdiff.core import presets
+from mechdiff.core.config import override
+from mechdiff.core.errors import ConfigError
 
 
 @pytest.mark.parametrize("name", ["circuits", "phases", "screen", "roles", "entropy"])
@@ -26,3 +28,23 @@ def test_celeba_without_effect_on_a_network_of_synthetic_faces_is_said(monkeypat
         "warning: --celeba=celeba/ has no effect on faces: it is examined on synthetic images, which are "
         "drawn"
     )
+
+
+def test_only_launchers_that_use_nested_images_take_and_count_them(tmp_path, capsys, monkeypatch):
+    words = ["images=4", "timesteps=2", "nested=true", "reference_images=0", "ablations=zero"]
+    config = override(presets.preset("tiny"), [f"sweep.{word}" for word in words])
+    for nested, count in ((False, 4), (True, 8)):
+        opened = _opening.opened(config, tmp_path, "reference.user_network:with_classes", None, nested=nested)
+        assert (opened.images.nested is not None) == nested
+        assert opened.images.label.startswith(f"{count} of 12 images")
+        assert f": {count} of 12 images" in capsys.readouterr().err
+
+    def stop(*_, nested=False, **__):
+        raise ConfigError(f"nested={nested}")
+
+    monkeypatch.setattr(_opening, "opened", stop)
+    for name, asked in (("sweep_sequential", True), ("sweep_scaling", False)):
+        settings = ("--set=sweep.nested=true", "--set=sweep.images=32")
+        options = ("--preset=tiny", f"--workdir={tmp_path}", "--model=x", *settings)
+        assert launching.launch(name, *options) == 2
+        assert launching.only_line(capsys) == f"error: nested={asked}"

@@ -65,6 +65,12 @@ def test_trainings_joins_snapshots_of_one_run_in_order():
     np.testing.assert_array_equal(first.high - first.low, 3)
 
 
+def test_snapshots_on_own_samples_are_of_one_training():
+    first, last = (examined(steps, inputs=f"faces@{steps}'s own samples") for steps in (10, 20))
+    assert [training.steps.tolist() for training in trainings([first, last])] == [[10, 20]]
+    assert trainings([first, examined(20)]) == []
+
+
 def test_trainings_are_those_of_the_models_that_are_shown():
     models = [examined(10), examined(20), examined(10, seed=1), examined(20, seed=1)]
     assert [training.steps.tolist() for training in trainings(models, models[3:])] == [[10, 20]]

@@ -28,7 +28,7 @@ from mechdiff.storage import files, labelled
 from mechdiff.study import records
 
 NAMES = {
-    "own-seed0": "the model's own samples (not real images)",
+    "own-seed0": "own-seed0's own samples (not real images)",
     "held-seed0": "held-out synthetic images",
 }
 VOID = {"meta", "img", "source", "link", "br", "hr"}

@@ -10,6 +10,8 @@ from reference.networks import SMALL, identity_of, random_params
 
 from mechdiff.core import keys
 from mechdiff.core.errors import ConfigError
+from mechdiff.data.factors import SPECS
+from mechdiff.data.synthetic import factor_pair
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import cosine_schedule
 from mechdiff.interventions.build import ablate
@@ -99,3 +101,17 @@ def test_a_factor_that_changes_nothing_has_no_carriers(measured):
 def test_an_unknown_factor_is_one_line_with_the_closest():
     with pytest.raises(ConfigError, match="closest: hair_style"):
         interchange.PairSet(KEY, ("hairstyle",))
+
+
+def test_pairs_are_of_the_class_of_their_first_face_whatever_factor_differs():
+    """Classes cut a factor's range into halves: by the factor as it was drawn, here and in training."""
+    plain = interchange.PairSet(KEY, ("skin_brightness",), 8)
+    pairs = interchange.labeled(plain, "skin_brightness", 2)
+    spec, faces = SPECS["skin_brightness"], keys.stream(KEY, "faces")
+    drawn = [factor_pair(faces, i, "skin_brightness", 8)[0].factors["skin_brightness"] for i in range(8)]
+    np.testing.assert_array_equal(pairs.condition, np.array(drawn) > (spec.low + spec.high) / 2)
+    assert set(pairs.condition) == {0, 1}
+    for side in pairs.at("skin_brightness", 8, LEVELS):
+        np.testing.assert_array_equal(side.condition, pairs.condition)
+    with pytest.raises(ConfigError, match=r"data\.classes for synthetic.*; closest: skin_brightness"):
+        interchange.labeled(plain, "skin_bright", 2)

@@ -44,11 +44,13 @@ def draw_samples(
       `(count, height, width, channels)`.
 
     Raises:
-      ConfigError: a network that is conditioned on images, without them; guidance without a null class; more
-        steps than T.
+      ConfigError: a network that is conditioned on images, without them; a condition of another number of
+        images; guidance without a null class; more steps than T.
     """
     condition = sample_condition(denoiser, count) if condition is None else condition
-    conditions.check(denoiser.network, condition)  # before tracing, where labels have values
+    condition = conditions.of_rows(
+        denoiser.network, condition, count
+    )  # before tracing, where labels have values
     null = null_condition(denoiser, condition) if guidance != 1 else condition
     block = memory.images_at_once(min(SAMPLE_BLOCK, count), footprint.row_bytes(denoiser.network))
     timesteps = tuple(sampled_timesteps(denoiser, steps).tolist())

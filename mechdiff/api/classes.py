@@ -1,0 +1,106 @@
+"""Labels of images, from one model to another: numbers of classes mean something to one network alone."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from mechdiff.core.errors import ConfigError, shorten
+from mechdiff.core.types import PyTree
+from mechdiff.models import conditions, factories
+from mechdiff.study.condition_sources import CLASS_NAMES
+from mechdiff.study.eval_images import EvalImages
+from mechdiff.study.inputs import conditioned_on
+
+NONE = "no class"  # what the null label is called
+
+
+def for_other(images: EvalImages, of: Any, model: Any) -> EvalImages:
+    """The images of one `Model` for another: labels become its numbers of the classes of the same names.
+
+    A network that takes no condition is given none. Images and conditions that a user's function gave stay
+    as they are.
+
+    Args:
+      images: with labels of `of`.
+
+    Raises:
+      ConfigError: classes that can't be matched by name, or images without what `model` is conditioned on.
+    """
+    if model is of or factories.WITH_IMAGES in of.record:
+        return images
+    wanted = conditioned_on(model.denoiser)
+    if wanted and images.condition is None:
+        raise ConfigError(
+            f"{model.name} is conditioned on {wanted}, which images of {of.name} come without; compare them "
+            "the other way round, or give images in a sub-folder for each class"
+        )
+    parts = images.condition, images.reference_condition
+    condition, reference = (_for_other(part, of, model) if wanted else None for part in parts)
+    return dataclasses.replace(images, condition=condition, reference_condition=reference)
+
+
+def check_labels(images: EvalImages, of: Any, others: EvalImages, model: Any) -> None:
+    """Checks that no image is of classes of different names to two models, where both name theirs.
+
+    Args:
+      images: as `of` sees them.
+      others: the same, as `model` sees them.
+
+    Raises:
+      ConfigError: one is.
+    """
+    first, second = (_label(side.scored_condition) for side in (images, others))
+    if first is None or second is None or not (_names(of) and _names(model)):
+        return
+    called, otherwise = _numbered(of), _numbered(model)
+    for row, (one, other) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
+        if called[one] != otherwise[other]:
+            raise ConfigError(
+                f"image {row} would be {called[one]} to {of.name}, but {otherwise[other]} to {model.name}; "
+                "give images in sub-folders that are called as classes of both"
+            )
+
+
+def _for_other(condition: PyTree, of: Any, model: Any) -> PyTree:
+    label, known, names = _label(condition), _names(of), _names(model)
+    if label is None or _alike(of, model):
+        return condition
+    numbers = {name: number for number, name in _numbered(model).items()}
+    called = [_numbered(of).get(number) for number in label.tolist()]
+    if sorted(known) != sorted(names) or len(set(known)) < len(known) or not set(called) <= set(numbers):
+        first, second = (shorten(", ".join(side))[1:-1] if side else "not named" for side in (known, names))
+        raise ConfigError(
+            f"classes of {of.name} ({first}) and of {model.name} ({second}) can't be matched by name, so "
+            "labels of the one say nothing to the other; name them alike: mechdiff import --class_names, or "
+            "in Python dataclasses.replace(model, record={**model.record, 'class_names': [...]})"
+        )
+    renumbered = np.array([numbers[name] for name in called], label.dtype)
+    return condition | {"label": renumbered} if isinstance(condition, dict) else renumbered
+
+
+def _alike(of: Any, model: Any) -> bool:
+    """Whether numbers of classes mean the same to both: by their names, or by the labels they learned."""
+    if conditions.taken(of.denoiser.network) != conditions.taken(model.denoiser.network):
+        return False
+    if _names(of) or _names(model) or of.config is None or model.config is None:
+        return bool(_names(of)) and _names(of) == _names(model)
+    first, second = of.config.data, model.config.data
+    learned = bool(first.classes) and first.name != "folder"  # whose classes are its own sub-folders
+    return learned and (first.name, first.classes) == (second.name, second.classes)
+
+
+def _label(condition: PyTree) -> np.ndarray | None:
+    """The labels of a condition; None where it has none."""
+    label = condition.get("label") if isinstance(condition, dict) else condition
+    return None if label is None else np.asarray(label)
+
+
+def _names(model: Any) -> tuple[str, ...]:
+    """Names of a model's classes, in their order; empty: unknown."""
+    return tuple(model.record.get(CLASS_NAMES) or ())
+
+
+def _numbered(model: Any) -> dict[int | None, str]:
+    """Number -> name of a model's classes, and of none."""
+    return {conditions.taken(model.denoiser.network).null_label: NONE} | dict(enumerate(_names(model)))
