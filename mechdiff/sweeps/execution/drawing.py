@@ -48,9 +48,8 @@ def draw_samples(
         images; guidance without a null class; more steps than T.
     """
     condition = sample_condition(denoiser, count) if condition is None else condition
-    condition = conditions.of_rows(
-        denoiser.network, condition, count
-    )  # before tracing, where labels have values
+    # Before tracing, where labels have values.
+    condition = conditions.of_rows(denoiser.network, condition, count)
     null = null_condition(denoiser, condition) if guidance != 1 else condition
     block = memory.images_at_once(min(SAMPLE_BLOCK, count), footprint.row_bytes(denoiser.network))
     timesteps = tuple(sampled_timesteps(denoiser, steps).tolist())
