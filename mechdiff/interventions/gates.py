@@ -62,10 +62,11 @@ class Gate(nn.Module):
         if not self.has_variable("add", "value"):  # decided by the pytree's structure, when traced
             return blended
         direction = self.get_variable("add", "value")
-        if any(size not in (1, full) for size, full in zip(direction.shape, a.shape, strict=True)):
+        fits = all(size in (1, full) for size, full in zip(direction.shape, a.shape, strict=True))
+        if not fits or direction.shape[-1] != a.shape[-1]:
             raise ConfigError(
                 f"direction for site {self.name!r} has shape {direction.shape[1:]}; it must broadcast to "
-                f"{a.shape[1:]}, one row of the activation"
+                f"{a.shape[1:]}, one row of the activation, with all of its {a.shape[-1]} channels"
             )
         return blended + jnp.asarray(direction, blended.dtype)
 

@@ -32,8 +32,8 @@ class Intervention:
         mixed at the sites named here only, a matter of the pytree's structure, not of the values.
       pattern_replacement: the sites of `pattern` -> replacement patterns, `(heads, queries, keys)`, with 1
         for heads or queries that share one.
-      add: site -> direction that is added after the gate, broadcastable to one row of the site's activation;
-        absent where nothing is added.
+      add: site -> direction that is added after the gate, broadcastable to one row of the site's activation,
+        in a UNet's of as many channels; absent where nothing is added.
 
     Any leaf may have a leading row axis as long as the batch. Leaves are NumPy or JAX arrays, or what a
     transformation puts in their place, such as the axes of `STACKED`. Neither dicts nor NumPy arrays (which

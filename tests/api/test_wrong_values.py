@@ -33,6 +33,9 @@ WRONG = {  # what the message says -> what is called, of a model and images
     "direction 'x' for": lambda model, images: model.add(RES, "x"),
     f"direction of 7 channels for {RES}, which has": lambda model, images: model.add(RES, np.ones(7)),
     f"direction of 1 channels for {RES}, which has": lambda model, images: model.add(RES, np.ones(1)),
+    "one row of the activation, with all of its": lambda model, images: model.add(HEAD, np.ones(1)).predict(
+        images, 5
+    ),
     "expected finite numbers": lambda model, images: model.add(RES, np.array([np.nan])),
     "low=0.5": lambda model, images: model.during(0.5, 300),
     "holds no timestep": lambda model, images: model.during(5000, 6000),
