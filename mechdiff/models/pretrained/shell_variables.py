@@ -1,0 +1,176 @@
+"""Variables of a shell's commands: a fold over the commands, whose state is a `Scope`."""
+
+import dataclasses
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+
+from mechdiff.core.errors import ConfigError, DataError
+from mechdiff.models.pretrained.shell_words import length_of_array, unquoted
+
+LARGEST = 2**20  # characters of a variable, which may be made of itself
+ASSIGNED = re.compile(r"([A-Za-z_]\w*)\+?=(.*)", re.DOTALL)
+VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?:\[[@*]\])?(?::?[-=]([^}]*))?\})")
+DECLARING = ("export", "declare", "local", "readonly", "typeset")
+UTILITIES = re.compile(  # programs of a script that train and sample nothing
+    r"\.|\[+|cat|cd|chmod|conda|cp|curl|date|echo|exit|for|git|kill|ln|ls|mkdir|module|mv|pip3?|popd|printf|"
+    r"pushd|pwd|rm|rsync|sed|shopt|sleep|source|tar|tee|test|touch|trap|ulimit|unset|unzip|wait|wget|"
+    r"//.*|rem|REM"  # comments of other languages
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Assignment:
+    """A variable's words; `exported` into the environment of commands, which is no place of arguments."""
+
+    name: str
+    words: tuple[str, ...]
+    exported: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Expanded:
+    """A command's words without quotes and variables, and the variables that they are made of."""
+
+    words: list[str]
+    sources: frozenset[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scope:
+    """What is known of variables behind a command.
+
+    Attributes:
+      where: the text, for messages.
+      words: of each variable.
+      sources: of each variable, the names of those that it was made of, and its own.
+      used: variables that commands use, or other variables.
+      unclear: variables set anew, differently, before anything used them: perhaps in branches.
+      assigned: every assignment, in order.
+    """
+
+    where: str
+    words: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    sources: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
+    used: frozenset[str] = frozenset()
+    unclear: frozenset[str] = frozenset()
+    assigned: tuple[Assignment, ...] = ()
+
+
+def expanded(commands: Iterable[list[str]], where: str) -> tuple[list[Expanded], Scope]:
+    """Commands with their variables by what these hold, but for those that only assign and for utilities.
+
+    Args:
+      commands: as of `shell_words.commands`.
+
+    Raises:
+      ConfigError: a variable that is used and was set twice, differently, before.
+      DataError: a variable that is too long.
+      ValueError: quotes that don't close.
+
+    Example:
+      >>> done, _ = expanded([["F='--x 1'"], ["cd", "a"], ["a.py", "$F", "$G"]], "flags")
+      >>> done[0].words, sorted(done[0].sources)
+      (['a.py', '--x', '1', '$G'], ['F'])
+    """
+    scope, done = Scope(where), []
+    for words in commands:
+        scope, rest = _assigned(scope, words)
+        if rest and not _is_utility(rest):
+            names = _known(scope, rest)
+            scope = dataclasses.replace(scope, used=scope.used.union(names))
+            parts = [part for word in rest for part in _expanded(scope, word)]
+            done.append(Expanded(parts, _sources(scope, names)))
+    return done, scope
+
+
+def _is_utility(words: list[str]) -> bool:
+    """Whether a command trains and samples nothing."""
+    if words[0] == "set":  # `set -o pipefail`; of other shells, `set NAME=VALUE` is an assignment
+        return all(word[0] in "-+" for word in words[1:2])
+    return UTILITIES.fullmatch(words[0]) is not None and words[:2] != ["conda", "run"]
+
+
+def _assigned(scope: Scope, words: list[str]) -> tuple[Scope, list[str]]:
+    """The scope behind a command's assignments, and the words behind these."""
+    declares, exports = bool(words) and words[0] in DECLARING, words[:1] == ["export"]
+    while words and (words[0] in DECLARING or (declares and words[0].startswith("-"))):
+        words = words[1:]
+    made = []
+    while words and (match := ASSIGNED.fullmatch(words[0])):
+        length = length_of_array(words) if match[2].startswith("(") else 1
+        scope, parts = _with_variable(scope, match, words[:length])
+        made.append((match[1], parts))
+        words = words[length:]
+    listed = tuple(Assignment(*each, exports or bool(words)) for each in made)
+    return dataclasses.replace(scope, assigned=scope.assigned + listed), words
+
+
+def _with_variable(scope: Scope, match: re.Match, words: list[str]) -> tuple[Scope, tuple[str, ...]]:
+    """The scope with one more variable, and the words that it is given.
+
+    Args:
+      match: of the assignment.
+      words: the assignment, several of an array.
+    """
+    name, value = match[1], match[2]
+    known = _known(scope, words)
+    used = scope.used.union(known)
+    if value.startswith("("):
+        inside = [value[1:], *words[1:]]
+        inside[-1] = inside[-1].removesuffix(")")
+        parts = tuple(part for word in inside if word for part in _expanded(scope, word))
+    else:
+        parts = tuple(shlex.split(_filled(scope, unquoted(value))))
+    added = "+" in words[0][: match.start(2)]
+    before = scope.words.get(name, ()) if added else ()
+    anew = not before and name not in used and scope.words.get(name, parts) != parts
+    if sum(map(len, before + parts)) > LARGEST:
+        raise DataError(f"{scope.where}: ${name} is too long for a command line")
+    sources = {name} | _sources(scope, known) | (scope.sources[name] if before else set())
+    scope = dataclasses.replace(
+        scope,
+        words={**scope.words, name: before + parts},
+        sources={**scope.sources, name: frozenset(sources)},
+        used=used,
+        unclear=scope.unclear | {name} if anew else scope.unclear,
+    )
+    return scope, parts
+
+
+def _known(scope: Scope, words: list[str]) -> list[str]:
+    """The names of the known variables in words with quotes, which are used by that."""
+    matches = (match for word in words for match in VARIABLE.finditer(unquoted(word)))
+    names = [name for match in matches if (name := match[1] or match[2]) in scope.words]
+    for name in names:
+        if name in scope.unclear:
+            raise ConfigError(
+                f"{scope.where} sets ${name} twice, differently, before it is used; keep what the network "
+                "was trained with"
+            )
+    return names
+
+
+def _sources(scope: Scope, names: Iterable[str]) -> frozenset[str]:
+    """The variables that these variables were made of."""
+    return frozenset().union(*(scope.sources[name] for name in names))
+
+
+def _expanded(scope: Scope, word: str) -> list[str]:
+    """A word without quotes, or the words of the variable that it is."""
+    text = unquoted(word)
+    match = VARIABLE.fullmatch(text)
+    name = (match[1] or match[2]) if match else None
+    return list(scope.words[name]) if name in scope.words else [_filled(scope, text)]
+
+
+def _filled(scope: Scope, text: str) -> str:
+    """A text with its variables, as far as they are known, by what they hold."""
+
+    def value(match: re.Match) -> str:
+        name = match[1] or match[2]
+        if name in scope.words:
+            return " ".join(map(shlex.quote, scope.words[name]))
+        return match[0] if match[3] is None else match[3]
+
+    return VARIABLE.sub(value, text)
