@@ -243,8 +243,7 @@ def _walk(folder: Path) -> tuple[list[str], Counter[str]]:
     for place, folders, entries in walked:
         real = os.path.realpath(place)
         folders[:] = [] if real in visited else sorted(name for name in folders if not _is_junk(name))
-        inner = [os.path.join(place, name) for name in folders]
-        roots.extend(path for path in inner if os.path.islink(path))
+        roots.extend(str(path) for name in folders if (path := Path(place, name)).is_symlink())
         entries = [] if real in visited else entries
         visited.add(real)
         for name in entries:
