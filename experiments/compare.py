@@ -81,9 +81,9 @@ def print_top(comparison: Comparison) -> None:
         sides = (f"{row[side]:.3g}" for side in ("before", "after"))
         interval = f"[{row['low']:.3g}, {row['high']:.3g}]"
         table.add_row(row["component"], *sides, f"{row['difference']:+.3g}", interval, f"{row['p']:.2g}")
-    print(f"{comparison.title}: largest changes{few_images(comparison.paired.n)}")
-    Console(width=100, highlight=False, markup=False).print(table)
     paired = comparison.paired
+    print(f"{comparison.title}: largest changes{few_images(paired.n, paired.effective)}")
+    Console(width=100, highlight=False, markup=False).print(table)
     if paired.least_p > 0.05:
         print(
             f"n = {paired.n} images, {len(paired.components)} components: no p can fall below "

@@ -62,7 +62,7 @@ def main(config, workdir):
     files.write_json(workdir / "pairs.json", record)
     count = len(chosen) * (len(chosen) - 1) // 2
     print(f"{count:,} pairs scored on {len(images.reference)} images, ", end="")
-    few = stats.few_images(pairs.attrs["n"])
+    few = stats.few_images(pairs.attrs["n"], pairs.attrs["effective"])
     print(f"{pairs.sizes['pair']} of them run on {len(images.scored)} others{few}")
     print("\n".join(redundancy.pair_lines(pairs)))
     return {"folder": workdir, "pairs": record["pairs"], "agreement": record["agreement"]}

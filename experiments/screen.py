@@ -45,9 +45,10 @@ idle = {"sweep.ablations": "give --ablation=NAME"}
 
 def main(config, workdir):
     _opening.check_names([load.name_of(model) for model in MODEL.value])
-    stats.weights.check_units(config.sweep.images)
+    if not EVERY.value:
+        stats.weights.check_units(config.sweep.images)
     use_all_cores()
-    screens, inputs, largest, intervals = {"trained": {}, "untrained": {}}, {}, {}, {}
+    screens, inputs, largest, intervals, few = {"trained": {}, "untrained": {}}, {}, {}, {}, {}
     for folder in MODEL.value:
         name = load.name_of(folder)
         denoiser, trained, images, eval_set = _opening.opened(
@@ -55,7 +56,6 @@ def main(config, workdir):
         )
         inputs[name] = images.label
         chosen = denoiser.components(_widest(denoiser) if CHANNELS.value else 0)
-        units = stats.units_from(images.scored_people, eval_set.count)
         networks = {"trained": denoiser}
         if UNTRAINED.value:
             networks["untrained"] = untrained.untrained(denoiser, trained.seed)
@@ -64,6 +64,8 @@ def main(config, workdir):
             screen = screened(config, workdir, network, images, eval_set, chosen)
             screens[group][network.name] = screen
             if not EVERY.value:
+                units = stats.units_from(images.scored_people, eval_set.count)
+                few[network.name] = stats.few_images(units.count, units.effective)
                 effects = screening.effect_intervals(screen, units)
                 intervals[network.name] = {"effect_low": effects.low, "effect_high": effects.high}
                 largest[network.name] = screening.top(screen, [each.name for each in chosen], effects)
@@ -77,7 +79,8 @@ def main(config, workdir):
     }
     files.write_json(workdir / "screen.json", {"models": records, "manifest": manifest})
     for name, rows in largest.items():
-        tables.print_records(f"\n{name}, {ABLATION.value} ablation: largest verified effects", rows)
+        title = f"{name}, {ABLATION.value} ablation: largest verified effects{few[name]}"
+        tables.print_records(f"\n{title}", rows)
     print(workdir / "screen.json")
     return {"folder": workdir, "top": largest}
 

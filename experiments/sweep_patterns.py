@@ -47,7 +47,8 @@ def main(config, workdir):
         for source, interval in pooled.items():
             row |= tables.with_interval(source, interval, i)
         rows.append(row)
-    what = f"{len(images.scored)} images ({images.label})"
+    units = stats.units_of(swept)
+    what = f"{len(images.scored)} images ({images.label}){stats.few_images(units.count, units.effective)}"
     tables.print_records(f"{denoiser.name}: relative loss increase (%) with patterns replaced, {what}", rows)
     return {"folder": workdir, "heads": rows}
 

@@ -10,6 +10,7 @@ import dataclasses
 import jax
 from absl import flags
 
+from mechdiff import stats
 from mechdiff.cli import tables
 from mechdiff.core import keys
 from mechdiff.core.config import to_dict
@@ -64,10 +65,11 @@ def main(config, workdir):
     for i in largest_first:
         row: dict = {"component": str(swept["component"].values[i])}
         for j, (low, high) in enumerate(windows):
-            row |= tables.with_interval(f"t in [{low}, {high})", distance, (0, i, j))
+            row |= tables.with_interval(f"t in [{low}, {high})", distance, (0, int(i), j))
         rows.append(row)
     what = "mean distance of samples to those without ablation, by window of timesteps"
-    tables.print_records(f"{what}, with 95 % intervals over {SAMPLES.value} samples", rows)
+    few = stats.few_images(SAMPLES.value)
+    tables.print_records(f"{what}, with 95 % intervals over {SAMPLES.value} samples{few}", rows)
     return {"folder": workdir / "trajectories", "distances": rows}
 
 

@@ -54,10 +54,9 @@ def main(config, workdir):
         for gate, interval in pooled.items():
             row |= tables.with_interval(f"gate {gate:g}", interval, i)
         rows.append(row)
-    title = (
-        f"{denoiser.name}: relative loss increase (%) by gate, {len(images.scored)} images ({images.label})"
-    )
-    tables.print_records(title, rows)
+    units = stats.units_of(curves)
+    what = f"{len(images.scored)} images ({images.label}){stats.few_images(units.count, units.effective)}"
+    tables.print_records(f"{denoiser.name}: relative loss increase (%) by gate, {what}", rows)
     return {"folder": workdir, "curves": rows}
 
 

@@ -74,7 +74,8 @@ def ranked(sides: list[Side], units: list[stats.Units], repeats: int = 2000, see
     """Rank correlation of two sides with its 95 % interval, within [-1, 1]; it contains the estimate.
 
     Its ends lie Student's quantile times the standard error outside of the estimate and of twice the estimate
-    less the mean of resamples. The standard error is the jackknife's, or that of resamples if larger: leaving
+    less the mean of resamples; its degrees of freedom are those of as many units as people count as
+    (`stats.Units.effective`). The standard error is the jackknife's, or that of resamples if larger: leaving
     out one unit can leave all ranks of few components as they are.
 
     Args:
@@ -100,7 +101,8 @@ def ranked(sides: list[Side], units: list[stats.Units], repeats: int = 2000, see
         variance += float(stats.jackknife_error(values)) ** 2
     n = min(side.count for side in units)
     error = np.sqrt(max(variance, stats.resampled_variance(drawn, n)[0]))
-    half = scipy.special.stdtrit(n - 1, 0.975) * error
+    count_as = min(side.effective for side in units)
+    half = scipy.special.stdtrit(max(count_as - 1, 1), 0.975) * error
     corrected = 2 * estimate - float(drawn.mean())
     ends = min(estimate, corrected) - half, max(estimate, corrected) + half
     low, high = (np.asarray(np.clip(end, -1, 1)) for end in ends)

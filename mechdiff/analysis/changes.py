@@ -63,7 +63,13 @@ def changes(
     }
     coords = {"model": list(labels), "component": names, **_labels(sides[0], measured[0])}
     known = {"people": measured[0].people} if measured[0].people else {}
-    about = {"ablation": ablation, **known, "least_p": between.least_p, **(facts or {})}
+    about = {
+        "ablation": ablation,
+        **known,
+        "least_p": between.least_p,
+        "effective": between.effective,
+        **(facts or {}),
+    }
     return xr.Dataset(variables, coords=coords, attrs=about)
 
 

@@ -50,7 +50,7 @@ def check_labels(images: EvalImages, of: Any, others: EvalImages, model: Any) ->
     Raises:
       ConfigError: one is.
     """
-    first, second = (_label(side.scored_condition) for side in (images, others))
+    first, second = _label(images.scored_condition, of), _label(others.scored_condition, model)
     if first is None or second is None or not (_names(of) and _names(model)):
         return
     called, otherwise = _numbered(of), _numbered(model)
@@ -63,7 +63,7 @@ def check_labels(images: EvalImages, of: Any, others: EvalImages, model: Any) ->
 
 
 def _for_other(condition: PyTree, of: Any, model: Any) -> PyTree:
-    label, known, names = _label(condition), _names(of), _names(model)
+    label, known, names = _label(condition, of), _names(of), _names(model)
     if label is None or _alike(of, model):
         return condition
     numbers = {name: number for number, name in _numbered(model).items()}
@@ -90,8 +90,10 @@ def _alike(of: Any, model: Any) -> bool:
     return learned and (first.name, first.classes) == (second.name, second.classes)
 
 
-def _label(condition: PyTree) -> np.ndarray | None:
-    """The labels of a condition; None where it has none."""
+def _label(condition: PyTree, model: Any) -> np.ndarray | None:
+    """The numbers of classes in a condition of a model; None where it is of something else."""
+    if not conditions.taken(model.denoiser.network).classes:
+        return None
     label = condition.get("label") if isinstance(condition, dict) else condition
     return None if label is None else np.asarray(label)
 
@@ -102,5 +104,6 @@ def _names(model: Any) -> tuple[str, ...]:
 
 
 def _numbered(model: Any) -> dict[int | None, str]:
-    """Number -> name of a model's classes, and of none."""
-    return {conditions.taken(model.denoiser.network).null_label: NONE} | dict(enumerate(_names(model)))
+    """Number -> name of a model's classes, and of none, where it has a number for that."""
+    null = conditions.taken(model.denoiser.network).null_label
+    return ({} if null is None else {null: NONE}) | dict(enumerate(_names(model)))

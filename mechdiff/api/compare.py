@@ -104,7 +104,7 @@ class Comparison:
         """That intervals over so few images are too narrow, and that no p can be small, where that is so."""
         least = self.paired.least_p
         bound = f"; no p can fall below {least:.2g}, take more images" if least > 0.05 else ""
-        return few_images(self.paired.n) + bound
+        return few_images(self.paired.n, self.paired.effective) + bound
 
     def __repr__(self) -> str:
         return f"Comparison({self.title}{self._few})\n{self.top(3).round(3).to_string(index=False)}"

@@ -17,6 +17,7 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PyTree
 from mechdiff.interventions.components import select, site_type
 from mechdiff.interventions.record import Intervention
+from mechdiff.models import conditions
 from mechdiff.models.denoiser import Examinable
 from mechdiff.storage.run_log import progress
 from mechdiff.sweeps import activations
@@ -99,7 +100,7 @@ def _activations(denoiser: Examinable, source: Source, t: int, sites: Iterable[s
     count = len(source.images) if source.mean else min(most, len(source.images))
     for start in range(0, count, BLOCK):
         indices = np.arange(start, min(start + BLOCK, count))
-        condition = jax.tree.map(lambda leaf, rows=indices: np.asarray(leaf)[rows], source.condition)
+        condition = conditions.at(source.condition, indices)
         captured = activations.activations(denoiser, source.images[indices], t, key, indices, condition)
         for site, parts in blocks.items():
             parts.append(np.asarray(captured[site]))

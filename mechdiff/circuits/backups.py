@@ -101,7 +101,8 @@ def interaction_table(
       over images or people); `p` (sign flips of these, max-T over pairs); `single_a`, `single_b`, `joint`,
       relative loss increases (%) without one or both; `strength` (see `strengths`); and `named`: `backup` if
       `low` is above `LEAST`, `common` if `high` is below -`LEAST`, else empty; empty as well where `p` is
-      above .05 and there are fewer than `stats.FEW` units. Attribute `n`: units, images or people.
+      above .05 and the units count as fewer than `stats.FEW`. Attributes `n`: units, images or people;
+      `effective`: what these count as.
     """
     clean, interaction = exact.clean_loss.values, exact.interaction.values
     units = stats.units_from(people, exact.sizes["image"])
@@ -118,7 +119,7 @@ def interaction_table(
     singles = np.stack([increase(exact.without_a), increase(exact.without_b)])
     joint = increase(exact.without_both)
     p = stats.max_t(by_unit(exact, units), seed=seed)
-    sure = (p <= ALPHA) | (units.count >= stats.FEW)
+    sure = (p <= ALPHA) | (units.effective >= stats.FEW)
     named = np.where(interval.low > LEAST, BACKUP, np.where(interval.high < -LEAST, COMMON, ""))
     per_pair = {
         "estimate": interval.estimate,
@@ -132,7 +133,7 @@ def interaction_table(
         "named": np.where(sure, named, ""),
     }
     table = exact.assign({name: ("pair", np.asarray(values)) for name, values in per_pair.items()})
-    return table.assign_attrs(n=units.count)
+    return table.assign_attrs(n=units.count, effective=units.effective)
 
 
 def by_unit(exact: xr.Dataset, units: stats.Units) -> Float[np.ndarray, "pair unit"]:
@@ -219,7 +220,7 @@ def few(table: xr.Dataset) -> str:
     n = int(table.attrs.get("n", table.sizes["image"]))  # results from before 2026-11-30 don't say it
     least = 2.0 ** (1 - n)  # of an exact p by sign flips
     none = f"; no pair can be named, take {stats.FEW} or more" if least > ALPHA else ""
-    return stats.few_images(n) + none
+    return stats.few_images(n, float(table.attrs.get("effective", n))) + none
 
 
 def lines(table: xr.Dataset) -> list[str]:
@@ -237,5 +238,5 @@ def lines(table: xr.Dataset) -> list[str]:
     return [
         *text_table(heads, rows),
         *(f"any one may go, no two: {', '.join(members)}" for members in groups(table)),
-        f"{count} of {total} pairs lie beyond {LEAST:g} % of the loss, either way{few(table)}",
+        f"{count} of {total} pairs surely interact by more than {LEAST:g} % of the loss{few(table)}",
     ]

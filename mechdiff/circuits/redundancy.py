@@ -67,9 +67,9 @@ def verified_pairs(
       people: number of the person in each image of `eval_set`; then people are resampled and flipped.
 
     Returns:
-      The variables and the attribute of `backups.interaction_table`, but `p` (sign flips) corrected by Holm
-      for all verified pairs; of each its `score` (%) and whether it was `audited`; `curvature` of all pairs,
-      dims `t, left, right`.
+      The variables and attributes of `backups.interaction_table`, but `p` (sign flips) corrected by Holm for
+      all verified pairs (`named` goes by that of max-T); of each its `score` (%) and whether it was
+      `audited`; `curvature` of all pairs, dims `t, left, right`.
 
     Raises:
       ConfigError: fewer than two components.

@@ -16,6 +16,7 @@ from mechdiff.circuits.attribution import Expansion, gate_scores
 from mechdiff.circuits.audits import EXPANSIONS
 from mechdiff.core import devices
 from mechdiff.core.config import Precision, SweepConfig
+from mechdiff.core.numerics import ROUNDING
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.components import Component
@@ -121,7 +122,8 @@ def exact_losses(
     replacements: PyTree = None,
     setting: Precision = "float32",
 ) -> ExactLosses:
-    """Losses of every image with each component ablated, by exact runs.
+    """Losses of every image with each component ablated, by exact runs; those without intervention where no
+    prediction changed by more than rounding.
 
     Args:
       setting: precision of matrix products.
@@ -138,4 +140,5 @@ def exact_losses(
     ).isel(ablation=0)
     error = sweep["precision_error"].values if "precision_error" in sweep else np.zeros(len(chosen))
     loss, clean = (sweep[name].values.astype(np.float64) for name in ("loss", "clean_loss"))
-    return ExactLosses(loss, clean, error)
+    idle = sweep["change"].max(("t", "image")).values <= ROUNDING
+    return ExactLosses(np.where(idle[:, None, None], clean, loss), clean, error)

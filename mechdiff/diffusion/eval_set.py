@@ -85,8 +85,8 @@ class EvalSet:
         for leaf in jax.tree.leaves(condition):
             if leaf.shape[: images.ndim - 3] != images.shape[:-3]:
                 raise ConfigError(
-                    f"condition of shape {leaf.shape} for images of shape {images.shape}: give one entry per "
-                    f"image, leading axes {images.shape[:-3]}"
+                    f"condition of shape {leaf.shape} for images of shape {images.shape}: give an array "
+                    f"of one entry per image, leading axes {images.shape[:-3]}"
                 )
         values = {"images": images, "timesteps": timesteps, "key": key, "condition": condition}
         for name, value in values.items():

@@ -124,7 +124,9 @@ def read_only(tree: PyTree) -> PyTree:
 
 
 def _is_fixed(memory: object) -> bool:
-    """Whether nothing can write to an array, nor to what it is a view of: bytes, or read-only arrays."""
+    """Whether nothing can write to an array, nor to what it is a view of: bytes, read-only or JAX arrays."""
+    if isinstance(memory, memoryview):  # such as NumPy's view of an array of JAX, which never changes
+        return memory.readonly and isinstance(memory.obj, jax.Array)
     if not isinstance(memory, np.ndarray):
         return memory is None or isinstance(memory, bytes)
     return not memory.flags.writeable and _is_fixed(memory.base)

@@ -137,7 +137,7 @@ def of_rows(network: Any, condition: Any, rows: int) -> Any:
       >>> of_rows(UNetConfig(classes=10), [3, 10], 2)
       array([ 3, 10])
     """
-    condition = jax.tree.map(_as_array, condition, is_leaf=lambda part: isinstance(part, list))
+    condition = jax.tree.map(_as_array, condition, is_leaf=_of_numbers)
     check(network, condition)
     for leaf in jax.tree.leaves(condition):
         if leaf.shape[:1] != (rows,):
@@ -146,6 +146,13 @@ def of_rows(network: Any, condition: Any, rows: int) -> Any:
                 "as a list of classes"
             )
     return condition
+
+
+def _of_numbers(part: Any) -> bool:
+    """Whether it is a list of numbers, or of lists of them, in place of an array; a list of arrays is a
+    condition of several parts."""
+    leaves = jax.tree.leaves(part)
+    return isinstance(part, list) and not any(isinstance(leaf, np.ndarray | jax.Array) for leaf in leaves)
 
 
 def _as_array(part: Any) -> AnyArray:

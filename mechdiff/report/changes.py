@@ -109,7 +109,7 @@ def render(changed: Changed, figures: Path) -> str:
         rows=rows,
         figures=_figures(changed, figures),
         findings=findings(changed),
-        few=few_images(difference.pooled.n),
+        few=few_images(difference.pooled.n, changed.dataset.attrs.get("effective")),
         facts=facts,
         alpha=ALPHA,
         shown=SHOWN,

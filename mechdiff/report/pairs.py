@@ -39,11 +39,11 @@ def _listed(table: xr.Dataset) -> Markup:
     names = zip(named.a.values.tolist(), named.b.values.tolist(), strict=True)
     left = [i for i, pair in enumerate(names) if pair not in inside]
     if not (groups or left):
-        return Markup("No interaction is surely above {:g} % of the loss, either way.").format(backups.LEAST)
+        return Markup("No pair surely interacts by more than {:g} % of the loss.").format(backups.LEAST)
     items = [_group(members, table) for members in groups]
     items += [_item(named.isel(pair=i)) for i in left[:SHOWN]]
     more = f"; and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
-    words = "Beyond {:g} % of the loss, by 95 % intervals: {}{}."
+    words = "Pairs that surely interact by more than {:g} % of the loss: {}{}."
     return Markup(words).format(backups.LEAST, Markup("; ").join(items), more)
 
 

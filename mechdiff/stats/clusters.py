@@ -6,9 +6,8 @@ left out and sign-flipped together (cluster bootstrap, Davison & Hinkley 1997, s
 
 Where people have unequal numbers of images the few with most decide, and intervals are widened for as many
 units as the people count as (`kish`, since 2026-11-30), which is ours. Intervals (nominally .95) of pooled
-loss increases of 40 people, log-sd .5, covered .940 where each has five images; .922 (before: .914) with
-geometric numbers of them; .974 (.840) where one has half of all; .908 (.842) where four have 20 and the
-others one.
+loss increases of 40 people cover .918 (before: .911) with geometric numbers of images, .976 (.831) where one
+has half of all (`validation.image_calibration`).
 """
 
 from dataclasses import dataclass

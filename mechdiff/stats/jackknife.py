@@ -34,7 +34,7 @@ def jackknife_interval(statistic: Statistic, units: Units, confidence: float = 0
     estimate = np.asarray(statistic(units.even())[..., 0])
     shares_without_each = (1.0 - np.eye(n)) / (n - 1)
     values = statistic(units.weights(shares_without_each))
-    half = special.stdtrit(units.effective - 1, (1 + confidence) / 2) * jackknife_error(values)
+    half = special.stdtrit(max(units.effective - 1, 1), (1 + confidence) / 2) * jackknife_error(values)
     return Interval(
         estimate=estimate,
         low=np.asarray(estimate - half),

@@ -136,7 +136,7 @@ def classes_for(denoiser: Examinable, data: DataConfig) -> int:
     if conditions.takes(denoiser.unet) != ("label",) or not denoiser.unet.classes:
         raise DataError(
             f"{denoiser.name} is conditioned on {conditioned_on(denoiser)}, which a data set "
-            "of images does not hold; give an array and its condition to study.inputs.images_from"
+            "of images does not hold; give what study.inputs.images_from makes of an array and its condition"
         )
     if not data.classes:
         raise DataError(

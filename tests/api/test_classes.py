@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import sys
 
 import jax
 import numpy as np
@@ -10,12 +9,14 @@ import pytest
 from reference import user_network
 
 import mechdiff as md
-from mechdiff.api.classes import for_other
+from mechdiff.api import paired_sweeps
+from mechdiff.api.classes import check_labels, for_other
 from mechdiff.api.images import eval_images
 from mechdiff.core import keys
-from mechdiff.core.config import SweepConfig
+from mechdiff.core.config import DiffusionConfig, SweepConfig
 from mechdiff.core.errors import ConfigError, DataError
 from mechdiff.data import class_labels, load
+from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.interventions import build
 from mechdiff.models import factories
 from mechdiff.study.inputs import images_from
@@ -134,7 +135,7 @@ def test_compared_models_are_told_the_class_of_the_same_name(labeled, tmp_path):
 
 
 def test_classes_that_can_not_be_matched_by_name_are_refused(labeled, shown, monkeypatch, images, tmp_path):
-    monkeypatch.setattr(sys.modules[md.compare.__module__], "sweep", lambda *_, **__: pytest.fail("swept"))
+    monkeypatch.setattr(paired_sweeps, "sweep", lambda *_, **__: pytest.fail("swept"))
     before = _named(labeled, "dark", "bright")
     for names, said in ((("pale", "tan"), "(pale, tan)"), ((), "(not named)")):
         other = _named(labeled, *names, shift=0.01)
@@ -160,3 +161,21 @@ def test_labels_stay_where_both_learned_the_same_ones_or_a_user_gave_them(labele
     np.testing.assert_array_equal(turned.condition["label"], [1, 0, 2, 1, 0, 2])
     given = dataclasses.replace(first, record={**first.record, factories.WITH_IMAGES: (None, None)})
     assert for_other(both, given, second) is both
+
+
+def test_conditions_that_are_no_classes_are_given_as_they_are(images):
+    """An array of numbers of a wrapped function: to both models the same."""
+
+    def network(params, x, t, text):
+        return params["scale"] * x + text.mean(-1)[:, None, None, None]
+
+    example = np.zeros((2, *images.shape[1:]), np.float32), np.zeros(2), np.zeros((2, 3), np.float32)
+    schedule = make_schedule(DiffusionConfig(steps=50))
+    first, second = (
+        md.load(md.wrap(network, {"scale": scale}, schedule, example, name=name))
+        for name, scale in (("a", np.float32(0.5)), ("b", np.float32(0.7)))
+    )
+    texts = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    given = images_from(images, first.denoiser, FEW, condition=texts)
+    assert for_other(given, first, second).condition is texts
+    check_labels(given, first, given, second)

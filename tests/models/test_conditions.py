@@ -101,8 +101,8 @@ REFUSED = [
     (LABELED, None, "is conditioned on one of 3 classes; give one per row as the condition"),
     (JOINED, None, "is conditioned on an image of 2 channels"),
     (LABELED, np.array([0.0, 1.0]), "labels of type float64: expected integers"),
-    (LABELED, np.array([[0], [1]]), r"labels of shape \(2, 1\): expected 1 axis"),
-    (VECTORS, np.array([0, 1]), r"labels of shape \(2,\): expected 2 axis"),
+    (LABELED, np.array([[0], [1]]), r"labels of shape \(2, 1\): expected \(rows,\)"),
+    (VECTORS, np.array([0, 1]), r"labels of shape \(2,\): expected \(rows, width\)"),
     (JOINED, np.zeros((2, 8, 8, 3)), r"condition images of shape \(2, 8, 8, 3\): expected"),
     (BOTH, np.array([0, 1]), "condition with label: this network takes label and image"),
     (LABELED, {"class": np.array([0])}, "condition with class: this network takes label"),
@@ -147,3 +147,10 @@ def test_networks_without_conditions_keep_their_digests():
 def test_a_table_and_an_embedding_of_numbers_exclude_each_other():
     with pytest.raises(ConfigError, match=r"unet\.classes=3 is the size of a table"):
         dataclasses.replace(LABELED, class_embedding="identity")
+
+
+def test_a_list_of_numbers_is_an_array_and_a_list_of_arrays_is_several_parts():
+    network, text, mask = object(), np.ones((3, 5)), np.zeros((3, 2))
+    np.testing.assert_array_equal(conditions.of_rows(network, [[0.0, 1.0], [2.0, 3.0]], 2), [[0, 1], [2, 3]])
+    parts = conditions.of_rows(network, [text, mask], 3)
+    assert parts[0] is text and parts[1] is mask

@@ -301,7 +301,7 @@ DAMAGES = {
     ),
     "numbers of other images": (
         lambda w: stated(w / "subjects/own-seed0/subject.json", inputs="held-out images"),
-        'own-seed0 is unfinished: its numbers are of inputs "the model\'s own samples (not real images)"',
+        "own-seed0 is unfinished: its numbers are of inputs",
     ),
 }
 

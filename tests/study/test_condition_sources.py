@@ -144,7 +144,7 @@ REFUSED = [
     (LARGER, Sources(conditions="a.npy"), None, "are a folder and a file; both must be"),
     (network(condition_channels=4), Sources(conditions="."), None, "conditioned on 4 channels; files hold 1"),
     (network(), Sources(classes="1"), None, "--classes has no effect on net, which takes no condition"),
-    (network(class_embedding="identity"), Sources(), None, "give an array and its condition"),
+    (network(class_embedding="identity"), Sources(), None, "makes of an array and its condition"),
 ]  # fmt: skip
 
 

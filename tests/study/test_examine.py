@@ -23,7 +23,7 @@ def test_numbers_of_an_earlier_run_are_not_shown_for_one_that_was_interrupted(ti
     schedule = make_schedule(DiffusionConfig(schedule="cosine", steps=50))
     denoiser = Denoiser("small", SMALL, schedule, random_params(SMALL), identity_of(SMALL))
     monkeypatch.setattr(examine, "load_denoiser", lambda model, name: (denoiser, config, {"steps": 7}))
-    choose = choosing.chooser(config, None, tmp_path / "cache")
+    choose = choosing.ImageChoice(config, None, tmp_path / "cache")
 
     def run(seed):
         examine.examine("small", tmp_path, choose, config.sweep, seed, tmp_path / "subjects" / "small")

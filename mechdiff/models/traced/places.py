@@ -139,12 +139,18 @@ def change_by_place(fn: Callable[..., jax.Array], args: tuple) -> float | None:
     params, *rows = args
     if not all(map(_is_here, jax.tree.leaves(args))):
         return None
-    with jax.ensure_compile_time_eval():
-        run = jax.jit(fn)
-        before, after = (run(params, *_taken(rows, batch)) for batch in BATCHES)
+    try:
+        with jax.ensure_compile_time_eval():
+            run = jax.jit(fn)
+            before, after = (run(params, *_taken(rows, batch)) for batch in BATCHES)
+            jax.block_until_ready((before, after))
+    except Exception:  # whatever hinders a run here, such as a lack of memory: nothing is known then
+        return None
     kept = [place for place, row in enumerate(BATCHES[1]) if row in BATCHES[0]]
     precision = jnp.finfo(before.dtype).eps
     before, after = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    if not (np.isfinite(before).all() and np.isfinite(after).all()):
+        return None
     change = np.sqrt(np.mean((after[kept] - before[BATCHES[1][kept]]) ** 2))
     share = change / max(before.std(), np.finfo(np.float32).tiny)
     return float(share) if share > max(TOLERANCE, 4 * precision) else None

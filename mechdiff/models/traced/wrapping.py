@@ -166,8 +166,8 @@ def _rows(
 
 
 def _repeated(leaf: Any, rows: int) -> Any:
-    """Rows of an example again and again; zeros if only their shape is known."""
-    if isinstance(leaf, np.ndarray | jax.Array):
+    """Rows of an example again and again; zeros if it has none, or only their shape is known."""
+    if isinstance(leaf, np.ndarray | jax.Array) and len(leaf):
         return leaf[np.arange(rows) % len(leaf)]
     return np.zeros((rows, *np.shape(leaf)[1:]), jnp.result_type(leaf))
 

@@ -106,6 +106,22 @@ def test_parameters_without_numbers_are_not_run(leaf):
     assert change_by_place(lambda p, x: p * jnp.cumsum(x, 0), (leaf, np.ones((16, 2)))) is None
 
 
+def refused(x):
+    raise ValueError("not here")
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: jax.pure_callback(refused, jax.ShapeDtypeStruct(x.shape, x.dtype), x),
+        lambda x: jnp.cumsum(x, 0) / jnp.zeros(()),
+    ],
+    ids=["fails", "not finite"],
+)
+def test_of_a_run_that_gives_no_numbers_nothing_is_known(fn):
+    assert run(fn) is None
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_dropout_that_is_on_is_named(training, caplog):
     """Flax NNX's modules are in training mode until `.eval()`."""
