@@ -6,6 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 from reference import user_network
 
 import mechdiff as md
@@ -167,12 +168,16 @@ def test_conditions_that_are_no_classes_are_given_as_they_are(images):
     """An array of numbers of a wrapped function: to both models the same."""
 
     def network(params, x, t, text):
-        return params["scale"] * x + text.mean(-1)[:, None, None, None]
+        return checkpoint_name(params["scale"] * x, "scaled.mlp") + text.mean(-1)[:, None, None, None]
 
-    example = np.zeros((2, *images.shape[1:]), np.float32), np.zeros(2), np.zeros((2, 3), np.float32)
+    example = (
+        np.zeros((2, *images.shape[1:]), np.float32),
+        np.zeros(2, np.int32),
+        np.zeros((2, 3), np.float32),
+    )
     schedule = make_schedule(DiffusionConfig(steps=50))
     first, second = (
-        md.load(md.wrap(network, {"scale": scale}, schedule, example, name=name))
+        md.load(md.wrap(network, {"scale": scale}, schedule=schedule, example=example, name=name))
         for name, scale in (("a", np.float32(0.5)), ("b", np.float32(0.7)))
     )
     texts = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
