@@ -45,19 +45,19 @@ def main(config, workdir):
     for model in MODEL.value:
         denoiser, _, images, _ = _opening.opened(config, workdir, model, CELEBA.value, IMAGES.value)
         for ablation in config.sweep.ablations:
-            found = circuit_results.found_circuit(
+            result = circuit_results.found_circuit(
                 denoiser, images, ablation, config, folder / "run", settings
             )
-            lines = [*scorecards.lines(found.scorecard), *robustness.lines(found.stability)]
+            lines = [*scorecards.lines(result.scorecard), *robustness.lines(result.stability)]
             print("\n".join(lines), flush=True)
-            rows.append(row(found.scorecard))
+            rows.append(row(result.scorecard))
             manifest = run_manifest(to_dict(config), model=str(model), inputs=images.label)
             files.write_json(
-                folder / f"{denoiser.name}-{ablation}.json", found.facts() | {"manifest": manifest}
+                folder / f"{denoiser.name}-{ablation}.json", result.facts() | {"manifest": manifest}
             )
-            labelled.replace(folder / f"{denoiser.name}-{ablation}.zarr", found.runs)
-            discovered.setdefault(ablation, {})[denoiser.name] = found.circuit
-            held_out.setdefault(ablation, {})[denoiser.name] = found.scorer
+            labelled.replace(folder / f"{denoiser.name}-{ablation}.zarr", result.runs)
+            discovered.setdefault(ablation, {})[denoiser.name] = result.circuit
+            held_out.setdefault(ablation, {})[denoiser.name] = result.scorer
     for ablation, of_networks in discovered.items():
         if len(of_networks) == 1:
             break  # nowhere to transfer a circuit to

@@ -41,8 +41,8 @@ def main(config, workdir):
             networks.append(untrained.untrained(denoiser, config.seed))
         for network in networks:
             inputs[network.name] = images.label
-            found = phase_results.measured_phases(network, images, eval_set, config, workdir / "sweeps")
-            for ablation, measured in found.items():
+            by_ablation = phase_results.measured_phases(network, images, eval_set, config, workdir / "sweeps")
+            for ablation, measured in by_ablation.items():
                 print(line(network.name, ablation, measured))
                 facts = dataclasses.asdict(measured) | {"boundaries": measured.boundaries}
                 records[f"{network.name} {ablation}"] = facts

@@ -54,11 +54,11 @@ def check_labels(images: EvalImages, of: Any, others: EvalImages, model: Any) ->
     if first is None or second is None or not (_names(of) and _names(model)):
         return
     called, otherwise = _numbered(of), _numbered(model)
-    for row, (one, other) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
-        if called[one] != otherwise[other]:
+    for row, (number, other) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
+        if called[number] != otherwise[other]:
             raise ConfigError(
-                f"image {row} would be {called[one]} to {of.name}, but {otherwise[other]} to {model.name}; "
-                "give images in sub-folders that are called as classes of both"
+                f"image {row} would be {called[number]} to {of.name}, but {otherwise[other]} to "
+                f"{model.name}; give images in sub-folders that are called as classes of both"
             )
 
 

@@ -27,8 +27,8 @@ def how_many(model: Any, images: Given) -> int | None:
     if isinstance(images, EvalImages):
         return len(images.scored)
     if images is None:
-        given, _ = model.record.get(factories.WITH_IMAGES, (None, None))
-        return None if given is None else len(given)
+        own_images, _ = model.record.get(factories.WITH_IMAGES, (None, None))
+        return None if own_images is None else len(own_images)
     there = open_collection(images if isinstance(images, str | Path) else whole_array(images))
     return len(rows_to_examine(there, _trained_on(model)))
 

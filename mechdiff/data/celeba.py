@@ -87,13 +87,15 @@ def open_source(path: str) -> Source:
         np.concatenate([getattr(pack, name)[taken] for pack, taken in zip(packs, rows, strict=True)])
         for name in ("splits", "flags", "people")
     )
-    seen = _seen_in_training(splits, people, path)
-    ids, packs_of, splits, flags, people = (part[~seen] for part in (ids, packs_of, splits, flags, people))
+    in_training = _seen_in_training(splits, people, path)
+    ids, packs_of, splits, flags, people = (
+        part[~in_training] for part in (ids, packs_of, splits, flags, people)
+    )
     content = [pack.content for pack in packs]
     return Source(
         name="celeba",
         where=path,
-        content=fingerprint([content, ids.tolist()] if seen.any() else content),
+        content=fingerprint([content, ids.tolist()] if in_training.any() else content),
         stamp=fingerprint([pack.stamp for pack in packs]),
         ids=ids,
         splits=splits,
@@ -109,13 +111,13 @@ def _seen_in_training(
 ) -> Bool[np.ndarray, " count"]:
     """Which held-out images are of people who are in training images too: not held out, so they are left out
     with a warning. CelebA's own splits share nobody."""
-    seen = (splits > 0) & (people >= 0) & np.isin(people, people[splits == 0])
-    if seen.any():
+    of_trained = (splits > 0) & (people >= 0) & np.isin(people, people[splits == 0])
+    if of_trained.any():
         logging.warning(
             "%s: %d of %d held-out images are of people who are in training images too; they are left out",
-            *(path, seen.sum(), (splits > 0).sum()),
+            *(path, of_trained.sum(), (splits > 0).sum()),
         )
-    return seen
+    return of_trained
 
 
 def find_packs(path: str) -> list[Path]:

@@ -91,16 +91,16 @@ def read_text(text: str, where: str = "flags") -> Pasted:
     if others := list(dict.fromkeys(word for words in parts for word in words if OF_OTHERS.fullmatch(word))):
         notes += (f"not defined in {where}, and by name not of the network: {', '.join(others)}",)
         parts = [[word for word in words if word not in others] for words in parts]
-    given = [list(_flags(words, where)) for words in parts]
-    flags = _merged([flag for each in given for flag in each], where)
-    _check_defaults(commands, [dict(each) for each in given[len(taken) :]], where)
+    by_command = [list(_flags(words, where)) for words in parts]
+    flags = _merged([flag for each in by_command for flag in each], where)
+    _check_defaults(commands, [dict(each) for each in by_command[len(taken) :]], where)
     return Pasted(flags, bool(commands), notes)
 
 
-def _merged(given: Iterable[tuple[str, str]], where: str) -> dict[str, str]:
+def _merged(pairs: Iterable[tuple[str, str]], where: str) -> dict[str, str]:
     """Flags by name; ConfigError where there are none, or two of one name that differ and have a bearing."""
     flags: dict[str, str] = {}
-    for name, value in given:
+    for name, value in pairs:
         if _plain(flags.get(name, value)) != _plain(value) and name != "dropout" and not ignored(name):
             raise ConfigError(
                 f"{where} sets --{name} twice, to {shorten(flags[name])} and {shorten(value)}; keep the "
@@ -148,12 +148,12 @@ def _of_network(commands: list[_Command], where: str) -> tuple[list[_Command], t
     return own, (f"by name not of the network, so passed over: {', '.join(names)}",) if names else ()
 
 
-def _check_defaults(commands: list[_Command], given: list[dict[str, str]], where: str) -> None:
+def _check_defaults(commands: list[_Command], by_command: list[dict[str, str]], where: str) -> None:
     """Refuses a flag that decides numbers and is in some of the network's commands alone: in the others it
     has its default, which is another value."""
     of_network = [
         flags
-        for command, flags in zip(commands, given, strict=True)
+        for command, flags in zip(commands, by_command, strict=True)
         if OF_NETWORK.fullmatch(command.program) or not all(map(ignored, flags))
     ]
     for name, value in (flag for flags in of_network for flag in flags.items()):

@@ -47,8 +47,8 @@ def suspect(program: ClosedJaxpr, other: ClosedJaxpr, rows: tuple[int, int]) -> 
       >>> look(lambda x: jnp.tanh(x @ jnp.ones((2, 2)))), look(lambda x: jnp.cumsum(x, 0))
       ('', 'cumsum')
     """
-    found = list(_suspects(program, other, rows))
-    return DRAWING if DRAWING in found else next(iter(found), "")
+    operations = list(_suspects(program, other, rows))
+    return DRAWING if DRAWING in operations else next(iter(operations), "")
 
 
 def _suspects(program: ClosedJaxpr, other: ClosedJaxpr, rows: tuple[int, int]) -> Iterator[str]:
