@@ -130,8 +130,8 @@ def enough_memory(way_out: str) -> Iterator[None]:
 
 # LLVM's optimizations left out, and kernels emitted the older way, which compiles in two thirds of the time.
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-# Products, sums and elementwise operations by XLA's library of kernels (YNNPACK), which are optimized whatever
-# the level: programs compiled `QUICKLY` take 0.76 to 0.87 of the time with it, those compiled in full 1.1 to
+# Products, sums and elementwise operations by XLA's library of kernels (YNNPACK), which are optimized at any
+# level: programs compiled `QUICKLY` take 0.76 to 0.87 of the time with it, those compiled in full 1.1 to
 # 1.2 times as long (one core, experiments/benchmarks/README.md).
 BY_LIBRARY = {
     "xla_cpu_experimental_ynn_fusion_type": ",".join(
