@@ -1,6 +1,6 @@
 """Effects of components on the images of each class, from a saved sweep of a network with classes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import xarray as xr
@@ -50,29 +50,18 @@ def class_effects(
     clean, loss = effects.losses(sweep, ablation)
     of_images = sweep[CLASS].transpose(..., "image").values
     classes = np.unique(of_images) if labels is None else np.asarray(labels)
-    units, columns = stats.units_of(sweep), []
-    for label in classes:
-        member, fewest = of_images == label, fewest_units(units, of_images, label)
-        if fewest < FEWEST:
-            what = "people, as they count," if units.clustered else "images"
-            raise ConfigError(
-                f"class {label} has {fewest:.3g} {what} at some timestep; at least {FEWEST} are needed "
-                "(sweep.images)"
-            )
-
-        def statistic(weights, member=member):
-            return effects.pooled_relative_increase(clean, loss, within(weights, member))
-
-        columns.append(
-            stats.bootstrap_units(
-                statistic,
-                units,
-                repeats=repeats,
-                seed=seed,
-                confidence=confidence,
-                effective=fewest,
-            )
+    units = stats.units_of(sweep)
+    columns = [
+        stats.bootstrap_units(
+            _increase_within(clean, loss, of_images == label),
+            units,
+            repeats=repeats,
+            seed=seed,
+            confidence=confidence,
+            effective=_enough_units(units, of_images, label),
         )
+        for label in classes
+    ]
     axes = ("component", CLASS)
     values = {
         name: (axes, np.stack([getattr(interval, name) for interval in columns], 1), {"units": "%"})
@@ -84,6 +73,25 @@ def class_effects(
         coords={"component": sweep["component"], CLASS: classes},
         attrs={"ablation": ablation, "confidence": confidence},
     )
+
+
+def _increase_within(
+    clean: np.ndarray, loss: np.ndarray, member: np.ndarray
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Weights of images -> relative loss increases over those of them that are members of a class."""
+    return lambda weights: effects.pooled_relative_increase(clean, loss, within(weights, member))
+
+
+def _enough_units(units: stats.Units, of_images: np.ndarray, label: int | np.integer) -> float:
+    """As `fewest_units`; ConfigError if they are too few for an interval."""
+    fewest = fewest_units(units, of_images, label)
+    if fewest < FEWEST:
+        what = "people, as they count," if units.clustered else "images"
+        raise ConfigError(
+            f"class {label} has {fewest:.3g} {what} at some timestep; at least {FEWEST} are needed "
+            "(sweep.images)"
+        )
+    return fewest
 
 
 def fewest_units(

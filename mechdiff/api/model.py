@@ -6,32 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pandas as pd
 import xarray as xr
 
-from mechdiff.api import reading, result, sampling, screening
-from mechdiff.api.images import Given, eval_images, how_many
-from mechdiff.api.replacing import Source, check_rows, replacements_of
-from mechdiff.api.selection import What, listed
+from mechdiff.api import changes, describing, drawing, predicting, reading, result, screening
+from mechdiff.api.images import Given
+from mechdiff.api.replacing import Source
+from mechdiff.api.selection import What
 from mechdiff.api.show import Samples
-from mechdiff.core import devices, ranges
 from mechdiff.core.config import ExperimentConfig, Precision
-from mechdiff.core.errors import ConfigError, shorten, unknown
 from mechdiff.core.types import AnyArray, Images
-from mechdiff.interventions import build
-from mechdiff.interventions.components import Component, component_at, select
-from mechdiff.interventions.describe import describe, table
-from mechdiff.interventions.directions import add_direction
+from mechdiff.interventions.components import Component, component_at
+from mechdiff.interventions.describe import describe
 from mechdiff.interventions.record import Intervention
-from mechdiff.models import conditions
-from mechdiff.models.denoiser import Examinable, check_inputs
-from mechdiff.models.load import check_known
-from mechdiff.sweeps import precision as reduced_precision
-
-ABLATIONS = ("zero", "mean")  # that act while sampling; sweeps know more
-REFERENCES = 16  # images that a mean is taken over
+from mechdiff.models.denoiser import Examinable
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,16 +70,7 @@ class Model:
         Raises:
           ConfigError: a type that no component has.
         """
-        listed = self.denoiser.components()
-        types = [*dict.fromkeys(component.component_type for component in listed)]
-        if type is not None and type not in types:
-            raise ConfigError(unknown("component type", type, types))
-        rows = [
-            (component.name, component.component_type, component.resolution, component.depth)
-            for component in listed
-            if type in (None, component.component_type)
-        ]
-        return pd.DataFrame(rows, columns=["name", "type", "resolution", "depth"])
+        return describing.component_table(self.denoiser.components(), type)
 
     def ablate(self, what: What, with_: str = "zero", images: Given = None) -> "Model":
         """Components replaced.
@@ -105,16 +84,7 @@ class Model:
         Raises:
           ConfigError: another ablation, or a name or pattern that matches nothing.
         """
-        if with_ not in ABLATIONS:
-            raise ConfigError(unknown("ablation of a model", with_, ABLATIONS) + "; model.sweep knows more")
-        changed = self._set(build.set_gate(self.intervention, listed(what), 0.0))
-        names = list(select(self.intervention, listed(what)))
-        if with_ == "zero":
-            return changed._forget(names)
-        reference = eval_images(self, images, min(REFERENCES, how_many(self, images) or REFERENCES))
-        label = f"mean over {len(reference.scored)} images"
-        source = Source(reference.scored, True, label, reference.scored_condition)
-        return dataclasses.replace(changed, sources=dict(self.sources) | dict.fromkeys(names, source))
+        return self._changed(changes.ablated(self, what, with_, images))
 
     def scale(self, what: What, factor: float) -> "Model":
         """Activations of components multiplied by `factor`, which takes the place of an earlier one.
@@ -126,9 +96,7 @@ class Model:
         Raises:
           ConfigError: no finite number, or a name or pattern that matches nothing.
         """
-        chosen = listed(what)
-        scaled = self._set(build.set_gate(self.intervention, chosen, ranges.finite("factor", factor)))
-        return scaled._forget(list(select(self.intervention, chosen)))
+        return self._changed(changes.scaled(self, what, factor))
 
     def temperature(self, what: What, value: float) -> "Model":
         """Attention logits of heads divided by `value`.
@@ -140,9 +108,7 @@ class Model:
         Raises:
           ConfigError: a value of 0 or less, or components that are no heads.
         """
-        chosen = listed(what)
-        value = ranges.finite("temperature", value)
-        return self._set(build.set_temperature(self.intervention, chosen, value))
+        return self._changed(changes.tempered(self, what, value))
 
     def add(self, component: str, direction: AnyArray, strength: float = 1.0) -> "Model":
         """`strength * direction` added to one component's activation, at every position.
@@ -156,10 +122,7 @@ class Model:
         Raises:
           ConfigError: a name that no component has, or a direction that does not fit it.
         """
-        strength = ranges.finite("strength", strength)
-        if not isinstance(component, str):
-            raise ConfigError(f"component={shorten(component)}: expected the name of one")
-        return self._set(add_direction(self.intervention, component, direction, strength))
+        return self._changed(changes.directed(self, component, direction, strength))
 
     def patch(self, what: What, source: Given) -> "Model":
         """Activations of components replaced by those on other images: image i goes into sample i.
@@ -172,13 +135,7 @@ class Model:
         Raises:
           ConfigError: a name or pattern that matches nothing, or images that don't fit the network.
         """
-        images = eval_images(self, source, how_many(self, source) or REFERENCES)
-        count = len(images.scored)
-        chosen = listed(what)
-        names = list(select(self.intervention, chosen))
-        patched = self._set(build.set_gate(self.intervention, chosen, 0.0))
-        patch = Source(images.scored, False, f"patched from {count} images", images.scored_condition)
-        return dataclasses.replace(patched, sources=dict(self.sources) | dict.fromkeys(names, patch))
+        return self._changed(changes.patched(self, what, source))
 
     def during(self, low: int, high: int) -> "Model":
         """All that is done is done only where low <= t < high, t = 0 being the least noise; a later window
@@ -187,15 +144,11 @@ class Model:
         Raises:
           ConfigError: no whole numbers, or a window that holds no timestep of the model.
         """
-        low, high = ranges.whole("low", low), ranges.whole("high", high)
-        steps = self.denoiser.schedule.steps
-        if low >= steps:
-            raise ConfigError(f"window [{low}, {high}) holds no timestep: these are integers in [0, {steps})")
-        return self._set(build.windowed(self.intervention, low, high))
+        return self._changed(changes.windowed(self, low, high))
 
     def untouched(self) -> "Model":
         """The model without intervention."""
-        return dataclasses.replace(self, intervention=self.denoiser.identity, sources={})
+        return self._changed(changes.Change(self.denoiser.identity, {}))
 
     def sample(
         self,
@@ -213,27 +166,7 @@ class Model:
           precision: of products, see `core.devices`. What it changes is measured on the first images and
             stated with the samples.
         """
-        check_known(self.record, self.name)
-        n = ranges.whole("n", n, 1)
-        if condition is not None:
-            condition = conditions.of_rows(self.denoiser.network, condition, n)
-
-        def draw(count: int) -> Images:
-            first = conditions.at(condition, slice(count))
-            return sampling.sample(
-                self.denoiser,
-                self.intervention,
-                count,
-                seed=seed,
-                condition=first,
-                steps=steps,
-                sources=self.sources,
-            )
-
-        devices.warn_of(precision)
-        images, error = reduced_precision.drawn(precision, draw, n)
-        doing = "no intervention" if self.doing == "identity" else self.doing
-        return Samples(images, f"{self.name}, {doing}", seed, error)
+        return drawing.draw(self, n, seed=seed, steps=steps, condition=condition, precision=precision)
 
     def predict(self, x_t: Images, t: int | Sequence[int] | AnyArray, condition: Any = None) -> jax.Array:
         """The noise in `x_t`, whatever the network was trained to output.
@@ -247,18 +180,7 @@ class Model:
           ConfigError: images of another shape, timesteps or classes out of range, a condition of another
             number of images, or several timesteps where replacements come from images.
         """
-        t = t if isinstance(t, int | jax.Array) else np.asarray(t)
-        x_t, timesteps = check_inputs(self.denoiser, x_t, t)
-        condition = conditions.of_rows(self.denoiser.network, condition, len(x_t))
-        acting = self.intervention
-        if self.sources:
-            if len(set(np.asarray(timesteps).tolist())) != 1:
-                raise ConfigError("replacements from images need one t for all rows; call predict for each t")
-            shared, rows = replacements_of(self.denoiser, acting, self.sources, [int(timesteps[0])], len(x_t))
-            check_rows(rows, len(x_t))
-            values = {site: value[0] for site, value in (shared | rows).items()}
-            acting = dataclasses.replace(acting, replacement=dict(acting.replacement) | values)
-        return reading.predicted(self.denoiser, acting, jnp.asarray(x_t), jnp.asarray(timesteps), condition)
+        return predicting.predict(self, x_t, t, condition)
 
     def sweep(
         self,
@@ -325,23 +247,13 @@ class Model:
         )
 
     def activations(
-        self,
-        images: Given = None,
-        *,
-        sites: str = ".*",
-        timesteps: reading.Timesteps = None,
-        n: int = 16,
+        self, images: Given = None, *, sites: str = ".*", timesteps: reading.Timesteps = None, n: int = 16
     ) -> xr.Dataset:
         """Activations of sites on noised images; see `reading.activations`."""
         return reading.activations(self, images, sites=sites, timesteps=timesteps, n=n)
 
     def attention(
-        self,
-        images: Given = None,
-        *,
-        heads: str = ".*",
-        timesteps: reading.Timesteps = None,
-        n: int = 4,
+        self, images: Given = None, *, heads: str = ".*", timesteps: reading.Timesteps = None, n: int = 4
     ) -> xr.Dataset:
         """Attention patterns of heads on noised images; see `reading.attention`."""
         return reading.attention(self, images, heads=heads, timesteps=timesteps, n=n)
@@ -350,25 +262,11 @@ class Model:
         """One component by its name, or an error with the closest names."""
         return component_at(self.denoiser.components(), name)
 
-    def _set(self, intervention: Intervention) -> "Model":
-        return dataclasses.replace(self, intervention=intervention)
-
-    def _forget(self, names: Sequence[str]) -> "Model":
-        kept = {name: source for name, source in self.sources.items() if name not in names}
-        return dataclasses.replace(self, sources=kept)
-
-    def _facts(self) -> list[tuple[str, object]]:
-        about = repr(self.denoiser).split(": ", 1)[-1].rstrip(")")
-        facts: list[tuple[str, object]] = [("network", about), ("intervention", self.doing)]
-        if self.config is not None:
-            facts.append(("trained on", self.config.data.name))
-        if self.record.get("steps"):
-            facts.append(("training steps", self.record["steps"]))
-        return [*facts, ("origin", self.origin)]
+    def _changed(self, change: changes.Change) -> "Model":
+        return dataclasses.replace(self, intervention=change.intervention, sources=change.sources)
 
     def __repr__(self) -> str:
-        about = self._facts()[0][1]
-        return f"Model({self.name!r}: {about}; {self.doing})"
+        return describing.line(self)
 
     def _repr_html_(self) -> str:
-        return table(f"Model {self.name}", self._facts())
+        return describing.html(self)

@@ -8,14 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 import xarray as xr
-from jaxtyping import Array
 
 from mechdiff.api.images import Given, eval_images
 from mechdiff.api.replacing import replacements_of
 from mechdiff.core import keys, ranges
 from mechdiff.core.errors import ConfigError, shorten, unknown
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
-from mechdiff.interventions.record import Intervention
 from mechdiff.models.blocks import PATTERNS
 from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import descriptions
@@ -25,12 +23,6 @@ from mechdiff.sweeps import activation_datasets
 from mechdiff.sweeps.activations import activations as patterns_of
 
 Timesteps = int | Sequence[int] | None
-
-
-@jax.jit
-def predicted(denoiser: Any, intervention: Intervention, x_t: Any, t: Any, condition: Any = None) -> Array:
-    """`denoiser.predict`, compiled once a shape, whatever the intervention."""
-    return denoiser.predict(intervention, x_t, t, condition)
 
 
 def activations(

@@ -133,6 +133,8 @@ def test_a_mean_is_that_of_the_images_and_zero_forgets_it(model, images):
     expected = jax.jit(model.denoiser.predict)(plain, images, np.full(len(images), 30, np.int32))
     np.testing.assert_allclose(eps(averaged, images), expected, atol=1e-5)
     assert averaged.doing == "mean over 16 images: mid.block0.res"
+    once = model.ablate((name for name in ["mid.block0.res"]), with_="mean", images=many)  # a list that ends
+    assert once.doing == averaged.doing
     zero = averaged.ablate("mid.block0.res")
     np.testing.assert_array_equal(eps(zero, images), eps(model.ablate("mid.block0.res"), images))
 

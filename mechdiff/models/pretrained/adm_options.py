@@ -53,17 +53,6 @@ TABLE = {  # defaults of both programs' script_util.py; None: inferred from the 
     "small_size": Option(None, optional(WHOLE)),
 }
 ALIASES = {"model_channels": "num_channels", "steps": "diffusion_steps"}
-OF_DIFFUSION = {"noise_schedule", "predict_xstart", "model_mean_type", "rescale_timesteps"}  # beside `steps`
-SUFFIX = r"(_(args|cfg|config|defaults|flags|kwargs|options|params))?"
-# Sections of a config that are about the network and its training, and those that are about other programs.
-OWN_SECTIONS = (
-    r"(model|unet|unet_model|network|net|arch|architecture|denoiser|ddpm|((gaussian|guided)_)?diffusion|"
-    r"diffusion_model|model_and_diffusion|data|dataset|train|trainer|training|args|cfg|config|defaults?|flags|"
-    r"options|settings|parameters|params|hparams|hyper_?parameters)"
-    rf"{SUFFIX}"
-)
-NOISE_SECTIONS = rf"(gaussian_)?diffusion{SUFFIX}"  # of the own: `steps` in them are noise levels
-OTHER_SECTIONS = r"(.*_)?(classifier|sampl(e|er|ing)|eval|evaluation)(_.*)?"
 IGNORED = (  # of training, sampling, files and classifiers
     *("use_checkpoint", "use_fp16", "use_kl", "rescale_learned_sigmas", "sigma_small", "model_var_type"),
     *("p2_gamma", "p2_k", "timestep_respacing", "use_ddim", "clip_denoised", "dynamic_threshold", "sampler"),
@@ -107,14 +96,6 @@ def at_default(name: str, value: Any) -> bool:
 
 
 ASKED = {"noise_schedule": "noise_schedule", "diffusion_steps": "noise_steps"}
-MULTIPLIERS = {  # if channel_mult is empty; 32 is improved-diffusion's, 128 and 512 guided-diffusion's
-    512: (0.5, 1, 1, 2, 2, 4, 4),
-    256: (1, 1, 2, 2, 4, 4),
-    128: (1, 1, 2, 3, 4),
-    64: (1, 2, 3, 4),
-    32: (1, 2, 2, 2),
-}
-SUPER_RESOLUTION = {512: (1, 1, 2, 2, 4, 4)}  # where the super-resolution scripts differ
 NUM_CLASSES = 1000  # of both programs, ImageNet's
 LABELS = "label_emb.weight"
 PROBE = "input_blocks.0.0.weight"

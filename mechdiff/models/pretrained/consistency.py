@@ -22,8 +22,8 @@ from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.interventions.gates import named
 from mechdiff.interventions.record import ALWAYS, Intervention
 from mechdiff.models.pretrained import adm, diffusers, states
-from mechdiff.models.pretrained.adm_flags import flattened
 from mechdiff.models.pretrained.adm_options import TABLE
+from mechdiff.models.pretrained.adm_sections import flattened
 from mechdiff.models.pretrained.configs import option_names
 from mechdiff.models.pretrained.edm import karras_levels
 from mechdiff.models.pretrained.folders import Place

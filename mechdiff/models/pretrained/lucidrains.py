@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 
 from mechdiff.core.config import MOST_STEPS, DiffusionConfig
-from mechdiff.core.errors import CheckpointError, ConfigError, shorten
+from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.pretrained import states, tensors
-from mechdiff.models.pretrained.conditioning import IMAGE_CHANNELS
 from mechdiff.models.pretrained.fit import check_fit, misfit
 from mechdiff.models.pretrained.folders import Place
 from mechdiff.models.pretrained.imported import ImportedFunction, Stated
@@ -30,9 +29,9 @@ from mechdiff.models.pretrained.lucidrains_levels import (
     objective,
 )
 from mechdiff.models.pretrained.lucidrains_network import Network
+from mechdiff.models.pretrained.lucidrains_tensors import GROUPS, PROBE, USUAL_GROUPS, options_of
 from mechdiff.models.pretrained.options import (
     Option,
-    Options,
     anything,
     boolean,
     choice,
@@ -77,10 +76,8 @@ BUFFERS = (
     "sqrt_recipm1_alphas_cumprod", "posterior_variance", "posterior_log_variance_clipped",
     "posterior_mean_coef1", "posterior_mean_coef2",
 )  # fmt: skip
-PROBE = "init_conv.weight"
-RMS, GROUPS = "downs.0.0.block1.norm.g", "downs.0.0.block1.norm.bias"
+RMS = "downs.0.0.block1.norm.g"
 MEMORY = "mid_attn.mem_kv"
-USUAL_GROUPS = 8
 FREQUENCIES = "time_mlp.0.weights"  # random or learned
 UNBIASED = r"\.(to_qkv|to_out)\.weight$"  # full attention's `to_out` has one in some releases only
 
@@ -102,7 +99,7 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
     buffers, state = _buffers(state)
     _check_release(state, path)
     with misfit(path, WHAT):
-        options = _options(get, state, path)
+        options = options_of(get, state, path)
     check_fit(_network(options), state, _example(options), path, WHAT, UNBIASED)
     _check_levels(state, buffers, path)
     diffusion, levels = noise_levels(get, buffers, stated)
@@ -182,69 +179,3 @@ def _check_release(state: tensors.State, path: Path) -> None:
         )
     if RMS not in state and GROUPS not in state:
         raise CheckpointError(f"{path} has no {RMS}: no Unet of denoising_diffusion_pytorch 1.9 or later")
-
-
-def _options(get: Options, state: tensors.State, path: Path) -> dict[str, Any]:
-    """Options of the network, JSON-ready; a config that contradicts the tensors is refused."""
-    levels = sum(f"downs.{level}.0.block1.proj.weight" in state for level in range(len(state)))
-    for name in (PROBE, "final_conv.weight", "time_mlp.3.weight"):
-        if name not in state:
-            raise CheckpointError(f"{path} does not fit {WHAT}: 1 missing: {name}")
-    joined, outputs = state[PROBE].shape[1], len(state["final_conv.weight"])
-    channels, self_condition = _channels(get, joined, outputs)
-    attentions = [f"downs.{level}.2" for level in range(levels)]
-    memory = {name: state[f"{name}.mem_kv"].shape for name in attentions if f"{name}.mem_kv" in state}
-    full = [f"{name}.to_out.weight" in state for name in memory]
-    dim = len(state["time_mlp.3.weight"]) // 4
-    widths = [
-        len(state[f"downs.{level}.3{'' if level == levels - 1 else '.1'}.weight"]) for level in range(levels)
-    ]
-    read_off = {
-        "dim": dim,
-        "dim_mults": tuple(width // dim for width in widths),
-        "channels": channels,
-        "self_condition": self_condition,
-        "learned_variance": outputs == 2 * channels,
-        "attn_heads": tuple(shape[1] for shape in memory.values()),
-        "attn_dim_head": tuple(shape[3 if f else 2] for shape, f in zip(memory.values(), full, strict=True)),
-        "full_attn": tuple(full),
-    }
-    for name, value in read_off.items():
-        stated = get[name]
-        single = isinstance(value, tuple) and isinstance(stated, tuple) and len(stated) == 1
-        stated = stated * len(value) if single else stated
-        if stated not in (None, value, (None,) * levels):
-            raise ConfigError(f"{WHAT} option {name}={shorten(get[name])}, but the tensors say {value}")
-    side = get["image_size"]
-    if side % 2 ** (levels - 1):
-        raise ConfigError(f"{WHAT} option image_size={side} is not divisible by {2 ** (levels - 1)}")
-    ours = {"levels": levels, "image_size": side, "channels": channels, "self_condition": self_condition}
-    width, groups = len(state["downs.0.0.block1.proj.weight"]), get["resnet_block_groups"] or USUAL_GROUPS
-    if GROUPS not in state and get["resnet_block_groups"] is not None:
-        raise ConfigError(f"{WHAT} option resnet_block_groups={groups}, but the tensors say RMS norms")
-    if GROUPS in state and width % groups:
-        raise ConfigError(f"{WHAT} option resnet_block_groups={groups} does not divide {width} channels")
-    return ours | {"theta": get["sinusoidal_pos_emb_theta"], "groups": groups}
-
-
-def _channels(get: Options, joined: int, outputs: int) -> tuple[int, bool]:
-    """Channels of an image, and whether the input is joined with an earlier estimate of it."""
-    fits = [c for c in sorted({joined, joined // 2}) if joined in (c, 2 * c) and outputs in (c, 2 * c)]
-    if get["channels"] is not None:
-        fits = [c for c in fits if c == get["channels"]]
-    if len(fits) == 2:  # both what joins and what is predicted may be doubled
-        doubled = {get["self_condition"], get["learned_variance"]} - {None}
-        fits = [c for c in fits if doubled <= {c == fits[0]}]
-    if len(fits) == 2 and fits[0] in IMAGE_CHANNELS:
-        raise ConfigError(
-            f"{WHAT}: {joined} channels in and {outputs} out may be images of {fits[0]}, self-conditioned "
-            f"and with learned variances: write channels={fits[0]} into the config if they are"
-        )
-    stated = ("channels", "self_condition", "learned_variance")
-    said = ", ".join(f"{name}={get[name]}" for name in stated if get[name] is not None)
-    if len(fits) != 1 or fits[0] not in IMAGE_CHANNELS:
-        raise ConfigError(
-            f"{WHAT}: {joined} channels in and {outputs} out{said and f' with {said}'} are not those of "
-            "images of 1 or 3 channels (latents are not images)"
-        )
-    return fits[0], joined == 2 * fits[0]

@@ -24,7 +24,8 @@ from mechdiff.models.denoiser import Denoiser, Examinable
 from mechdiff.models.stage_modules import at_timesteps, enter
 from mechdiff.models.stages import stages
 from mechdiff.models.traced.denoiser import TracedDenoiser, TracedNetwork
-from mechdiff.models.traced.joining import predict_each, site_places
+from mechdiff.models.traced.joining import predict_each
+from mechdiff.models.traced.pass_edits import site_places
 from mechdiff.sweeps.execution import row_counts
 from mechdiff.sweeps.execution.joining_rows import extended, rows_at_stage, run_rows
 

@@ -18,7 +18,16 @@ from mechdiff.core.errors import MechdiffError
 from mechdiff.interventions.build import ablate
 from mechdiff.models import pretrained
 from mechdiff.models import unet as unet_module
-from mechdiff.models.pretrained import Stated, adm, adm_flags, adm_options, configs, ddim, diffusers, tensors
+from mechdiff.models.pretrained import (
+    Stated,
+    adm,
+    adm_options,
+    adm_sections,
+    configs,
+    ddim,
+    diffusers,
+    tensors,
+)
 from mechdiff.models.pretrained.adm_tensors import shapes_say
 from mechdiff.models.unet import apply_unet, components
 
@@ -271,9 +280,9 @@ SECTIONS = [  # a config, its options or the line that refuses it, and its notes
 def test_only_sections_of_the_network_decide_it(config, expected, note):
     if isinstance(expected, str):
         with pytest.raises(MechdiffError, match=expected):
-            adm_flags.flattened(config)
+            adm_sections.flattened(config)
     else:
-        flat, notes = adm_flags.flattened(config)
+        flat, notes = adm_sections.flattened(config)
         assert (flat, "".join(notes)) == (expected, note)
 
 

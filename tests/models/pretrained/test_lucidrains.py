@@ -17,7 +17,7 @@ from mechdiff.core.errors import MechdiffError
 from mechdiff.diffusion.schedules import cosine_schedule, make_schedule
 from mechdiff.interventions.build import ablate
 from mechdiff.models import load, pretrained
-from mechdiff.models.pretrained import Stated, builders, lucidrains
+from mechdiff.models.pretrained import Stated, builders, lucidrains, lucidrains_tensors
 from mechdiff.models.pretrained.lucidrains_levels import betas_of, by_loss_weight
 from mechdiff.models.pretrained.options import read_options
 from mechdiff.storage.exported import export_model
@@ -220,9 +220,9 @@ def test_channels_that_tensors_leave_open_are_asked_for(stated, joined, outputs,
     get = read_options(stated, lucidrains.TABLE, what="lucidrains")
     if isinstance(expected, str):
         with pytest.raises(MechdiffError, match=expected):
-            lucidrains._channels(get, joined, outputs)
+            lucidrains_tensors._channels(get, joined, outputs)
     else:
-        assert lucidrains._channels(get, joined, outputs) == expected
+        assert lucidrains_tensors._channels(get, joined, outputs) == expected
 
 
 def without(name: str):
