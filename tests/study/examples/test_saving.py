@@ -6,7 +6,7 @@ import pytest
 from mechdiff.core import keys
 from mechdiff.report import examples as cards
 from mechdiff.storage import labelled
-from mechdiff.study import examples, records
+from mechdiff.study import examples, results_folder
 from mechdiff.study.examples import saving
 
 
@@ -29,7 +29,7 @@ def test_examples_are_drawn_once_and_again_in_other_sizes(examined, monkeypatch)
 
 
 def test_the_page_has_a_place_for_all_that_is_saved(examined):
-    read = records._examined(examined[1]).examples
+    read = results_folder._examined(examined[1]).examples
     figures = cards.figures(read)
     assert set(figures) == {*read["component"].values.tolist(), *read["head"].values.tolist()}
     assert f"t = {read.attrs['strongest_t']}," in figures[str(read["component"].values[0])][1]["caption"]
