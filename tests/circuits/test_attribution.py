@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import hypergeom, spearmanr
 
 from mechdiff import stats
-from mechdiff.circuits import attribution, audits, score_agreement, screen_scores, screening
+from mechdiff.circuits import attribution, audits, score_agreement, screen_scores, screen_tables, screening
 from mechdiff.circuits.attribution import Expansion
 from mechdiff.circuits.screening import ScreenConfig
 from mechdiff.core.config import SweepConfig
@@ -180,8 +180,8 @@ def test_screening_finds_what_exact_runs_find_and_computes_nothing_twice(
     assert result.miss_interval[0] <= result.miss_rate <= result.miss_interval[1] <= 0.6
     known = np.isfinite(result.effect)
     np.testing.assert_allclose(result.effect[known], exact.mean(1)[known], rtol=1e-3, atol=1e-3)
-    intervals = screening.effect_intervals(result, stats.units_from(None, 6))
-    wider = screening.effect_intervals(
+    intervals = screen_tables.effect_intervals(result, stats.units_from(None, 6))
+    wider = screen_tables.effect_intervals(
         dataclasses.replace(result, precision_error=np.full(len(known), 0.5)), stats.units_from(None, 6)
     )
     np.testing.assert_allclose((wider.high - intervals.high)[known], 0.5)
@@ -251,7 +251,7 @@ def test_a_screen_ranks_by_the_point_that_is_asked_for(
     order = np.argsort(-abs(damage[point].mean(1)))
     assert result.shortlist == tuple(names[i] for i in order[:4]) and len(result.audited) == 5
     assert set(result.scores) == {"identity"} | ({"ablated"} if point != "identity" else set())
-    shown = screening.lines(result, names)
+    shown = screen_tables.lines(result, names)
     done = [names.index(line.split()[0]) for line in shown[1:10]]
     assert set(done) == {names.index(name) for name in (*result.shortlist, *result.audited)}
     sizes = abs(exact.mean(1)[done])
