@@ -3,7 +3,8 @@
 import numpy as np
 from markupsafe import Markup
 
-from mechdiff.analysis.effects import Effects, precision_statement
+from mechdiff.analysis import precision
+from mechdiff.analysis.effects import Effects
 from mechdiff.core.text_table import counted
 from mechdiff.report import numbers
 from mechdiff.report.numbers import Agreement, Extent, Value
@@ -91,7 +92,10 @@ def _parts(model: ExaminedModel) -> Markup | None:
 
 def _precision(model: ExaminedModel) -> list[Markup]:
     """Numerical error next to sampling error, where matrix products were not in full precision."""
-    lines = [precision_statement(model.sweep, increase) for increase in model.increases.values()]
+    lines = [
+        precision.statement(model.sweep, increase.pooled, increase.precision_error)
+        for increase in model.increases.values()
+    ]
     words = Markup("<b>Precision</b> under {} ablation: {}.")
     return [words.format(name, line) for name, line in zip(model.increases, lines, strict=True) if line]
 
