@@ -178,7 +178,7 @@ def _scores(
         (config.point,),
         ablation=ablation,
         replacements=replacements,
-        probes=config.probes,
+        random_vectors=config.random_vectors,
     )
     return scores, relative[config.point]
 
@@ -195,7 +195,8 @@ def quality(
 ) -> dict[str, ScoreAgreement]:
     """How well each point of expansion ranks the components, all of which are run exactly.
 
-    Agreement within a selection by score would be biased. Of `config` it takes `k`, `probes` and `precision`.
+    Agreement within a selection by score would be biased. Of `config` it takes `k`, `random_vectors` and
+    `precision`.
     """
     config = config or ScreenConfig()
     chosen = chosen_components(denoiser, chosen)
@@ -206,7 +207,7 @@ def quality(
             chosen,
             ablation=ablation,
             replacements=replacements,
-            probes=config.probes,
+            random_vectors=config.random_vectors,
         )[1]
     exact = exact_losses(
         denoiser,

@@ -217,7 +217,7 @@ def test_a_screen_measures_the_error_of_its_precision(denoiser, tmp_path):
             eval_set,
             tmp_path,
             chosen=chosen,
-            config=screening.ScreenConfig(k=1, shortlist=5, probes=1, precision=setting),
+            config=screening.ScreenConfig(k=1, shortlist=5, random_vectors=1, precision=setting),
         )
         for setting in ("float32", "bfloat16")
     }

@@ -117,5 +117,5 @@ MULTIPLIERS = {  # if channel_mult is empty; 32 is improved-diffusion's, 128 and
 SUPER_RESOLUTION = {512: (1, 1, 2, 2, 4, 4)}  # where the super-resolution scripts differ
 NUM_CLASSES = 1000  # of both programs, ImageNet's
 LABELS = "label_emb.weight"
-PROBE = "input_blocks.0.0.weight"
+ANCHOR = "input_blocks.0.0.weight"
 LAST = ("out.2.weight", "out.2.bias")

@@ -77,7 +77,7 @@ BUFFERS = (
     "sqrt_recipm1_alphas_cumprod", "posterior_variance", "posterior_log_variance_clipped",
     "posterior_mean_coef1", "posterior_mean_coef2",
 )  # fmt: skip
-PROBE = "init_conv.weight"
+ANCHOR = "init_conv.weight"
 RMS, GROUPS = "downs.0.0.block1.norm.g", "downs.0.0.block1.norm.bias"
 MEMORY = "mid_attn.mem_kv"
 USUAL_GROUPS = 8
@@ -98,7 +98,7 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
     path, notes = states.weight_file(place.home, "model", stated.weights)
     state, dtype = tensors.load(path)
     weights = stated.weights if stated.weights in ("raw", "ema") else None
-    state, wrapping = states.unwrapped(state, PROBE, weights, path)
+    state, wrapping = states.unwrapped(state, ANCHOR, weights, path)
     buffers, state = _buffers(state)
     _check_release(state, path)
     with misfit(path, WHAT):
@@ -187,10 +187,10 @@ def _check_release(state: tensors.State, path: Path) -> None:
 def _options(get: Options, state: tensors.State, path: Path) -> dict[str, Any]:
     """Options of the network, JSON-ready; a config that contradicts the tensors is refused."""
     levels = sum(f"downs.{level}.0.block1.proj.weight" in state for level in range(len(state)))
-    for name in (PROBE, "final_conv.weight", "time_mlp.3.weight"):
+    for name in (ANCHOR, "final_conv.weight", "time_mlp.3.weight"):
         if name not in state:
             raise CheckpointError(f"{path} does not fit {WHAT}: 1 missing: {name}")
-    joined, outputs = state[PROBE].shape[1], len(state["final_conv.weight"])
+    joined, outputs = state[ANCHOR].shape[1], len(state["final_conv.weight"])
     channels, self_condition = _channels(get, joined, outputs)
     attentions = [f"downs.{level}.2" for level in range(levels)]
     memory = {name: state[f"{name}.mem_kv"].shape for name in attentions if f"{name}.mem_kv" in state}
