@@ -10,7 +10,7 @@ import dataclasses
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.text_table import text_table
 from mechdiff.storage import files
-from mechdiff.study import claims, records
+from mechdiff.study import claims, results_folder
 from mechdiff.study.claims import complexity_table, verdicts
 
 from . import _launch
@@ -19,7 +19,7 @@ from . import _launch
 def main(config, workdir):
     if not workdir.is_dir():
         raise ConfigError(f"no results folder at {workdir}; give one with --workdir=FOLDER")
-    networks = [model.network for model in records.read(workdir)[1]]
+    networks = [model.results for model in results_folder.read(workdir)[1]]
     answers = claims.evaluate(networks)
     print(verdicts.table(answers))
     answers_saved = [dataclasses.asdict(claim) for claim in answers]

@@ -22,7 +22,7 @@ from mechdiff.validation import planted
 from . import _launch
 
 INSTANCES = flags.DEFINE_integer("instances", 5, "Random instances of each plant and size.", lower_bound=1)
-ONLY = flags.DEFINE_list("plants", list(planted.FAMILIES), "Which plants.")
+ONLY = flags.DEFINE_list("plants", list(planted.PLANTS), "Which plants.")
 SIZES = flags.DEFINE_list("sizes", list(planted.SIZES), "Which sizes of network.")
 METHODS = flags.DEFINE_list("methods", list(planted.METHODS), "Which methods.")
 

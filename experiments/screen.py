@@ -13,7 +13,7 @@ import jax
 from absl import flags
 
 from mechdiff import stats
-from mechdiff.circuits import audits, score_agreement, screening
+from mechdiff.circuits import audits, score_agreement, screen_tables, screening
 from mechdiff.cli import tables
 from mechdiff.core.config import ABLATIONS, to_dict
 from mechdiff.core.devices import use_all_cores
@@ -66,9 +66,9 @@ def main(config, workdir):
             if not EVERY.value:
                 units = stats.units_from(images.scored_people, eval_set.count)
                 few[network.name] = stats.few_images(units.count, units.effective)
-                effects = screening.effect_intervals(screen, units)
+                effects = screen_tables.effect_intervals(screen, units)
                 intervals[network.name] = {"effect_low": effects.low, "effect_high": effects.high}
-                largest[network.name] = screening.top(screen, [each.name for each in chosen], effects)
+                largest[network.name] = screen_tables.top(screen, [each.name for each in chosen], effects)
     if EVERY.value:
         save_summaries(screens, workdir)
     manifest = run_manifest(to_dict(config), models=MODEL.value, ablation=ABLATION.value, inputs=inputs)
@@ -134,7 +134,7 @@ def verify(denoiser, eval_set, folder, *, chosen, setting, **options):
     screen = screening.screen_and_verify(
         denoiser, eval_set, folder, chosen=chosen, config=settings, **options
     )
-    print("\n".join([denoiser.name, *screening.lines(screen, [component.name for component in chosen])]))
+    print("\n".join([denoiser.name, *screen_tables.lines(screen, [component.name for component in chosen])]))
     return screen
 
 

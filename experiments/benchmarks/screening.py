@@ -29,7 +29,7 @@ from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, init_unet
 
 SAMPLE = flags.DEFINE_integer("sample", 64, "Components that are run exactly.", lower_bound=1)
-PROBES = flags.DEFINE_integer("probes", 4, "Random vectors of the scores.", lower_bound=1)
+RANDOM_VECTORS = flags.DEFINE_integer("random_vectors", 4, "Random vectors of the scores.", lower_bound=1)
 IMAGES = flags.DEFINE_integer("images", 16, "Images.", lower_bound=1)
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns that each arm takes.", lower_bound=1)
 
@@ -52,7 +52,9 @@ def main(config, workdir):
             screen_scores.exact_losses(denoiser, eval_set, Path(folder), sampled)
 
     def scores_of_all():
-        gate_scores(denoiser, eval_set, chosen=every, expansion=Expansion(probes=PROBES.value))
+        gate_scores(
+            denoiser, eval_set, chosen=every, expansion=Expansion(random_vectors=RANDOM_VECTORS.value)
+        )
 
     arms = {"scores": scores_of_all, "exact": exact}
     for arm in arms.values():  # compiles
@@ -66,7 +68,7 @@ def main(config, workdir):
         f"{len(every):,} components (single channels included), {IMAGES.value} images, {sweep.timesteps} "
         f"timesteps, preset {config.name}; medians of {ROUNDS.value} rounds\n"
         f"{'arm':48}{'seconds':>12}\n"
-        f"{f'scores of all, {PROBES.value} probes':48}{scores:12.2f}\n"
+        f"{f'scores of all, {RANDOM_VECTORS.value} random vectors':48}{scores:12.2f}\n"
         f"{f'exact, {len(sampled)} of them':48}{all_exact / share:12.2f}\n"
         f"{'exact, all (extrapolated, not run)':48}{all_exact:12.1f}\n"
         f"ratio {all_exact / scores:.0f} x (rounds: {min(ratios):.0f} to {max(ratios):.0f})\n"

@@ -33,9 +33,9 @@ from jaxtyping import Float, Int
 from experiments import _launch
 from mechdiff.core.errors import DataError
 from mechdiff.storage import digests, files, labelled
-from mechdiff.study import claims, records
+from mechdiff.study import claims, results_folder
 from mechdiff.study.claims.verdicts import Claim
-from mechdiff.study.records import Network
+from mechdiff.study.network_results import NetworkResults
 
 MEASURED = flags.DEFINE_string("measured", None, "WORKDIR of `precision`.", required=True)
 STUDY = flags.DEFINE_string("study", "checkpoints/study", "Results folder whose claims are judged.")
@@ -142,7 +142,7 @@ def _shifted_sets(errors: Errors, signs: np.ndarray, sets: xr.Dataset) -> xr.Dat
     return sets.assign(relative_increase=moved.astype(np.float32))
 
 
-def made_wrong(arm: str, errors: Errors, networks: Sequence[Network]) -> list[Network]:
+def made_wrong(arm: str, errors: Errors, networks: Sequence[NetworkResults]) -> list[NetworkResults]:
     """The networks of a study with losses as wrong as `arm` says, always the same."""
     rng = np.random.default_rng(0)
     count = len(errors.components)
@@ -171,7 +171,7 @@ def facts(answers: Sequence[Claim]) -> dict[str, dict]:
     return {claim.id: {name: getattr(claim, name) for name in kept} for claim in answers}
 
 
-def _digest(networks: Sequence[Network], errors: Mapping[str, Errors]) -> str:
+def _digest(networks: Sequence[NetworkResults], errors: Mapping[str, Errors]) -> str:
     """Of all that the verdicts come from, but the attention and circuits of each network by its name."""
     arrays = {f"{network.name} loss": network.sweep["loss"].values for network in networks}
     arrays |= {f"{setting} errors": of_setting.loss for setting, of_setting in errors.items()}
@@ -209,7 +209,7 @@ def _numbers(claim: Mapping) -> Float[np.ndarray, " 3"]:
 
 
 def main(config, workdir):
-    networks = [examined.network for examined in records.read(Path(STUDY.value))[1]]
+    networks = [examined.results for examined in results_folder.read(Path(STUDY.value))[1]]
     errors = measured(Path(MEASURED.value), [str(name) for name in networks[0].sweep["component"].values])
     for setting, of_setting in errors.items():
         largest, cells = of_setting.largest().max(), of_setting.clean.shape[-1]
@@ -218,7 +218,7 @@ def main(config, workdir):
     saved = files.read_json(path) if path.exists() else {}
     judged = saved["judged"] if saved.get("of") == digest else {}
 
-    def judge(name: str, studied: Sequence[Network]) -> None:
+    def judge(name: str, studied: Sequence[NetworkResults]) -> None:
         print(name, file=sys.stderr, flush=True)
         judged[name] = facts(claims.evaluate(studied))
         files.write_json(path, {"of": digest, "judged": judged})

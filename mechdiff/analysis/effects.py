@@ -25,6 +25,7 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 
 from mechdiff import stats
+from mechdiff.analysis import precision
 from mechdiff.core.errors import CheckpointError, ConfigError, unknown
 from mechdiff.core.numerics import ROUNDING
 from mechdiff.stats import Interval
@@ -222,7 +223,7 @@ def measure(
     def interval(statistic: stats.intervals.Statistic) -> Interval:
         return stats.bootstrap_units(statistic, units, repeats=repeats, seed=seed, confidence=confidence)
 
-    error = precision_error(sweep, ablation)
+    error = precision.relative_error(sweep, ablation)
     cells = _widened(interval(lambda w: relative_loss_increase(clean, loss, w)), error[:, None])
     lost = (error[:, None] > 0) & (np.abs(cells.estimate) <= error[:, None])
     return Effects(
@@ -260,35 +261,6 @@ def pooled_interval(sweep: xr.Dataset, ablation: str, seed: int = 0) -> Interval
     clean, loss = losses(sweep, ablation)
     return stats.bootstrap_units(
         lambda weights: pooled_relative_increase(clean, loss, weights), stats.units_of(sweep), seed=seed
-    )
-
-
-def precision_error(sweep: xr.Dataset, ablation: str) -> Float[np.ndarray, " component"]:
-    """Error of relative loss increases by reduced precision, in points, as the sweep measured it; 0 where its
-    products were in full precision.
-
-    Raises:
-      CheckpointError: it was not measured to the end.
-    """
-    if "precision_error" not in sweep:
-        return np.zeros(sweep.sizes["component"])
-    error = sweep["precision_error"].sel(ablation=ablation).values.astype(np.float64)
-    if not np.isfinite(error).all():
-        name = sweep.attrs.get("denoiser")
-        raise CheckpointError(f"sweep of {name!r}: the error of its precision is missing; run it again")
-    return error
-
-
-def precision_statement(sweep: xr.Dataset, effects: Effects) -> str | None:
-    """One line on numerical error beside sampling error, None where products were in full precision."""
-    if "precision_error" not in sweep:
-        return None
-    sampling = np.median(effects.pooled.high - effects.pooled.low) / 2 - np.median(effects.precision_error)
-    facts = sweep.attrs
-    return (
-        f"products in {facts['precision']}: precision {effects.precision_error.max():.2g} points, sampling "
-        f"{sampling:.2g} (the largest error of a component, measured on {facts['precision_images']} images x "
-        f"{facts['precision_timesteps']} timesteps run in float32 too; the median half width of intervals)"
     )
 
 

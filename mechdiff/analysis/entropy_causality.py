@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from scipy import special
 
 from mechdiff import stats
-from mechdiff.analysis.roles import families, feature_variances, image_features, selectivity
+from mechdiff.analysis.roles import feature_variances, image_features, selectivity, target_groups
 from mechdiff.analysis.roles.role_effects import mean_images
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PRNGKey, PyTree
@@ -158,7 +158,7 @@ def within_head_slope(
     """
     names = [str(name) for name in effect["target"].values]
     mean = effect["effect"].mean(("t", "image")).transpose("head", "temperature", "target").values
-    index = selectivity(mean.astype(np.float64), families(names))
+    index = selectivity(mean.astype(np.float64), target_groups(names))
     moved = np.ptp(entropy, axis=1) > LEAST
     if moved.sum() < 3:
         raise ConfigError(

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from mechdiff import stats
 from mechdiff.analysis import effects
 from mechdiff.analysis.agreement import rank_correlation
-from mechdiff.analysis.roles import families, selectivity
+from mechdiff.analysis.roles import selectivity, target_groups
 from mechdiff.analysis.roles.matching import layers_of
 from mechdiff.core.errors import ConfigError
 from mechdiff.stats import Interval
@@ -100,10 +100,10 @@ def effect_size(clean: effects.CleanLossArray, loss: effects.LossArray) -> Stati
 def max_selectivity(effect: xr.Dataset) -> Statistic:
     """Each head's largest selectivity, from its `roles.role_effects`; -1 for a head that changes nothing."""
     values = effect["effect"].mean("t").transpose("component", "target", "image").values.astype(np.float64)
-    family = families([str(name) for name in effect["target"].values])
+    group = target_groups([str(name) for name in effect["target"].values])
 
     def measure(weights):
-        index = selectivity(np.moveaxis(values @ weights.T, 2, 0), family)
+        index = selectivity(np.moveaxis(values @ weights.T, 2, 0), group)
         return np.where(np.isfinite(index), index, -1.0).max(axis=-1).T
 
     return measure

@@ -229,21 +229,27 @@ class Model:
         n: int = 8,
         timesteps: int = 4,
         seed: int = 0,
-        probes: int = 4,
+        random_vectors: int = 4,
         precision: Precision = "float32",
     ) -> "screening.Screen":
         """A first ranking of all components by gradients; its time does not grow with their number.
 
         Args:
           images, n, timesteps, seed: as in `sweep`; None: samples that are stored with the model, if any are.
-          probes: random vectors that curvatures are estimated with; more are steadier and take longer.
+          random_vectors: their number, for estimates of curvature; more are steadier and take longer.
           precision: of products, see `core.devices`; what it changes is measured and stated with the scores.
 
         Raises:
           ConfigError, DataError: as of `sweep`.
         """
         return screening.screen(
-            self, images, n=n, timesteps=timesteps, seed=seed, probes=probes, precision=precision
+            self,
+            images,
+            n=n,
+            timesteps=timesteps,
+            seed=seed,
+            random_vectors=random_vectors,
+            precision=precision,
         )
 
     def activations(

@@ -66,7 +66,7 @@ def screen(
     n: int = 8,
     timesteps: int = 4,
     seed: int = 0,
-    probes: int = 4,
+    random_vectors: int = 4,
     precision: Precision = "float32",
 ) -> Screen:
     """Ranks all components by the gradient of the loss in their gates; see `circuits.attribution`.
@@ -77,27 +77,28 @@ def screen(
       precision: of products, see `core.devices`; what it changes is measured and stated with the scores.
     """
     check_untouched(model, "zero")
-    probes = ranges.whole("probes", probes, 1, meaning="how many random vectors")
+    random_vectors = ranges.whole("random_vectors", random_vectors, 1, meaning="how many random vectors")
     with progress(1, desc=f"screening {model.name}", unit="pass"):
-        return _screen(model, images, _Size(n, timesteps, probes), seed, precision)
+        return _screen(model, images, _Size(n, timesteps, random_vectors), seed, precision)
 
 
 class _Size(NamedTuple):
-    """How many images, timesteps and probes."""
+    """How many images, timesteps and random vectors."""
 
     n: int
     timesteps: int
-    probes: int
+    random_vectors: int
 
 
 def _screen(model: Any, images: Given, size: _Size, seed: int, precision: Precision) -> Screen:
-    n, timesteps, probes = size
+    n, timesteps, random_vectors = size
     with _compiling(model, images, size, precision):
         shown, eval_set = images_and_set(model, images, n, timesteps, seed, 0, brief=True)
     chosen = model.denoiser.components()
 
     def relative(eval_set: EvalSet, replacements: None = None) -> Float[np.ndarray, "component t"]:
-        return score_all(model.denoiser, eval_set, chosen, ("identity",), probes=probes)[1]["identity"]
+        at = ("identity",)
+        return score_all(model.denoiser, eval_set, chosen, at, random_vectors=random_vectors)[1]["identity"]
 
     devices.warn_of(precision)
     with devices.multiplying(precision):
@@ -127,7 +128,7 @@ def _compiling(model: Any, images: Given, size: _Size, precision: Precision) -> 
 
     def compile_scores() -> None:
         with devices.multiplying(precision):  # it holds in one thread only
-            expansion = attribution.Expansion(probes=size.probes)
+            expansion = attribution.Expansion(random_vectors=size.random_vectors)
             attribution.prepare(denoiser, size.n, size.timesteps, expansion)
 
     with ThreadPoolExecutor(1) as pool:

@@ -39,21 +39,21 @@ FEW = 8  # a program that is called no more often takes longer to compile than t
 
 def _program(quickly: bool) -> Any:
     """`_slopes` as a program: compiled quickly, or to run fast."""
-    return devices.jitted(_slopes, ("probes", "mesh"), quickly)
+    return devices.jitted(_slopes, ("random_vectors", "mesh"), quickly)
 
 
 def _slopes(
     denoiser: Examinable,
-    probes: int,
+    random_vectors: int,
     mesh: Mesh,
     point: Intervention,
     batch: EvalBatch,
-    probe_key: PRNGKey,
-) -> tuple[Float[Array, " batch"], Float[Array, "batch units"], Float[Array, "probes batch units"]]:
+    vector_key: PRNGKey,
+) -> tuple[Float[Array, " batch"], Float[Array, "batch units"], Float[Array, "random_vectors batch units"]]:
     """Each image's loss, its gate gradient, and v^T J / sqrt(pixels): v random signs, J = d eps / d gates.
     Units are those of all sites, sites in alphabetical order."""
 
-    def local(denoiser, point, probe_key, batch):
+    def local(denoiser, point, vector_key, batch):
         count, shape = len(batch.images), batch.images.shape[1:]
         x_t, t, noise = batch.noised(denoiser.schedule)
 
@@ -65,22 +65,22 @@ def _slopes(
         eps, pull = jax.vjp(predict, gate)
         pixels = eps[0].size
 
-        def probe(number):
-            signs = jax.vmap(lambda key: jax.random.rademacher(key, shape, batch.images.dtype))
-            return signs(keys.per_image(jax.random.fold_in(probe_key, number), batch.indices))
+        def signs(number):
+            draw = jax.vmap(lambda key: jax.random.rademacher(key, shape, batch.images.dtype))
+            return draw(keys.per_image(jax.random.fold_in(vector_key, number), batch.indices))
 
-        def product(number):  # of the loss first, then of the probes: one backward pass to compile, not two
+        def product(number):  # of the loss first, then of the signs: one backward pass to compile, not two
             loss_slope = 2 * (eps - noise) / pixels
-            (slopes,) = pull(jnp.where(number == 0, loss_slope, probe(number - 1)))
+            (slopes,) = pull(jnp.where(number == 0, loss_slope, signs(number - 1)))
             return jnp.concatenate([slopes[site] for site in sorted(slopes)], axis=-1)
 
-        products = jax.lax.map(product, jnp.arange(1 + probes))
+        products = jax.lax.map(product, jnp.arange(1 + random_vectors))
         loss = jnp.mean((eps - noise) ** 2, axis=tuple(range(1, eps.ndim)))
         return loss, products[0], products[1:] / np.sqrt(pixels)
 
     outs = IMAGES, IMAGES, PartitionSpec(None, "images")
     run = devices.map_over_images(local, mesh, (ALL, ALL, ALL, BATCH), outs)
-    return run(denoiser, point, probe_key, batch)
+    return run(denoiser, point, vector_key, batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,24 +90,24 @@ class Expansion:
     Attributes:
       order: `first`, or `gauss_newton` for both parts.
       at: the point of expansion, `identity` or `ablated`.
-      probes: number of random vectors, at least 1; the relative error of a curvature is about sqrt(2 /
-        (probes x images)).
+      random_vectors: their number, at least 1; the relative error of a curvature is about sqrt(2 /
+        (random_vectors x images)).
 
     Raises:
-      ConfigError: an unknown order or point, or probes below 1.
+      ConfigError: an unknown order or point, or random_vectors below 1.
     """
 
     order: str = "gauss_newton"
     at: str = "identity"
-    probes: int = 4
+    random_vectors: int = 4
 
     def __post_init__(self):
         if self.order not in ("first", "gauss_newton") or self.at not in ("identity", "ablated"):
             raise ConfigError(
                 f"order={self.order!r}, at={self.at!r}: choose first or gauss_newton, identity or ablated"
             )
-        if self.probes < 1:
-            raise ConfigError(f"probes={self.probes} must be at least 1; 4 are usual")
+        if self.random_vectors < 1:
+            raise ConfigError(f"random_vectors={self.random_vectors} must be at least 1; 4 are usual")
 
 
 def gate_scores(
@@ -201,16 +201,16 @@ class _Passes:
 
     Attributes:
       program: `_slopes`, compiled.
-      denoiser, probes, mesh: its arguments that are the same in every pass.
-      probe_key: of the random vectors.
+      denoiser, random_vectors, mesh: its arguments that are the same in every pass.
+      vector_key: of the random vectors.
       block: images in one pass.
     """
 
     program: Any
     denoiser: Examinable
-    probes: int
+    random_vectors: int
     mesh: Mesh
-    probe_key: PRNGKey
+    vector_key: PRNGKey
     block: int
 
     @classmethod
@@ -218,16 +218,19 @@ class _Passes:
         block = memory.images_at_once(block, footprint.gradient_bytes(denoiser.network))
         mesh = devices.over(block)
         calls = len(eval_set.timesteps) * math.ceil(eval_set.count / block)
-        probes = expansion.probes if expansion.order == "gauss_newton" else 0
+        random_vectors = expansion.random_vectors if expansion.order == "gauss_newton" else 0
         program = _program(calls <= FEW and not jax.config.read("jax_disable_most_optimizations"))
         placed = devices.everywhere(mesh, denoiser)
-        return cls(program, placed, probes, mesh, keys.stream(eval_set.key, "probes"), block)
+        vector_key = keys.stream(eval_set.key, "probes")  # an old name: with another, scores would change
+        return cls(program, placed, random_vectors, mesh, vector_key, block)
 
     def run(self, point: Intervention, batch: EvalBatch) -> Any:
-        return self.program(self.denoiser, self.probes, self.mesh, point, batch, self.probe_key)
+        return self.program(self.denoiser, self.random_vectors, self.mesh, point, batch, self.vector_key)
 
     def compile(self, point: Intervention, batch: EvalBatch) -> None:
-        self.program.lower(self.denoiser, self.probes, self.mesh, point, batch, self.probe_key).compile()
+        self.program.lower(
+            self.denoiser, self.random_vectors, self.mesh, point, batch, self.vector_key
+        ).compile()
 
 
 def _membership(identity: Intervention, chosen: Sequence[Component]) -> np.ndarray:

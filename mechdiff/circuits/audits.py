@@ -30,7 +30,7 @@ class ScreenConfig:
       miss_bound: in (0, 1]; the shortlist doubles while the upper end of the miss rate's interval is above
         this. If an audit of n components of a large rest finds no miss, and the shortlist could double m
         times, that end is about ln(40 (m + 1)) / n.
-      probes: number of random vectors of the scores, see `attribution.Expansion`.
+      random_vectors: their number, for the scores, see `attribution.Expansion`.
       point: of expansion, whose scores rank the components; see `screen_scores.score_all`.
       seed: of the draws of audits.
       precision: of matrix products, see `core.devices`; the error of a reduced one is measured.
@@ -47,7 +47,7 @@ class ScreenConfig:
     shortlist: int = 20
     audit: int = 30
     miss_bound: float = 0.2
-    probes: int = 4
+    random_vectors: int = 4
     point: str = "identity"
     seed: int = 0
     precision: Precision = "float32"

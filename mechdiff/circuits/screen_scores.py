@@ -48,7 +48,7 @@ def score_all(
     *,
     ablation: str = "zero",
     replacements: PyTree = None,
-    probes: int = 4,
+    random_vectors: int = 4,
 ) -> tuple[dict[str, xr.Dataset], dict[str, Float[np.ndarray, "component t"]]]:
     """Scores by point of expansion, and as relative loss increases: in % of the clean loss at each timestep.
 
@@ -56,7 +56,7 @@ def score_all(
       points: `identity`, `ablated`, or `either`, the score of larger size of these two: a component matters
         if its ablation hurts while the others are there, or if it helps where they are ablated.
       ablation, replacements: as in `attribution.gate_scores`.
-      probes: random vectors, see `attribution.Expansion`.
+      random_vectors: their number, see `attribution.Expansion`.
     """
     needed = ["identity"] if set(points) == {"identity"} else ["identity", "ablated"]
     scores = {
@@ -66,7 +66,7 @@ def score_all(
             chosen=chosen,
             ablation=ablation,
             replacements=replacements,
-            expansion=Expansion(at=at, probes=probes),
+            expansion=Expansion(at=at, random_vectors=random_vectors),
         )
         for at in needed
     }

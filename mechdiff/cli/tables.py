@@ -8,7 +8,7 @@ import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
-from mechdiff.analysis import effects, saved_effects
+from mechdiff.analysis import precision, saved_effects
 from mechdiff.stats import Interval
 
 TOP = 10
@@ -25,7 +25,7 @@ def top_components(sweep: xr.Dataset, ablation: str, count: int = TOP) -> list[d
       reduced precision of products in points (0: full precision).
     """
     frame = saved_effects.effect_table(sweep, ablation).head(count).assign(ablation=ablation)
-    errors = effects.precision_error(sweep, ablation)
+    errors = precision.relative_error(sweep, ablation)
     by_name = dict(zip(sweep["component"].values.astype(str), errors.tolist(), strict=True))
     frame["precision_error"] = frame["component"].map(by_name)
     return frame.to_dict("records")

@@ -1,7 +1,7 @@
 """Exact denoisers: the posterior mean of the noise for data of known distribution.
 
 With x_t = a x_0 + s eps (a = sqrt(abar_t), s = sqrt(1 - abar_t)) the prediction of least squared error is
-E[eps | x_t]; no network has a smaller denoising loss. Three families have it in closed form:
+E[eps | x_t]; no network has a smaller denoising loss. Three kinds of data have it in closed form:
   Gaussian N(m, C)                   s (a^2 C + s^2 I)^-1 (x_t - a m)
   stationary N(m, C), C diagonal in a Fourier basis: the same, frequency by frequency, at any size
   mixture sum_k w_k N(m_k, d_k^2 I)  sum_k r_k s (x_t - a m_k) / (a^2 d_k^2 + s^2), with the posterior weights

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mechdiff.report import backend, document  # noqa: F401 (the backend before matplotlib)
 from mechdiff.storage import files
-from mechdiff.study import records
+from mechdiff.study import results_folder
 
 
 def build(folder: Path | str) -> Path:
@@ -18,7 +18,7 @@ def build(folder: Path | str) -> Path:
       MechdiffError: results are absent, damaged or unfinished, or the folder can't be written to.
     """
     folder = Path(folder)
-    manifest, models = records.read(folder)
+    manifest, models = results_folder.read(folder)
     page = document.render(manifest, models, files.ensure_writable(folder))
     files.write_atomic(folder / "report.html", page)
     return folder / "report.html"

@@ -16,7 +16,8 @@ from mechdiff.report import inline, style
 from mechdiff.report.style import Theme
 from mechdiff.stats import Interval
 from mechdiff.study.claims import across_seeds
-from mechdiff.study.records import ExaminedModel, Network
+from mechdiff.study.examined_model import ExaminedModel
+from mechdiff.study.network_results import NetworkResults
 
 PAPER_RATIO = (1.084 - 0.008, 1.084 + 0.008)  # complexity, abstract of arXiv 2506.17237
 PAPER_DIVERGENCE = (0.015, 0.166)  # nats, the same
@@ -54,7 +55,7 @@ def rows(models: Sequence[ExaminedModel]) -> list[Row]:
 
 
 def _row(model: ExaminedModel) -> Row:
-    network, worst, roles = model.network, {}, None
+    network, worst, roles = model.results, {}, None
     for ablation in map(str, network.sweep["ablation"].values):
         increase = across_seeds.relative_increases(network.sweep, ablation)
         worst[ablation] = str(network.sweep["component"].values[increase.argmax()]), float(increase.max())
@@ -99,7 +100,7 @@ def draw_ratios(theme: Theme, ratios: dict[str, Interval]) -> Figure:
     return figure
 
 
-def draw_increases(theme: Theme, networks: Sequence[Network]) -> Figure:
+def draw_increases(theme: Theme, networks: Sequence[NetworkResults]) -> Figure:
     """Pooled ΔL/L of the components with the largest median: a mark for every network, each named in the key,
     and a line over those of one data set of several. Color: data set; shape: place among its seeds."""
     names = [str(name) for name in networks[0].sweep["component"].values]
@@ -145,7 +146,9 @@ def _seeds(axes: Axes, color: str, shift: float, increase: Float[np.ndarray, "ne
     axes.vlines(increase.mean(axis=0), rows - 0.14, rows + 0.14, color=color, lw=1.4)
 
 
-def draw_divergence(theme: Theme, natural: Sequence[Network], simple: Sequence[Network]) -> Figure:
+def draw_divergence(
+    theme: Theme, natural: Sequence[NetworkResults], simple: Sequence[NetworkResults]
+) -> Figure:
     """Entropy divergence by timestep: between data sets, and between training seeds of one."""
     profiles = [
         np.array(

@@ -11,7 +11,7 @@ from mechdiff.core.config import UNetConfig
 from mechdiff.models import conditions
 from mechdiff.report.numbers import Value
 from mechdiff.study.condition_sources import CLASS_NAMES
-from mechdiff.study.records import ExaminedModel
+from mechdiff.study.examined_model import ExaminedModel
 
 SHOWN, MOST = 10, 12  # components and classes in the table, those of the largest effects and most images
 FEWEST = 8  # images (or people) of a class at a timestep: see `class_effects.FEWEST` for what intervals cover

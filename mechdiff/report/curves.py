@@ -7,7 +7,7 @@ from matplotlib.ticker import MaxNLocator
 
 from mechdiff.report import style
 from mechdiff.report.style import Theme
-from mechdiff.study.records import ExaminedModel
+from mechdiff.study.examined_model import ExaminedModel
 
 
 def draw(theme: Theme, model: ExaminedModel) -> Figure:

@@ -24,7 +24,8 @@ from mechdiff.stats import small_samples
 from mechdiff.storage import files
 from mechdiff.study import claims
 from mechdiff.study.claims import across_seeds, complexity_table
-from mechdiff.study.records import STATISTICS, ExaminedModel, Network
+from mechdiff.study.examined_model import ExaminedModel
+from mechdiff.study.network_results import STATISTICS, NetworkResults
 
 FACTS = ("command", "started", "wall_seconds", "devices", "code", "commit", "packages", "python")
 PAIRS_DRAWN = 3  # pairs of models with a scatter plot; the table has all
@@ -54,17 +55,17 @@ def detailed(models: list[ExaminedModel]) -> list[ExaminedModel]:
     end of its training; of data sets that claims compare, these alone."""
     if len(models) <= DETAILED:
         return models
-    sides = across_seeds.natural_and_simple(across_seeds.final_snapshots([model.network for model in models]))
+    sides = across_seeds.natural_and_simple(across_seeds.final_snapshots([model.results for model in models]))
     first = [side[0] for side in sides if side]
     if len(first) < 2:
-        last = sorted(models, key=lambda model: (model.config.seed, -model.network.steps))
-        first = list({model.data: model.network for model in reversed(last)}.values())
-    return [model for model in models if any(model.network is network for network in first)]
+        last = sorted(models, key=lambda model: (model.config.seed, -model.results.steps))
+        first = list({model.data: model.results for model in reversed(last)}.values())
+    return [model for model in models if any(model.results is network for network in first)]
 
 
 def _together(models: list[ExaminedModel], figures: Path) -> dict:
     """Template variables of claims, and figures and tables over all networks."""
-    networks = [model.network for model in models]
+    networks = [model.results for model in models]
     trainings = over_training.trainings(models, detailed(models))
     groups: dict[tuple[str, str], list[ExaminedModel]] = {}
     for model in models:
@@ -85,19 +86,19 @@ def _together(models: list[ExaminedModel], figures: Path) -> dict:
     }
 
 
-def _both(networks: list[Network]) -> bool:
+def _both(networks: list[NetworkResults]) -> bool:
     """Whether there are networks of both data sets that the paper's claims compare."""
     return all(across_seeds.natural_and_simple(across_seeds.final_snapshots(networks)))
 
 
-def _compared(networks: list[Network]) -> list[Network]:
+def _compared(networks: list[NetworkResults]) -> list[NetworkResults]:
     """The networks of the data sets that claims compare; all, where these are fewer than two."""
     natural, simple = across_seeds.natural_and_simple(across_seeds.final_snapshots(networks))
     return [*natural, *simple] if len(natural) + len(simple) > 1 else networks
 
 
 def _figures_of_all(
-    networks: list[Network], trainings: list[over_training.Training], figures: Path
+    networks: list[NetworkResults], trainings: list[over_training.Training], figures: Path
 ) -> dict[str, PageFigure]:
     """Figures over all networks, those for which there are enough."""
     finished = across_seeds.final_snapshots(networks)  # snapshots of one training are not separate seeds
@@ -137,7 +138,7 @@ def _each(models: list[ExaminedModel], everyone: list[ExaminedModel], figures: P
         for increase in model.increases.values()
         if (span := numbers.extent(model, increase)) is not None
     ]
-    paper = _both([model.network for model in everyone])
+    paper = _both([model.results for model in everyone])
     lead = models[0].lead.ablation
     between = numbers.between_models(models, lead)
     return {

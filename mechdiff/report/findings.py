@@ -3,14 +3,15 @@
 import numpy as np
 from markupsafe import Markup
 
-from mechdiff.analysis.effects import Effects, precision_statement
+from mechdiff.analysis import precision
+from mechdiff.analysis.effects import Effects
 from mechdiff.core.text_table import counted
 from mechdiff.report import numbers
 from mechdiff.report.numbers import Agreement, Extent, Value
 from mechdiff.report.ranking import PAPER
 from mechdiff.report.style import WORDS, Number, number
 from mechdiff.stats import few_images
-from mechdiff.study.records import ExaminedModel
+from mechdiff.study.examined_model import ExaminedModel
 
 
 def between(value: Value, unit: str = "") -> Markup:
@@ -33,7 +34,7 @@ def precise(value: Number) -> str:
 
 def images(model: ExaminedModel) -> str:
     """Numbers of images and people that one model was examined on."""
-    images_total, people = model.network.images_total, model.network.people
+    images_total, people = model.results.images_total, model.results.people
     text = f"{model.images} images"
     if images_total > model.images:
         text += f" at each timestep, {images_total:,} in all"
@@ -44,13 +45,13 @@ def images(model: ExaminedModel) -> str:
 
 def units(model: ExaminedModel) -> str:
     """What intervals of one model are over: what is resampled."""
-    return "people" if model.network.people else "images"
+    return "people" if model.results.people else "images"
 
 
 def sample(model: ExaminedModel, seeds: dict[str, int]) -> str:
     """Numbers of images, people and training seeds of one model; whether they are too few."""
     others = seeds[model.data] - 1
-    few = few_images(model.network.units.count, model.network.units.effective)
+    few = few_images(model.results.units.count, model.results.units.effective)
     text = f"n = {images(model)}, n = 1 trained seed{few}"
     if others:
         text += f" ({counted(others, 'other seed')} of this data examined too)"
@@ -91,7 +92,10 @@ def _parts(model: ExaminedModel) -> Markup | None:
 
 def _precision(model: ExaminedModel) -> list[Markup]:
     """Numerical error next to sampling error, where matrix products were not in full precision."""
-    lines = [precision_statement(model.sweep, increase) for increase in model.increases.values()]
+    lines = [
+        precision.statement(model.sweep, increase.pooled, increase.precision_error)
+        for increase in model.increases.values()
+    ]
     words = Markup("<b>Precision</b> under {} ablation: {}.")
     return [words.format(name, line) for name, line in zip(model.increases, lines, strict=True) if line]
 

@@ -9,7 +9,7 @@ import numpy as np
 from mechdiff.analysis.effects import Effects
 from mechdiff.report import attention, curves, maps, ranking, schematic, style
 from mechdiff.report.style import PageFigure
-from mechdiff.study.records import ExaminedModel
+from mechdiff.study.examined_model import ExaminedModel
 
 
 @dataclasses.dataclass(frozen=True)

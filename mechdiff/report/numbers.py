@@ -14,7 +14,8 @@ from mechdiff.analysis.effects import Effects
 from mechdiff.core.errors import ConfigError
 from mechdiff.report.maps import ALPHA
 from mechdiff.stats import Interval
-from mechdiff.study.records import STATISTICS, ExaminedModel
+from mechdiff.study.examined_model import ExaminedModel
+from mechdiff.study.network_results import STATISTICS
 
 TOP = 10  # highest-ranked components compared between models
 

@@ -11,7 +11,7 @@ from mechdiff.core.config import to_dict
 from mechdiff.report import style
 from mechdiff.report.style import Theme
 from mechdiff.study.claims import across_seeds
-from mechdiff.study.records import ExaminedModel
+from mechdiff.study.examined_model import ExaminedModel
 
 SHOWN = 6  # components with a color and a name; the others are gray
 LOG_SPAN = 8  # the axis of steps is logarithmic if the last step is at least so many times the first

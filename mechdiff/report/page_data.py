@@ -12,7 +12,7 @@ from mechdiff.analysis.effects import EffectGrid
 from mechdiff.report import attention, examples
 from mechdiff.report.numbers import attention_intervals
 from mechdiff.stats import Interval
-from mechdiff.study.records import ExaminedModel
+from mechdiff.study.examined_model import ExaminedModel
 
 
 def page_data(models: list[ExaminedModel]) -> Markup:

@@ -8,14 +8,14 @@ from markupsafe import Markup
 from mechdiff.circuits import backups
 from mechdiff.report.findings import between, precise
 from mechdiff.report.numbers import Value
-from mechdiff.study.records import ExaminedModel
+from mechdiff.study.examined_model import ExaminedModel
 
 SHOWN = 5  # pairs that a sentence names besides its groups, those of the largest interactions
 
 
 def about(model: ExaminedModel) -> Markup:
     """What was measured of the pairs of one model."""
-    return sentence(model.network.pairs)
+    return sentence(model.results.pairs)
 
 
 def sentence(table: xr.Dataset | None) -> Markup:

@@ -31,7 +31,7 @@ METHODS = {  # names in saved results -> longer ones, for a reader
 
 
 class Planted(NamedTuple):
-    """AUROC of every method on every planted network: method -> family -> (mean, low, high); None where the
+    """AUROC of every method on every planted network: method -> plant -> (mean, low, high); None where the
     method does not apply.
 
     `instances`: fewest and most networks behind a number; `command`: the one that made the table.

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from mechdiff.report import by_class, findings, model_figures, numbers, pairs
 from mechdiff.stats import Interval
-from mechdiff.study.records import ExaminedModel
+from mechdiff.study.examined_model import ExaminedModel
 
 
 @dataclass(frozen=True)

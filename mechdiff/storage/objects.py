@@ -118,7 +118,7 @@ def _encoded(record: dict) -> bytes:
 
 
 def _file_system(address: str) -> Any:
-    """The client of a bucket, of fsspec's family."""
+    """The client of a bucket, one of fsspec's."""
     try:
         import fsspec
 

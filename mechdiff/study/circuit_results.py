@@ -20,7 +20,7 @@ from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models.denoiser import Examinable
 from mechdiff.stats.clusters import PERSON
 from mechdiff.study.eval_images import EvalImages
-from mechdiff.study.examine import Analysis
+from mechdiff.study.examine import DenoiserAndImages
 from mechdiff.study.replacement_values import replacement_values
 
 SCORED = 0.9  # faithfulness match, of `complexity.TAUS`, of the circuit that is scored
@@ -91,7 +91,7 @@ def found_circuit(
     return FoundCircuit(found, card, again, runs, scorer)
 
 
-def circuit(examined: Analysis, ablation: str, config: ExperimentConfig, folder: Path) -> xr.Dataset:
+def circuit(examined: DenoiserAndImages, ablation: str, config: ExperimentConfig, folder: Path) -> xr.Dataset:
     """Discovers circuits on one half of the images; runs the circuits that score them on the other.
 
     Returns:
@@ -151,7 +151,7 @@ def circuit_evaluators(
 
 
 def pairs(
-    examined: Analysis, config: ExperimentConfig, timesteps: Sequence[int], noise: PRNGKey
+    examined: DenoiserAndImages, config: ExperimentConfig, timesteps: Sequence[int], noise: PRNGKey
 ) -> xr.Dataset:
     """Pairs of the `study.pairs` likeliest components, see `backups.verified_backups`.
 

@@ -18,14 +18,14 @@ from mechdiff.core.types import PRNGKey
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models import untrained
 from mechdiff.models.denoiser import Examinable
-from mechdiff.study.examine import Analysis
+from mechdiff.study.examine import DenoiserAndImages
 from mechdiff.study.replacement_values import replacement_values
 from mechdiff.sweeps import activations, channel_moments
 from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.in_memory import sweep_in_memory
 
 
-def activity(examined: Analysis, timesteps: Sequence[int], root: PRNGKey) -> xr.Dataset:
+def activity(examined: DenoiserAndImages, timesteps: Sequence[int], root: PRNGKey) -> xr.Dataset:
     """`complexity.OF_COVARIANCE` of the activations of every site, dims `measure, site, t`.
 
     Raises:
@@ -44,7 +44,9 @@ def activity(examined: Analysis, timesteps: Sequence[int], root: PRNGKey) -> xr.
     return xr.Dataset({"value": (tuple(axes), cells)}, coords=axes)
 
 
-def control(examined: Analysis, config: ExperimentConfig, noise: PRNGKey, folder: Path) -> xr.Dataset:
+def control(
+    examined: DenoiserAndImages, config: ExperimentConfig, noise: PRNGKey, folder: Path
+) -> xr.Dataset:
     """The ablation sweep of the untrained network of the same training seed, at the sweep's timesteps."""
     fresh, timesteps = _fresh(examined, config)
     images = examined.images
@@ -56,14 +58,14 @@ def control(examined: Analysis, config: ExperimentConfig, noise: PRNGKey, folder
     return results.assign_coords(images.labels)
 
 
-def control_attention(examined: Analysis, config: ExperimentConfig, noise: PRNGKey) -> xr.Dataset:
+def control_attention(examined: DenoiserAndImages, config: ExperimentConfig, noise: PRNGKey) -> xr.Dataset:
     """Attention statistics of the network of `control`, on the same images."""
     fresh, timesteps = _fresh(examined, config)
     results = activations.attention_stats(fresh, examined.images.swept_set(timesteps, noise))
     return results.assign_coords(examined.images.labels)
 
 
-def random_sets(examined: Analysis, config: ExperimentConfig, noise: PRNGKey) -> xr.Dataset:
+def random_sets(examined: DenoiserAndImages, config: ExperimentConfig, noise: PRNGKey) -> xr.Dataset:
     """Pooled relative loss increase of random sets of as many channels as each component: a null by size.
 
     Every component is compared with sets of its class (`roles.matched_class`): channels of other branches and
@@ -105,7 +107,7 @@ def random_sets(examined: Analysis, config: ExperimentConfig, noise: PRNGKey) ->
     )
 
 
-def _fresh(examined: Analysis, config: ExperimentConfig) -> tuple[Examinable, np.ndarray]:
+def _fresh(examined: DenoiserAndImages, config: ExperimentConfig) -> tuple[Examinable, np.ndarray]:
     """The untrained network and the timesteps it is examined at."""
     fresh = untrained.untrained(examined.denoiser, examined.trained.seed)
     return fresh, timesteps_by_log_snr(fresh.schedule, config.sweep.timesteps)

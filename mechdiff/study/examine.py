@@ -36,8 +36,12 @@ from mechdiff.sweeps.execution.forecast import print_memory_forecast
 
 
 @dataclasses.dataclass(frozen=True)
-class Analysis:
-    """An examined model: the denoiser, its training config, and the images it was examined on (`images`)."""
+class DenoiserAndImages:
+    """A loaded network and the images it was examined on: what further results run.
+
+    It holds no result; these are in the folder, from where they are read without the network, as an
+    `examined_model.ExaminedModel`.
+    """
 
     denoiser: Examinable
     trained: ExperimentConfig
@@ -51,7 +55,7 @@ def examine(
     config: SweepConfig,
     seed: int,
     folder: Path,
-) -> Analysis:
+) -> DenoiserAndImages:
     """Examines one trained model and saves the results in `folder`; finished pieces of a sweep are reused.
 
     Several processes may examine one model into one `folder`: they share the sweep.
@@ -61,6 +65,9 @@ def examine(
       model: exported folder, or another name of it, or `module:function`; see `load.load_denoiser`.
       inputs: gives the images to examine it on, such as a `choosing.ImageChoice`.
       seed: of the noise.
+
+    Returns:
+      What was examined, for `further_results.run_study`.
     """
     denoiser, trained, record = load_denoiser(model, name)
     check_known(record, name)
@@ -88,7 +95,7 @@ def examine(
         files.write_atomic(folder / image_grid.SHEET, sheet.read_bytes())
     _save_measurements(folder, denoiser, images, config, facts)
     files.write_json(folder / "subject.json", about)
-    return Analysis(denoiser, trained, images)
+    return DenoiserAndImages(denoiser, trained, images)
 
 
 def _save_measurements(

@@ -24,14 +24,14 @@ from mechdiff.core.config import ExperimentConfig, to_dict
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.storage import digests, files, labelled, locks
 from mechdiff.study import circuit_results, controls, role_results
-from mechdiff.study.examine import Analysis
+from mechdiff.study.examine import DenoiserAndImages
 from mechdiff.sweeps.execution.provenance import result_key
 
 # Result -> the field of `StudyConfig` that bears on it alone.
 OWN_SETTING = {"random_sets": "random_sets", "roles": "role_sets", "pairs": "pairs"}
 
 
-def run_study(examined: Analysis, config: ExperimentConfig, folder: Path) -> None:
+def run_study(examined: DenoiserAndImages, config: ExperimentConfig, folder: Path) -> None:
     """Computes and saves the results that `config.study` asks for, for one model.
 
     Args:
@@ -70,7 +70,7 @@ def _save_once(path: Path, key: str, make: Callable[[], xr.Dataset]) -> None:
             labelled.replace(path, make().assign_attrs(made_of=key))
 
 
-def _key(examined: Analysis, config: ExperimentConfig, result: str) -> str:
+def _key(examined: DenoiserAndImages, config: ExperimentConfig, result: str) -> str:
     """SHA-256 of everything that decides the numbers of `result`.
 
     Some names in it, such as "pictures", are old ones: with today's, no saved result would be found. Settings

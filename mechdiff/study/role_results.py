@@ -15,14 +15,14 @@ from mechdiff.data import OFFSETS, synthetic
 from mechdiff.interventions.components import Component
 from mechdiff.models import untrained
 from mechdiff.models.denoiser import Examinable
-from mechdiff.study.examine import Analysis
+from mechdiff.study.examine import DenoiserAndImages
 
 PROBED = 400  # faces that probes of factors are fitted on
 BLOCK = 16  # faces generated together
 
 
 def head_roles(
-    examined: Analysis, config: ExperimentConfig, timesteps: Sequence[int], noise: PRNGKey
+    examined: DenoiserAndImages, config: ExperimentConfig, timesteps: Sequence[int], noise: PRNGKey
 ) -> xr.Dataset:
     """Roles of all heads, and the effects from which they are computed; dims `component, target, t,
     image`."""

@@ -5,7 +5,7 @@ that; the constant that minimizes the loss of the ablated network puts the least
 component,
   replacement = u * mean + v,
 with `mean` the map of `mean` ablation, and one u and one v per channel (per channel of a head), sought
-by Adam on reference images. The family holds mean (u 1, v 0) and zero ablation (0, 0), and every constant
+by Adam on reference images. Among them are mean (u 1, v 0) and zero ablation (0, 0), and every constant
 that is alike at all positions. Each component keeps the best of mean, zero and what Adam found, so that
 neither of the two raises the loss less on the reference images; on other images the loss is a fair
 held-out number.
@@ -71,13 +71,13 @@ def optimal_replacements(
     for t_index in range(len(eval_set.timesteps)):
         mean, deviation = replacements_at(means, t_index), replacements_at(deviations, t_index)
         scale = {site: _scale(denoiser.unit_axis(site), mean[site], deviation[site]) for site in mean}
-        family = _Family(mean, scale)
+        candidates = _Candidates(mean, scale)
         start = {site: np.stack([np.ones_like(s), np.zeros_like(s)]) for site, s in scale.items()}
         zero = jax.tree.map(np.zeros_like, start)
         batches = _batches(eval_set, t_index, steps, batch)
-        descended = _descend(functools.partial(program, family), start, batches, steps)
-        best = _best(engine, stacked, chosen, family, (start, zero, descended), eval_set.batch(t_index))
-        best_by_timestep.append(family.replacement(best))
+        descended = _descend(functools.partial(program, candidates), start, batches, steps)
+        best = _best(engine, stacked, chosen, candidates, (start, zero, descended), eval_set.batch(t_index))
+        best_by_timestep.append(candidates.replacement(best))
     return {site: np.stack([np.asarray(best[site]) for best in best_by_timestep]) for site in means}
 
 
@@ -103,8 +103,8 @@ def _scale(unit_axis: int, mean: np.ndarray, deviation: np.ndarray) -> Float[np.
     return np.maximum(rms(deviation), 1e-3 * rms(mean)) + np.float32(1e-12)
 
 
-class _Family(NamedTuple):
-    """The replacements `u * mean + v` of every site, at one timestep."""
+class _Candidates(NamedTuple):
+    """The replacements `u * mean + v` that are sought among, of every site at one timestep."""
 
     mean: PyTree
     scale: PyTree  # unit of v
@@ -121,7 +121,7 @@ def _slopes(
     denoiser: Examinable,
     joins: tuple[int, ...],
     stacked: Intervention,
-    family: _Family,
+    candidates: _Candidates,
     point: PyTree,
     batch: EvalBatch,
 ) -> PyTree:
@@ -129,7 +129,7 @@ def _slopes(
     x_t, _, noise = batch.noised(denoiser.schedule)
 
     def loss(point):
-        replaced = dataclasses.replace(stacked, replacement=family.replacement(point))
+        replaced = dataclasses.replace(stacked, replacement=candidates.replacement(point))
         eps = shared_prefix.forward(denoiser, joins, replaced, x_t, batch.t, batch.condition)[1]
         return jnp.sum((eps - noise) ** 2) / noise.size
 
@@ -137,7 +137,7 @@ def _slopes(
 
 
 def _gradient_of(denoiser: Examinable, stacked: Intervention) -> Callable[..., PyTree]:
-    """`_slopes` of all interventions in one pass, as a function of family, point and batch."""
+    """`_slopes` of all interventions in one pass, as a function of candidates, point and batch."""
     plan = shared_prefix.plan_passes(denoiser.network, stacked, sum(map(len, stacked.gate.values())))
     ordered = dataclasses.replace(
         stacked, gate={site: gate[plan.order[0]] for site, gate in stacked.gate.items()}, replacement=None
@@ -178,14 +178,14 @@ def _best(
     engine: Engine,
     stacked: Intervention,
     chosen: Sequence[Component],
-    family: _Family,
+    candidates: _Candidates,
     points: Sequence[PyTree],
     batch: EvalBatch,
 ) -> PyTree:
     """For every component the point with the least mean loss, the first one of equal ones."""
     losses = []
     for point in points:
-        replaced = dataclasses.replace(stacked, replacement=family.replacement(point))
+        replaced = dataclasses.replace(stacked, replacement=candidates.replacement(point))
         losses.append(engine.measure(replaced, batch).loss.mean(axis=1, dtype=np.float64))
     best = jax.tree.map(np.copy, points[0])
     for component, which in zip(chosen, np.argmin(losses, axis=0), strict=True):

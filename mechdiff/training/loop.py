@@ -18,7 +18,7 @@ from jaxtyping import Int, UInt8
 
 from mechdiff.core import devices, processes
 from mechdiff.core.config import ExperimentConfig, to_dict
-from mechdiff.core.errors import ConfigError, NumericsError
+from mechdiff.core.errors import NumericsError
 from mechdiff.core.types import PyTree
 from mechdiff.data import Dataset, class_names
 from mechdiff.diffusion.schedules import make_schedule
@@ -26,14 +26,11 @@ from mechdiff.models.unet import count_parameters
 from mechdiff.storage import checkpoint, exchange, exported, files, image_grid, locks, manifest, run_log
 from mechdiff.storage.mismatch import config_fields
 from mechdiff.storage.tensorboard import TensorBoardLog, writer_class
-from mechdiff.training import evaluation
+from mechdiff.training import evaluation, resuming
 from mechdiff.training.batches import load_run_data, placed_batch
 from mechdiff.training.prefetch import prefetched
 from mechdiff.training.programs import eval_timesteps, programs
 from mechdiff.training.step import Metrics, TrainState
-
-FREE = ("name", "sweep", "study", "train.steps", "train.keep", "train.fsdp")  # may change in a paused run
-PLACES = ("data.path", "data.cache")  # these too, where the checkpoint says what the images (not classes) are
 
 
 class Trainer:
@@ -102,41 +99,10 @@ class Trainer:
             self.programs.shapes,
             self.programs.of_state,
         )
-        known = "images" in saved.metadata(newest) and not self.config.unet.classes
-        free = FREE + PLACES if known else FREE
+        free = resuming.free_settings(self.config, saved.metadata(newest))
         state, metadata = saved.restore(placed, newest, config=to_dict(self.config), ignore=free)
-        self._check_going_on(newest, metadata)
+        resuming.check(self.config.train, self.workdir, newest, metadata, self._images())
         return state, newest
-
-    def _check_going_on(self, step: int, metadata: dict) -> None:
-        """Raises ConfigError if a run can't go on from `step`: on other images, or with fewer steps."""
-        then, now = metadata.get("images", self._images()), self._images()
-        changed = [split for split in now if then[split] != now[split]]
-        if changed:
-            split = changed[0]
-            before, after = (
-                f"{of[split]['count']} of digest {of[split]['digest'][:8]}" for of in (then, now)
-            )
-            raise ConfigError(
-                f"the {split} images of {exchange.address_of(self.workdir)} have changed since step {step} "
-                f"({before} then, {after} now); bring them back, or start in another --workdir"
-            )
-        train = self.config.train
-        if step > train.steps:
-            raise ConfigError(
-                f"{step} steps are done in {exchange.address_of(self.workdir)}, train.steps={train.steps} is "
-                "fewer; raise it, or start in another --workdir"
-            )
-        before = metadata["config"]["train"]["steps"]
-        if step < train.steps != before and processes.is_first():
-            logging.warning(
-                "train.steps=%d was %d until step %d; the learning rate now decays over all %d",
-                train.steps, before, step, train.steps,
-            )  # fmt: skip
-        snapshots = self.workdir / "snapshots"
-        gone = [kept for kept in train.keep if kept <= step and not (snapshots / str(kept)).is_dir()]
-        if gone and processes.is_first():
-            logging.warning("train.keep=%s: step %d is done already, and was not kept", gone, step)
 
     def _images(self) -> dict[str, dict]:
         """What the images of both splits are, for checkpoints."""

@@ -7,7 +7,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechdiff.analysis import agreement, changes, effects, paired, saved_effects, variation
+from mechdiff.analysis import agreement, changes, effects, paired, precision, saved_effects, variation
 from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.stats import Units
 from mechdiff.validation import old_rules
@@ -328,8 +328,8 @@ def test_error_of_precision_widens_intervals_and_takes_certainty_away():
     assert (before.p < 0.01).all()
     assert (after.p[0] == 1).all() and (after.p[1] == before.p[1]).all()
     assert after.pooled.low[0] < 0 < after.pooled.low[1]
-    assert effects.precision_statement(exact, before) is None
-    line = effects.precision_statement(reduced, after)
+    assert precision.statement(exact, before.pooled, before.precision_error) is None
+    line = precision.statement(reduced, after.pooled, after.precision_error)
     assert line.startswith("products in tf32: precision 5 points, sampling 0.") and "8 images x 4" in line
 
 

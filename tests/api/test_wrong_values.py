@@ -49,7 +49,7 @@ WRONG = {  # what the message says -> what is called, of a model and images
     r"seed=4294967296 is out of range": lambda model, images: model.sample(2, seed=2**32),
     "seed=-1 is out of range": lambda model, images: model.sweep(images, n=2, seed=-1),
     "folder=5: expected a path": lambda model, images: model.sweep(images, n=2, folder=5),
-    "probes='a': expected how many": lambda model, images: model.screen(images, probes="a"),
+    "random_vectors='a': expected how many": lambda model, images: model.screen(images, random_vectors="a"),
     r"factor=1000\d+.*: expected a finite number": lambda model, images: model.scale(HEAD, 10**400),
     r"heads='\[': expected a name or a regular": lambda model, images: model.attention(images, heads="["),
     "heads=None: expected a name or a regular": lambda model, images: model.attention(images, heads=None),

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import hypergeom, spearmanr
 
 from mechdiff import stats
-from mechdiff.circuits import attribution, audits, score_agreement, screen_scores, screening
+from mechdiff.circuits import attribution, audits, score_agreement, screen_scores, screen_tables, screening
 from mechdiff.circuits.attribution import Expansion
 from mechdiff.circuits.screening import ScreenConfig
 from mechdiff.core.config import SweepConfig
@@ -37,7 +37,11 @@ def everything(denoiser):
 @pytest.fixture(scope="module")
 def scores(denoiser, images, everything):
     return attribution.gate_scores(
-        denoiser, EvalSet(images, LEVELS, KEY), chosen=everything, expansion=Expansion(probes=64), block=6
+        denoiser,
+        EvalSet(images, LEVELS, KEY),
+        chosen=everything,
+        expansion=Expansion(random_vectors=64),
+        block=6,
     )
 
 
@@ -74,7 +78,7 @@ def test_both_parts_are_what_finite_differences_say(denoiser, everything, scores
     bend = (((eps_high - eps_low) / (2 * h)) ** 2).mean(axis=(1, 2, 3))
     result = scores.sel(component=name).isel(t=0)
     np.testing.assert_allclose(result["first"], -slope, atol=2e-2 * np.abs(slope).max() + 1e-5)
-    # 64 random probes an image: the mean over images is known to a few per cent.
+    # 64 random vectors an image: the mean over images is known to a few per cent.
     assert float(result.second.mean()) == pytest.approx(bend.mean(), rel=0.3)
 
 
@@ -89,7 +93,11 @@ def test_the_clean_loss_is_that_of_the_engine_and_scores_don_t_move_with_the_blo
     denoiser, images, everything, scores
 ):
     few = attribution.gate_scores(
-        denoiser, EvalSet(images, LEVELS, KEY), chosen=everything, expansion=Expansion(probes=64), block=4
+        denoiser,
+        EvalSet(images, LEVELS, KEY),
+        chosen=everything,
+        expansion=Expansion(random_vectors=64),
+        block=4,
     )
     np.testing.assert_allclose(few.score, scores.score, rtol=1e-3, atol=1e-6)
     engine = Engine(denoiser, devices=tuple(jax.devices()[:1]))
@@ -113,7 +121,7 @@ def test_at_the_ablated_point_a_small_network_of_gates_is_scored_by_what_each_re
         denoiser,
         EvalSet(images, LEVELS[:1], KEY),
         chosen=chosen,
-        expansion=Expansion(at="ablated", probes=64),
+        expansion=Expansion(at="ablated", random_vectors=64),
         block=6,
     )
     none = set_gate(denoiser.identity, chosen, 0.0)
@@ -134,7 +142,7 @@ def test_single_channels_share_one_program(denoiser, images, monkeypatch):
             denoiser,
             EvalSet(images[:3], [7, 8, 9], KEY),
             chosen=every,
-            expansion=Expansion(at=at, probes=3),
+            expansion=Expansion(at=at, random_vectors=3),
             block=3,
         )
     assert len(traces) == 1
@@ -173,15 +181,15 @@ def test_screening_finds_what_exact_runs_find_and_computes_nothing_twice(
         denoiser,
         EvalSet(images, LEVELS, KEY),
         tmp_path / "a",
-        config=ScreenConfig(k=3, shortlist=5, audit=6, miss_bound=0.6, probes=8),
+        config=ScreenConfig(k=3, shortlist=5, audit=6, miss_bound=0.6, random_vectors=8),
     )
     assert len(ran) == len(set(ran)) == np.isfinite(result.effect).sum()
     assert set(result.shortlist) | set(result.audited) <= set(ran)
     assert result.miss_interval[0] <= result.miss_rate <= result.miss_interval[1] <= 0.6
     known = np.isfinite(result.effect)
     np.testing.assert_allclose(result.effect[known], exact.mean(1)[known], rtol=1e-3, atol=1e-3)
-    intervals = screening.effect_intervals(result, stats.units_from(None, 6))
-    wider = screening.effect_intervals(
+    intervals = screen_tables.effect_intervals(result, stats.units_from(None, 6))
+    wider = screen_tables.effect_intervals(
         dataclasses.replace(result, precision_error=np.full(len(known), 0.5)), stats.units_from(None, 6)
     )
     np.testing.assert_allclose((wider.high - intervals.high)[known], 0.5)
@@ -197,7 +205,7 @@ def damage(denoiser, images):
     """Predicted Deg%_t of every component at each point, by the definition."""
     scored = {
         at: attribution.gate_scores(
-            denoiser, EvalSet(images, LEVELS, KEY), expansion=Expansion(at=at, probes=8)
+            denoiser, EvalSet(images, LEVELS, KEY), expansion=Expansion(at=at, random_vectors=8)
         )
         for at in POINTS
     }
@@ -213,7 +221,7 @@ def test_quality_compares_all_components_at_every_point_with_their_exact_runs(
     denoiser, images, exact, damage, tmp_path
 ):
     result = screening.quality(
-        denoiser, EvalSet(images, LEVELS, KEY), tmp_path, config=ScreenConfig(probes=8, k=5)
+        denoiser, EvalSet(images, LEVELS, KEY), tmp_path, config=ScreenConfig(random_vectors=8, k=5)
     )
     assert result.keys() == damage.keys()
     for point, predicted in damage.items():
@@ -245,13 +253,13 @@ def test_a_screen_ranks_by_the_point_that_is_asked_for(
 ):
     names = [component.name for component in components(denoiser.unet)]
     monkeypatch.setattr(screening, "exact_losses", known_losses(exact, names))
-    settings = ScreenConfig(k=3, shortlist=4, audit=5, miss_bound=1.0, probes=8, point=point)
+    settings = ScreenConfig(k=3, shortlist=4, audit=5, miss_bound=1.0, random_vectors=8, point=point)
     result = screening.screen_and_verify(denoiser, EvalSet(images, LEVELS, KEY), tmp_path, config=settings)
     np.testing.assert_allclose(result.score, damage[point].mean(1), rtol=1e-5)
     order = np.argsort(-abs(damage[point].mean(1)))
     assert result.shortlist == tuple(names[i] for i in order[:4]) and len(result.audited) == 5
     assert set(result.scores) == {"identity"} | ({"ablated"} if point != "identity" else set())
-    shown = screening.lines(result, names)
+    shown = screen_tables.lines(result, names)
     done = [names.index(line.split()[0]) for line in shown[1:10]]
     assert set(done) == {names.index(name) for name in (*result.shortlist, *result.audited)}
     sizes = abs(exact.mean(1)[done])
@@ -289,7 +297,7 @@ def test_a_screen_that_misses_widens_until_all_is_verified(denoiser, images, exa
 
     monkeypatch.setattr(screen_scores, "gate_scores", useless)
     monkeypatch.setattr(screening, "exact_losses", known_losses(exact, names))
-    settings = ScreenConfig(k=5, shortlist=5, audit=8, miss_bound=0.05, probes=8)
+    settings = ScreenConfig(k=5, shortlist=5, audit=8, miss_bound=0.05, random_vectors=8)
     result = screening.screen_and_verify(denoiser, EvalSet(images, LEVELS, KEY), tmp_path, config=settings)
     np.testing.assert_allclose(result.effect, exact.mean(1))
     assert result.audited == () and result.miss_interval == (0.0, 0.0)
@@ -337,7 +345,7 @@ def test_agreement_counts_by_hand():
     assert result.spearman == pytest.approx(spearmanr(abs(score), abs(effect))[0])
 
 
-@pytest.mark.parametrize("bad", [{"order": "second"}, {"at": "nowhere"}, {"probes": 0}])
+@pytest.mark.parametrize("bad", [{"order": "second"}, {"at": "nowhere"}, {"random_vectors": 0}])
 def test_bad_requests_of_scores_are_refused(bad):
     with pytest.raises(ConfigError):
         Expansion(**bad)
@@ -350,14 +358,14 @@ def test_bad_requests_of_screens_are_refused(bad):
 
 
 def test_what_was_prepared_is_not_compiled_again(denoiser, images):
-    """Of another number of probes than other tests have, so that nothing is there before."""
+    """Of another number of random vectors than other tests have, so that nothing is there before."""
     compiled = []
 
     def note(event: str, duration: float, fun_name: str = "", **_: object) -> None:
         if event.endswith("backend_compile_duration") and "_slopes" in fun_name:
             compiled.append(fun_name)
 
-    expansion = Expansion(probes=3)
+    expansion = Expansion(random_vectors=3)
     jax.monitoring.register_event_duration_secs_listener(note)
     try:
         attribution.prepare(denoiser, len(images), len(LEVELS), expansion, block=6)
@@ -369,7 +377,8 @@ def test_what_was_prepared_is_not_compiled_again(denoiser, images):
 
 
 def test_fewer_passes_of_the_compiler_move_scores_by_rounding_only(denoiser, images, monkeypatch):
-    eval_set, expansion = EvalSet(images, LEVELS, KEY), Expansion(probes=8)  # as `damage`, to compile once
+    eval_set = EvalSet(images, LEVELS, KEY)
+    expansion = Expansion(random_vectors=8)  # as `damage`, to compile once
     scores = {}
     for quickly in (False, True):
         program = attribution._program(quickly)

@@ -16,7 +16,7 @@ from mechdiff.core.config import override
 from mechdiff.core.errors import ConfigError, DataError
 from mechdiff.models import load
 from mechdiff.storage import files, labelled
-from mechdiff.study import choosing, controls, examine, inputs, records
+from mechdiff.study import choosing, controls, examine, inputs, results_folder
 from mechdiff.sweeps.sampling import SampleSet, sampling_sweep
 
 CLASSES = "reference.user_network:with_classes"
@@ -38,7 +38,7 @@ def test_a_function_is_swept_and_reported_in_order_of_execution(config, tmp_path
     page = report.build(tmp_path).read_text()
     assert "JAX function of reference.user_network:with_classes, 4 × 4 × 3 numbers" in page
     assert "own samples" in page and "The UNet of" not in page
-    _, models = records.read(tmp_path)
+    _, models = results_folder.read(tmp_path)
     (told,) = (model for model in models if model.name == "user_network.with_classes")
     assert list(told.sweep["component"].values) == ["class", "attn.head0", "attn.head1", "mlp"]
     assert told.attention["head"].values.tolist() == ["attn.head0", "attn.head1"]

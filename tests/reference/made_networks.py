@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from mechdiff.study import claims
-from mechdiff.study.records import Network
+from mechdiff.study.network_results import NetworkResults
 
 PARTS = ["res"] * 6 + ["head"] * 6
 NAMES = [f"down0.block{i}.res" for i in range(6)] + [f"mid.attn0.head{i}" for i in range(6)]
@@ -38,7 +38,7 @@ def network(data, seed, damage, entropy, levels=4, ablations=("zero", "mean"), r
     values = {name: (("head", "t", "image"), heads) for name in ("entropy", "normalized_entropy")}
     tokens = ("head", np.full(6, 16))
     attention = xr.Dataset(values, coords={"head": NAMES[6:], "tokens": tokens, **axes})
-    return Network(f"{data}-{seed}", data, rung, seed, sweep, attention)
+    return NetworkResults(f"{data}-{seed}", data, rung, seed, sweep, attention)
 
 
 def ladder(seed, shake=lambda: 1.0, costs=((0, 0.005), (2, 0.01))):

@@ -36,7 +36,7 @@ def numbers() -> dict[str, np.ndarray]:
             denoiser, EvalSet(images[:2], TIMESTEPS, key), Path(folder), config=config, replacements=means
         ).load()
     eval_set = EvalSet(images[:2], TIMESTEPS, key)
-    scores = mechdiff.gate_scores(denoiser, eval_set, expansion=Expansion(probes=2))
+    scores = mechdiff.gate_scores(denoiser, eval_set, expansion=Expansion(random_vectors=2))
     return {
         "loss": swept["loss"].values,
         "change": swept["change"].values,

@@ -1,4 +1,4 @@
-"""Freezes what the PyTorch networks of ADM and ddim compute, for `tests/models/pretrained/test_families.py`.
+"""Freezes what the PyTorch networks of ADM and ddim compute, for `models/pretrained/test_adm_and_ddim.py`.
 
 Run once, from the top folder, with the `torch` extra, and clones of github.com/openai/guided-diffusion,
 github.com/openai/improved-diffusion and github.com/ermongroup/ddim:

@@ -8,7 +8,7 @@ from mechdiff.core.presets import preset
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.unet import components
 from mechdiff.storage import files, image_grid, labelled
-from mechdiff.study import records
+from mechdiff.study.network_results import STATISTICS
 
 T = np.array([2, 20, 45], np.int32)
 IMAGES = 5
@@ -47,7 +47,7 @@ def fabricate(folder, name: str, inputs: str, seed: int, *changes: str) -> None:
     heads = [part for part in parts if part.component_type == "head"]
     keys = np.array([part.resolution**2 for part in heads], np.int32)
     shares = rng.uniform(0, 1, (len(heads), len(T), IMAGES)).astype(np.float32)
-    values = {statistic: shares for statistic in records.STATISTICS}
+    values = {statistic: shares for statistic in STATISTICS}
     values["entropy"] = shares * np.log(keys)[:, None, None]
     attention = xr.Dataset(
         {statistic: (("head", "t", "image"), value) for statistic, value in values.items()},

@@ -11,7 +11,8 @@ from matplotlib import rc_context
 from mechdiff.core.presets import preset
 from mechdiff.report import across, document, numbers, style
 from mechdiff.study.claims import across_seeds
-from mechdiff.study.records import ExaminedModel, Network
+from mechdiff.study.examined_model import ExaminedModel
+from mechdiff.study.network_results import NetworkResults
 
 IMAGES = 3
 
@@ -23,7 +24,7 @@ def network(name, data, seed):
     dims = ("ablation", "component", "t", "image")
     coords = {"ablation": ["zero"], "component": [f"block{k}.res" for k in range(4)], "t": [1, 5]}
     sweep = xr.Dataset({"loss": (dims, loss), "clean_loss": (dims[2:], np.ones((2, IMAGES)))}, coords=coords)
-    return Network(name, data, 4, seed, sweep, sweep)
+    return NetworkResults(name, data, 4, seed, sweep, sweep)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,9 @@ def test_training_seeds_are_each_said_once():
         config = preset("tiny")
         config = dataclasses.replace(config, seed=seed, data=dataclasses.replace(config.data, name=data))
         empty = xr.Dataset()
-        return ExaminedModel("name", "", 0, config, {}, Network("name", data, 4, seed, empty, empty), b"")
+        return ExaminedModel(
+            "name", "", 0, config, {}, NetworkResults("name", data, 4, seed, empty, empty), b""
+        )
 
     assert numbers.training_seeds([model(1), model(0)]) == "training seeds 0, 1"
     same = numbers.training_seeds([model(0), model(0), model(0)])

@@ -9,8 +9,9 @@ import xarray as xr
 from mechdiff.analysis.class_effects import CLASS, class_effects
 from mechdiff.core.presets import preset
 from mechdiff.report import by_class
-from mechdiff.study import records
 from mechdiff.study.condition_sources import CLASS_NAMES
+from mechdiff.study.examined_model import ExaminedModel
+from mechdiff.study.network_results import NetworkResults
 
 NAMES, T, IMAGES = ("a", "b", "told"), np.array([2, 9]), 24
 UNET = dataclasses.replace(preset("tiny").unet, classes=3)
@@ -46,9 +47,9 @@ def examined(labels, names=("cats", "dogs", "eels"), unet=UNET):
         sweep = sweep.assign_coords({CLASS: ("image", np.asarray(labels))})
     config = dataclasses.replace(preset("tiny"), unet=unet)
     facts = {"name": "net", "data": "folder", "complexity": 0, "seed": 0, "attention": xr.Dataset()}
-    network = records.Network(sweep=sweep, **facts)
+    network = NetworkResults(sweep=sweep, **facts)
     record = {CLASS_NAMES: list(names)}
-    return records.ExaminedModel("net", "images", 0, config, record, network, b"")
+    return ExaminedModel("net", "images", 0, config, record, network, b"")
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +84,8 @@ def test_classes_of_few_images_are_left_out_and_the_null_class_is_named():
 
 def test_a_class_of_one_person_is_left_out(model):
     person = ("image", np.where(np.arange(IMAGES) % 3 == 0, 0, np.arange(IMAGES)))
-    alone = dataclasses.replace(model.network, sweep=model.sweep.assign_coords(person=person))
-    table = by_class.by_class(dataclasses.replace(model, network=alone))
+    alone = dataclasses.replace(model.results, sweep=model.sweep.assign_coords(person=person))
+    table = by_class.by_class(dataclasses.replace(model, results=alone))
     assert table.classes == ("1: dogs", "2: eels") and table.left_out == 1
 
 

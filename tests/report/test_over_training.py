@@ -11,7 +11,8 @@ from mechdiff.core.presets import preset
 from mechdiff.report import over_training, style
 from mechdiff.report.over_training import trainings
 from mechdiff.stats.intervals import Interval
-from mechdiff.study.records import ExaminedModel, Network
+from mechdiff.study.examined_model import ExaminedModel
+from mechdiff.study.network_results import NetworkResults
 
 IMAGES = 5
 COMPONENTS = tuple(f"block{k}.res" for k in range(9))
@@ -50,7 +51,7 @@ def examined(steps, seed=0, inputs="some"):
         dataclasses.replace(preset("tiny"), seed=seed),
         xr.Dataset(coords={"image": range(IMAGES), "component": list(COMPONENTS), "ablation": ["zero"]}),
     )
-    network = Network("faces", "synthetic", 4, seed, sweep, sweep)
+    network = NetworkResults("faces", "synthetic", 4, seed, sweep, sweep)
     model = ExaminedModel(f"faces@{steps}", inputs, 0, config, {"steps": steps}, network, b"")
     model.__dict__["increases"] = {"zero": measured}  # what `increases` would compute and keep
     return model

@@ -9,7 +9,7 @@ from reference.results import fabricate
 
 from mechdiff.report import pairs, ranking
 from mechdiff.storage import files
-from mechdiff.study import records
+from mechdiff.study import results_folder
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def examined(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     fabricate(folder, "tiny", "held-out synthetic images", 0)
     files.write_json(folder / "manifest.json", {})
-    return records.read(folder)[1][0]
+    return results_folder.read(folder)[1][0]
 
 
 def with_pairs(model, named, strength):
@@ -38,7 +38,7 @@ def with_pairs(model, named, strength):
         "image": range(16),
     }
     table = xr.Dataset({name: ("pair", values) for name, values in numbers.items()}, coords)
-    return dataclasses.replace(model, network=dataclasses.replace(model.network, pairs=table))
+    return dataclasses.replace(model, results=dataclasses.replace(model.results, pairs=table))
 
 
 def test_a_backup_is_named_with_its_share_and_markup_is_escaped(examined):
@@ -62,10 +62,10 @@ def test_a_group_of_which_any_one_may_go_is_named_once_and_not_as_pairs(examined
     model = with_pairs(examined, ["backup"] * 4, 1.0)
     pair = {"a": list("rrsr"), "b": list("sttu"), "single_a": [0.2] * 4, "single_b": [0.2, 0.2, 0.2, 25.0]}
     joint = {"joint": [50.0, 60.0, 70.0, 80.0]}
-    table = model.network.pairs.assign({name: ("pair", values) for name, values in (pair | joint).items()})
+    table = model.results.pairs.assign({name: ("pair", values) for name, values in (pair | joint).items()})
     table = table.set_coords(["a", "b"])
-    network = dataclasses.replace(model.network, pairs=table)
-    sentence = pairs.about(dataclasses.replace(model, network=network))
+    results = dataclasses.replace(model.results, pairs=table)
+    sentence = pairs.about(dataclasses.replace(model, results=results))
     group = "of <code>r</code>, <code>s</code> and <code>t</code> any one may go and no two"
     assert group in sentence and "two together 50.0 to 70.0 %" in sentence
     assert sentence.count("makes up for") == 1 and "<code>u</code>" in sentence

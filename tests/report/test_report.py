@@ -25,7 +25,7 @@ from mechdiff.core.presets import preset
 from mechdiff.models.stages import stages
 from mechdiff.report import backend, document, findings, maps, numbers, schematic, style, trust
 from mechdiff.storage import files, labelled
-from mechdiff.study import records
+from mechdiff.study import results_folder
 
 NAMES = {
     "own-seed0": "own-seed0's own samples (not real images)",
@@ -63,7 +63,7 @@ def page(folder) -> str:
 
 @pytest.fixture(scope="module")
 def models(folder):
-    return records.read(folder)[1]
+    return results_folder.read(folder)[1]
 
 
 class Outline(html.parser.HTMLParser):
@@ -436,7 +436,7 @@ def test_networks_of_unlike_components_or_unknown_pictures_have_a_page_too(tmp_p
     path = tmp_path / "subjects" / "held-b" / "sweep.zarr"
     swept = labelled.read(path)
     labelled.replace(path, swept.assign_coords(component=[f"x.{name}" for name in swept["component"].values]))
-    models = records.read(tmp_path)[1]
+    models = results_folder.read(tmp_path)[1]
     assert "seeds-increase" not in document._together(models, tmp_path / "figures")["together"]
 
 

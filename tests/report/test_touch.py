@@ -11,12 +11,13 @@ import xarray as xr
 from reference.results import fabricate
 
 from mechdiff import report
+from mechdiff.analysis import effects
 from mechdiff.core.config import to_dict
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.presets import preset
 from mechdiff.report import findings, inline, page_data, schematic, sequence, style
 from mechdiff.storage import files, labelled
-from mechdiff.study import records
+from mechdiff.study import results_folder
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def fabricated_examples(sweep) -> xr.Dataset:
 
 @pytest.fixture(scope="module")
 def model(results):
-    return records.read(results)[1][0]
+    return results_folder.read(results)[1][0]
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +283,7 @@ def test_drawings_that_differ_in_more_than_colors_are_refused():
 
 def test_components_without_stages_are_drawn_in_order_of_execution(model):
     names = [f"layers.{i}" for i in range(len(model.lead.components))]
-    increase = records.effects.measure(model.sweep.assign_coords(component=names), "mean")
+    increase = effects.measure(model.sweep.assign_coords(component=names), "mean")
     drawn = style.svg(schematic.drawing(style.LIGHT, None, increase, 10.0)).decode()
     marked = re.findall(r"mark\|(layers\.\d+)\|mean", drawn)
     assert marked == names

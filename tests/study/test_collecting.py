@@ -12,7 +12,7 @@ from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.core.presets import preset
 from mechdiff.stats.clusters import PERSON
 from mechdiff.storage import files, labelled, packed
-from mechdiff.study import claims, collecting, packing, records
+from mechdiff.study import claims, collecting, packing, results_folder
 
 
 def examined(folder, name, seed, *changes, ids=("a", "b", "c", "d", "e", "f", "g"), settings=()):
@@ -53,9 +53,9 @@ def test_verdicts_and_report_come_from_the_collected_files_alone(examinations, t
     folder, names = tmp_path / "study", ["held-celeba-0", "held-synthetic-0"]
     assert collecting.collect([examinations / "a", examinations / "c"], folder) == names
     shutil.rmtree(examinations)
-    manifest, models = records.read(folder)
+    manifest, models = results_folder.read(folder)
     assert [model.name for model in models] == names == manifest["models"]
-    verdicts = {claim.verdict for claim in claims.evaluate([model.network for model in models])}
+    verdicts = {claim.verdict for claim in claims.evaluate([model.results for model in models])}
     assert verdicts <= {"undecided", "not testable here"}  # one network of each decides nothing
     page = report.build(folder).read_text("utf-8")
     assert all(name in page for name in names) and "not testable here" in page

@@ -10,7 +10,7 @@ from mechdiff.core.errors import CheckpointError
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.storage import files
-from mechdiff.study import choosing, examine, records
+from mechdiff.study import choosing, examine, results_folder
 
 
 def interrupt(*_, **__):
@@ -30,12 +30,12 @@ def test_numbers_of_an_earlier_run_are_not_shown_for_one_that_was_interrupted(ti
 
     files.write_json(tmp_path / "manifest.json", {})
     run(0)
-    assert records.read(tmp_path)[1][0].seed == 0
+    assert results_folder.read(tmp_path)[1][0].seed == 0
     with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
         killed.setattr(examine, "ablation_sweep", interrupt)
         run(1)
     with pytest.raises(CheckpointError, match="small is unfinished; run the command"):
-        records.read(tmp_path)
+        results_folder.read(tmp_path)
     run(1)
-    model = records.read(tmp_path)[1][0]
+    model = results_folder.read(tmp_path)[1][0]
     assert model.seed == model.sweep.attrs["seed"] == model.attention.attrs["seed"] == 1

@@ -16,7 +16,7 @@ from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.storage import files
-from mechdiff.study import choosing, examine, floor, held_out, packing, records
+from mechdiff.study import choosing, examine, floor, held_out, packing, results_folder
 from mechdiff.study.eval_images import EvalImages
 
 SCHEDULE = make_schedule(DiffusionConfig(schedule="cosine", steps=50))
@@ -61,13 +61,13 @@ def network(tmp_path_factory):
     files.write_json(where / "manifest.json", {})
     files.ensure_writable(where / packing.CELLS)
     packing.pack(where / "subjects" / "small", where / packing.CELLS / "other.zip")
-    return records.read(where)[1]
+    return results_folder.read(where)[1]
 
 
 def test_examinations_keep_the_floor_and_so_do_packed_ones(network):
     for model in network:
-        sweep = model.network.sweep
-        assert model.inputs == "held-out Gaussian images" and model.network.data == "gaussian"
+        sweep = model.results.sweep
+        assert model.inputs == "held-out Gaussian images" and model.results.data == "gaussian"
         assert (sweep["clean_loss"] > sweep["floor_loss"]).all() and (sweep["floor"] > 0).all()
         clean, loss = effects.losses(sweep, "zero")
         even = np.full((1, *clean.shape), 0.5)

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mechdiff.study import claims, records
+from mechdiff.study import claims, results_folder
 
 STUDY = Path(__file__).parents[2] / "checkpoints" / "study"
 
 
 def test_cells_give_the_verdicts_that_are_shipped():
-    answers = claims.evaluate([denoiser.network for denoiser in records.read(STUDY)[1]])
+    answers = claims.evaluate([model.results for model in results_folder.read(STUDY)[1]])
     shipped = json.loads((STUDY / "claims.json").read_text("utf-8"))
     assert [(claim.id, claim.verdict) for claim in answers] == [
         (claim["id"], claim["verdict"]) for claim in shipped

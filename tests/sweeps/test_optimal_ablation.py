@@ -95,16 +95,16 @@ def test_the_gradient_is_the_slope_of_each_components_own_loss_and_of_no_other()
     wave = shared_prefix.plan_passes(UNET, stacked, 100)
     gate = {site: leaf[wave.order[0]] for site, leaf in stacked.gate.items()}
     ordered = dataclasses.replace(stacked, gate=gate, replacement=None)
-    family = optimal_ablation._Family(mean, scale)
+    candidates = optimal_ablation._Candidates(mean, scale)
     batch = EvalBatch(IMAGES, index, 3, KEY)
-    slope = optimal_ablation._slopes(DENOISER, wave.joins, ordered, family, point, batch)
+    slope = optimal_ablation._slopes(DENOISER, wave.joins, ordered, candidates, point, batch)
 
     engine, site = Engine(DENOISER), "down0.attn0.head"
     way = np.zeros_like(point[site])
     way[:, :, 0] = np.sign(slope[site][:, :, 0])  # the part of the first head
 
     def losses(step):
-        replacement = family.replacement({**point, site: point[site] + np.float32(step) * way})
+        replacement = candidates.replacement({**point, site: point[site] + np.float32(step) * way})
         replaced = dataclasses.replace(stacked, replacement=replacement)
         return engine.measure(replaced, batch).loss.mean(1)
 

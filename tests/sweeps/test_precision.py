@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mechdiff.circuits import audits, screening
+from mechdiff.circuits import audits, screen_tables, screening
 from mechdiff.core import devices
 from mechdiff.core.config import SweepConfig, UNetConfig, override
 from mechdiff.core.errors import ConfigError
@@ -217,7 +217,7 @@ def test_a_screen_measures_the_error_of_its_precision(denoiser, tmp_path):
             eval_set,
             tmp_path,
             chosen=chosen,
-            config=screening.ScreenConfig(k=1, shortlist=5, probes=1, precision=setting),
+            config=screening.ScreenConfig(k=1, shortlist=5, random_vectors=1, precision=setting),
         )
         for setting in ("float32", "bfloat16")
     }
@@ -231,8 +231,8 @@ def test_a_screen_measures_the_error_of_its_precision(denoiser, tmp_path):
     assert (np.abs(reduced.effect - exact.effect) <= reduced.precision_error * 1.001 + 1e-5).all()
     assert reduced.precision_error.max() > 1e-4
     names = [component.name for component in chosen]
-    assert screening.lines(reduced, names)[-1].startswith("precision ")
-    assert not screening.lines(exact, names)[-1].startswith("precision ")
+    assert screen_tables.lines(reduced, names)[-1].startswith("precision ")
+    assert not screen_tables.lines(exact, names)[-1].startswith("precision ")
 
 
 def test_what_may_be_a_miss_within_the_error_counts_as_one():

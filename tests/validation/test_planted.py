@@ -20,12 +20,12 @@ from mechdiff.sweeps.in_memory import sweep_in_memory
 from mechdiff.validation import planted
 from mechdiff.validation.planted import (
     datasets,
-    families,
     gain,
-    hidden_families,
+    hidden_plants,
     methods,
     metrics,
     networks,
+    plants,
     weights,
 )
 from mechdiff.validation.planted.gain import losses
@@ -41,7 +41,7 @@ def chosen():
 
 @pytest.fixture(scope="module")
 def made():
-    return {name: planted.make(name, 1, images=IMAGES) for name in planted.FAMILIES}
+    return {name: planted.make(name, 1, images=IMAGES) for name in planted.PLANTS}
 
 
 def swept(plant):
@@ -73,7 +73,7 @@ def damage(plant, names, dose=0.0):
 HIDDEN = ("redundant", "two_of_three", "partial_backup", "rare", "changing")  # from means of single ablations
 
 
-@pytest.mark.parametrize("name", [name for name in planted.FAMILIES if name not in HIDDEN])
+@pytest.mark.parametrize("name", [name for name in planted.PLANTS if name not in HIDDEN])
 def test_exact_ablation_finds_what_was_planted_and_its_sign(made, exact, chosen, name):
     plant, (rise, _) = made[name], exact[name]
     signs = np.array([plant.signs.get(component.name, 0) for component in chosen])
@@ -90,7 +90,7 @@ def by_names(made):
     return own_unet.wrapped(denoiser.unet, denoiser.schedule, denoiser.params, denoiser.identity)
 
 
-@pytest.mark.parametrize("name", families.SHOWN)
+@pytest.mark.parametrize("name", plants.SHOWN)
 def test_plants_are_found_through_named_values_as_through_stages(made, exact, chosen, by_names, name):
     plant = made[name]
     function = dataclasses.replace(by_names, params=plant.denoiser.params)
@@ -117,7 +117,7 @@ def test_discovery_finds_what_was_planted_and_stand_ins_the_second_of_a_pair(mad
     assert alone["auroc"] == (0.75 if plant.pairs else 1)  # of two that do the same, a circuit needs one
 
 
-@pytest.mark.parametrize("name", planted.FAMILIES)
+@pytest.mark.parametrize("name", planted.PLANTS)
 def test_dead_heads_change_nothing(made, exact, chosen, name):
     silent = [c.component_type == "head" and c.name not in made[name].signs for c in chosen]
     assert exact[name][1][silent].max() < 1e-10
@@ -197,7 +197,7 @@ def test_a_partial_backup_is_silent_and_repairs_half_of_what_is_gone(made):
     assert np.abs(whole - silent).max() < 0.05 * np.abs(whole).max()
     backed, nothing = mean_color(shown(plant, [first])), mean_color(shown(plant, [first, second]))
     slope = np.polyfit((whole - nothing).ravel(), (backed - nothing).ravel(), 1)[0]
-    assert slope == pytest.approx(hidden_families.REPAIRED, abs=0.03)
+    assert slope == pytest.approx(hidden_plants.REPAIRED, abs=0.03)
     alone, other, both = (damage(plant, names) for names in ([first], [second], [first, second]))
     assert both > 2 * (alone + abs(other))
 

@@ -14,7 +14,7 @@ from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.report import pairs, ranking
 from mechdiff.study import circuit_results
 from mechdiff.study.eval_images import EvalImages
-from mechdiff.study.examine import Analysis
+from mechdiff.study.examine import DenoiserAndImages
 from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.validation import planted
 
@@ -28,7 +28,9 @@ def sentence(tiny):
     def of(name):
         plant = planted.make(name, 1, images=8)
         config = dataclasses.replace(tiny, study=StudyConfig(pairs=5))
-        examined = Analysis(plant.denoiser, config, EvalImages(plant.images, plant.others, "planted"))
+        examined = DenoiserAndImages(
+            plant.denoiser, config, EvalImages(plant.images, plant.others, "planted")
+        )
         table = circuit_results.pairs(examined, config, [int(t) for t in plant.timesteps], KEY)
         return plant, str(pairs.sentence(table))
 

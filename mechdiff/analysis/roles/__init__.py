@@ -10,8 +10,8 @@ from mechdiff.analysis.roles.assignment import (
     Roles,
     assign,
     examine,
-    families,
     selectivity,
+    target_groups,
     untrained_needed,
 )
 from mechdiff.analysis.roles.nulls import matched_class, matched_sets
@@ -22,12 +22,12 @@ __all__ = [
     "Roles",
     "assign",
     "examine",
-    "families",
     "feature_variances",
     "matched_class",
     "matched_sets",
     "mean_effects",
     "role_effects",
     "selectivity",
+    "target_groups",
     "untrained_needed",
 ]

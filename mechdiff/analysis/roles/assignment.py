@@ -1,6 +1,6 @@
 """Assigns roles to components whose selectivity exceeds that of components without a role.
 
-Effects (`role_effects`) are averaged over images and timesteps. Selectivity among the targets of one family
+Effects (`role_effects`) are averaged over images and timesteps. Selectivity among the targets of one group
 (of an image alone, `part:`, `factor:`) is SI = (E_f - mean of the others) / (E_f + mean of the others),
 within [-1, 1]. Two nulls:
   matched   random sets of as many channels of other branches and skips of that resolution (`nulls`)
@@ -31,7 +31,7 @@ from mechdiff.models.denoiser import Examinable
 
 UNASSIGNED = "unassigned"
 ROUNDING = 1e-8  # effect, in variances of a target, that float32 rounding can make
-FAMILIES = ("part:", "factor:")  # by prefix; the rest are targets of an image alone
+GROUPS = ("part:", "factor:")  # by prefix; the rest are targets of an image alone
 
 
 @dataclass(frozen=True)
@@ -93,21 +93,21 @@ def examine(
     return assign(trained, run(denoiser, random, sets), untrained, classes, fdr), trained
 
 
-def families(names: Sequence[str]) -> np.ndarray:
-    """Index of the family of each target, see `FAMILIES`."""
+def target_groups(names: Sequence[str]) -> np.ndarray:
+    """Index of the group of each target, see `GROUPS`."""
     return np.array(
-        [next((i for i, start in enumerate(FAMILIES, 1) if name.startswith(start)), 0) for name in names]
+        [next((i for i, start in enumerate(GROUPS, 1) if name.startswith(start)), 0) for name in names]
     )
 
 
 def selectivity(
-    effects: Float[np.ndarray, "*cells target"], family: np.ndarray
+    effects: Float[np.ndarray, "*cells target"], group: np.ndarray
 ) -> Float[np.ndarray, "*cells target"]:
-    """SI of every target among those of its family; NaN where nothing changes, and in a family of one."""
+    """SI of every target among those of its group; NaN where nothing changes, and in a group of one."""
     effects = np.where(effects > ROUNDING, effects, 0)
     index = np.full(effects.shape, np.nan)
-    for number in np.unique(family):
-        members = np.flatnonzero(family == number)
+    for number in np.unique(group):
+        members = np.flatnonzero(group == number)
         values = effects[..., members]
         if len(members) > 1:
             others = (values.sum(axis=-1, keepdims=True) - values) / (len(members) - 1)
@@ -134,10 +134,10 @@ def assign(
       fdr: false-discovery rate, and 1 minus the quantile of the matched null that SI must exceed.
     """
     names = [str(name) for name in effects["target"].values]
-    family = families(names)
+    group = target_groups(names)
 
     def index(data: xr.Dataset) -> np.ndarray:
-        return selectivity(mean_effects(data.sel(target=names)), family)
+        return selectivity(mean_effects(data.sel(target=names)), group)
 
     trained, null = index(effects), index(matched)
     fresh, fresh_types = np.concatenate([index(data) for data in untrained]), _component_types(untrained)

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mechdiff.core.errors import ConfigError, shorten
-from mechdiff.models.pretrained import adm, consistency, ddim, diffusers, edm, families, lucidrains
+from mechdiff.models.pretrained import adm, consistency, ddim, diffusers, edm, foreign, lucidrains
 from mechdiff.models.pretrained.diffusers import write_diffusers
 from mechdiff.models.pretrained.folders import locate
 from mechdiff.models.pretrained.imported import Imported, ImportedFunction, Stated
@@ -44,20 +44,20 @@ def read(folder: Path | str, stated: Stated | None = None) -> Imported | Importe
     if config.get("_class_name") == "UNet2DModel":
         _check_bearing(stated, diffusers)
         return diffusers.read(place, stated)
-    if "_class_name" not in config and not families.unsupported(config):
+    if "_class_name" not in config and not foreign.unsupported(config):
         for layout in (ddim, edm, adm, lucidrains):
             if layout.recognizes(config):
                 _check_bearing(stated, layout)
                 return layout.read(place, stated)
-    foreign = families.unsupported(config)
-    if foreign:
-        raise ConfigError(f"{place.described_by} describes {foreign}")
+    unsupported = foreign.unsupported(config)
+    if unsupported:
+        raise ConfigError(f"{place.described_by} describes {unsupported}")
     name = config.get("_class_name")
     shown = shorten(name)[1:-1] if isinstance(name, str) else "no model known here"
     raise ConfigError(
         f"{place.described_by} describes {shown}; supported: diffusers' UNet2DModel (_class_name), "
         "guided-diffusion's flags (num_channels, ...), ddim's config (model: ch, ...), lucidrains' "
-        f"(dim_mults, ...), EDM's (sigma_data, ...); another network: {families.WAY_OUT}"
+        f"(dim_mults, ...), EDM's (sigma_data, ...); another network: {foreign.WAY_OUT}"
     )
 
 

@@ -17,7 +17,7 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.models.pretrained import conditioning, states, tensors
 from mechdiff.models.pretrained.adm_flags import Flags, flags
 from mechdiff.models.pretrained.adm_names import names, split_attention
-from mechdiff.models.pretrained.adm_options import LAST, PROBE, STATED, STEM, WHAT
+from mechdiff.models.pretrained.adm_options import ANCHOR, LAST, STATED, STEM, WHAT
 from mechdiff.models.pretrained.configs import option_names
 from mechdiff.models.pretrained.folders import Place
 from mechdiff.models.pretrained.imported import Imported, Stated
@@ -40,12 +40,12 @@ def read(place: Place, stated: Stated) -> Imported:
     """The model at `place`; errors as `pretrained.read`."""
     path, notes = states.weight_file(place.home, STEM, stated.weights)
     state, dtype = tensors.load(path)
-    state, wrapping = states.unwrapped(state, PROBE, stated.weights, path)
+    state, wrapping = states.unwrapped(state, ANCHOR, stated.weights, path)
     get = flags(place.config, state, stated, place.text)
     unet = unet_config(get)
     state = split_attention(state, unet, get["use_new_attention_order"], path)
     notes = [*place.notes, *notes, *wrapping, *get.notes]
-    state = conditioning.condition_last(state, PROBE, get["channels"])
+    state = conditioning.condition_last(state, ANCHOR, get["channels"])
     if get["channels"].variances:
         state, note = states.without_variances(state, LAST, unet.out_channels)
         notes.append(note)

@@ -98,5 +98,5 @@ def at_default(name: str, value: Any) -> bool:
 ASKED = {"noise_schedule": "noise_schedule", "diffusion_steps": "noise_steps"}
 NUM_CLASSES = 1000  # of both programs, ImageNet's
 LABELS = "label_emb.weight"
-PROBE = "input_blocks.0.0.weight"
+ANCHOR = "input_blocks.0.0.weight"
 LAST = ("out.2.weight", "out.2.bias")

@@ -64,7 +64,7 @@ IGNORED_DATA = ("dataset", "category", ".*dequantization", "random_flip", "num_w
 THEIRS = {"quad": "scaled_linear", "linear": "linear", "scaled_linear": "scaled_linear"}
 ASKED = {"beta_schedule": "noise_schedule", "num_diffusion_timesteps": "noise_steps"}
 ASKED |= {"beta_start": "beta_start", "beta_end": "beta_end"}
-PROBE = "temb.dense.0.weight"
+ANCHOR = "temb.dense.0.weight"
 MODULES = {  # ours -> theirs, inside a stage
     "time_dense": "temb_proj",
     "shortcut": "nin_shortcut",
@@ -99,7 +99,7 @@ def read(place: Place, stated: Stated) -> Imported:
     levels, notes = _noise_levels(diffusion, stated)
     path, more = states.weight_file(place.home, "model", stated.weights)
     state, dtype = tensors.load(path)
-    state, wrapping = states.unwrapped(state, PROBE, stated.weights, path)
+    state, wrapping = states.unwrapped(state, ANCHOR, stated.weights, path)
     state.pop("logvar", None)  # of type bayesian; no input of the network
     notes = [*place.notes, *more, *wrapping, *notes]
     if passed_over:

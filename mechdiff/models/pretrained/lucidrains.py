@@ -29,7 +29,7 @@ from mechdiff.models.pretrained.lucidrains_levels import (
     objective,
 )
 from mechdiff.models.pretrained.lucidrains_network import Network
-from mechdiff.models.pretrained.lucidrains_tensors import GROUPS, PROBE, USUAL_GROUPS, options_of
+from mechdiff.models.pretrained.lucidrains_tensors import GROUPS, ANCHOR, USUAL_GROUPS, options_of
 from mechdiff.models.pretrained.options import (
     Option,
     anything,
@@ -95,7 +95,7 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
     path, notes = states.weight_file(place.home, "model", stated.weights)
     state, dtype = tensors.load(path)
     weights = stated.weights if stated.weights in ("raw", "ema") else None
-    state, wrapping = states.unwrapped(state, PROBE, weights, path)
+    state, wrapping = states.unwrapped(state, ANCHOR, weights, path)
     buffers, state = _buffers(state)
     _check_release(state, path)
     with misfit(path, WHAT):

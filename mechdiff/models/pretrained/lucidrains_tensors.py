@@ -10,7 +10,7 @@ from mechdiff.models.pretrained.conditioning import IMAGE_CHANNELS
 from mechdiff.models.pretrained.lucidrains_levels import WHAT
 from mechdiff.models.pretrained.options import Options
 
-PROBE = "init_conv.weight"
+ANCHOR = "init_conv.weight"
 GROUPS = "downs.0.0.block1.norm.bias"  # of group norms; others are RMS norms
 USUAL_GROUPS = 8
 
@@ -18,7 +18,7 @@ USUAL_GROUPS = 8
 def options_of(get: Options, state: tensors.State, path: Path) -> dict[str, Any]:
     """Options of the network, JSON-ready; a config that contradicts the tensors is refused."""
     levels = sum(f"downs.{level}.0.block1.proj.weight" in state for level in range(len(state)))
-    for name in (PROBE, "final_conv.weight", "time_mlp.3.weight"):
+    for name in (ANCHOR, "final_conv.weight", "time_mlp.3.weight"):
         if name not in state:
             raise CheckpointError(f"{path} does not fit {WHAT}: 1 missing: {name}")
     read_off = _read_off(get, state, levels)
@@ -38,7 +38,7 @@ def options_of(get: Options, state: tensors.State, path: Path) -> dict[str, Any]
 
 def _read_off(get: Options, state: tensors.State, levels: int) -> dict[str, Any]:
     """The options that the tensors tell."""
-    joined, outputs = state[PROBE].shape[1], len(state["final_conv.weight"])
+    joined, outputs = state[ANCHOR].shape[1], len(state["final_conv.weight"])
     channels, self_condition = _channels(get, joined, outputs)
     attentions = [f"downs.{level}.2" for level in range(levels)]
     memory = {name: state[f"{name}.mem_kv"].shape for name in attentions if f"{name}.mem_kv" in state}

@@ -9,7 +9,7 @@ import numpy as np
 from mechdiff.core.config import MOST_STEPS, DiffusionConfig
 from mechdiff.core.errors import ConfigError, shorten, unknown
 from mechdiff.diffusion.schedules import betas_of
-from mechdiff.models.pretrained import families, states
+from mechdiff.models.pretrained import foreign, states
 from mechdiff.models.pretrained.imported import Stated
 from mechdiff.models.pretrained.options import (
     Option,
@@ -216,11 +216,11 @@ def _defaulted(get: Options) -> tuple[str, ...]:
 
 def _no_betas(kind: Any) -> str:
     if isinstance(kind, str) and ("Flow" in kind or "RF" in kind):
-        return f"{WHAT} {shorten(kind)} is of flow matching, which is not read; {families.WAY_OUT}"
+        return f"{WHAT} {shorten(kind)} is of flow matching, which is not read; {foreign.WAY_OUT}"
     if isinstance(kind, str) and (
         "EDM" in kind or "Karras" in kind or "Consistency" in kind or "CM" in kind or "Sde" in kind
     ):
-        return f"{WHAT} {shorten(kind)} has continuous noise levels, which are not read; {families.WAY_OUT}"
+        return f"{WHAT} {shorten(kind)} has continuous noise levels, which are not read; {foreign.WAY_OUT}"
     return unknown(f"class of {WHAT} (of those with betas)", str(kind), DEFAULTS_OF)
 
 

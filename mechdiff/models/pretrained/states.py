@@ -26,11 +26,11 @@ SHARD = re.compile(r"-\d+-of-\d+$")
 COPIED = "online_model"  # the raw network that an average keeps beside itself
 
 
-def unwrapped(state: State, probe: str, weights: str | None, path: Path) -> tuple[dict, tuple[str, ...]]:
+def unwrapped(state: State, anchor: str, weights: str | None, path: Path) -> tuple[dict, tuple[str, ...]]:
     """The tensors of one network without the names that wrappers put before theirs, and notes.
 
     Args:
-      probe: name of a tensor that every network of the layout has.
+      anchor: name of a tensor that every network of the layout has.
       weights: `raw` or `ema`, where the file may hold both; None: there must be one.
 
     Raises:
@@ -38,7 +38,7 @@ def unwrapped(state: State, probe: str, weights: str | None, path: Path) -> tupl
         neither the tensors nor the file bear out.
     """
     plain = {name.replace(COMPILED, ""): value for name, value in state.items()}
-    prefixes = _prefixes(plain, probe)
+    prefixes = _prefixes(plain, anchor)
     if not any(map(_averaged, prefixes)):
         check_stated(weights, path)
     if not prefixes:
@@ -57,9 +57,9 @@ def unwrapped(state: State, probe: str, weights: str | None, path: Path) -> tupl
     return kept, ("; ".join(notes),) if notes else ()
 
 
-def _prefixes(state: State, probe: str) -> list[str]:
+def _prefixes(state: State, anchor: str) -> list[str]:
     """Prefixes that wrappers put before tensors' names; of an unknown one only if all tensors have it."""
-    prefixes = sorted({name.removesuffix(probe) for name in state if name.endswith(probe)})
+    prefixes = sorted({name.removesuffix(anchor) for name in state if name.endswith(anchor)})
     known = [prefix for prefix in prefixes if all(map(wraps, prefix.split(".")[:-1]))]
     if known or len(prefixes) != 1 or not prefixes[0].endswith("."):
         return known

@@ -2,6 +2,6 @@
 
 from mechdiff.study.claims.questions import QUESTIONS, evaluate
 from mechdiff.study.claims.verdicts import Claim, table
-from mechdiff.study.records import Network
+from mechdiff.study.network_results import NetworkResults
 
-__all__ = ["QUESTIONS", "Claim", "Network", "evaluate", "table"]
+__all__ = ["QUESTIONS", "Claim", "NetworkResults", "evaluate", "table"]

@@ -18,7 +18,7 @@ from mechdiff.core.numerics import ROUNDING
 from mechdiff.core.text_table import counted
 from mechdiff.stats import Interval
 from mechdiff.stats.small_samples import over_seeds
-from mechdiff.study.records import Network
+from mechdiff.study.network_results import NetworkResults
 
 RESAMPLES = 400  # of the images
 CONTROLS = ("gaussian", "celeba scrambled", "tfds scrambled")  # control data, see `without_controls`
@@ -31,7 +31,7 @@ def lead_ablation(sweep: xr.Dataset) -> str:
     return "mean" if "mean" in ablations else ablations[0]
 
 
-def comparable(networks: Sequence[Network]) -> bool:
+def comparable(networks: Sequence[NetworkResults]) -> bool:
     """Whether all have the same components and were swept at the same timesteps."""
     shapes = {
         (*map(str, network.sweep["component"].values), *map(int, network.sweep["t"].values))
@@ -40,13 +40,15 @@ def comparable(networks: Sequence[Network]) -> bool:
     return len(shapes) <= 1
 
 
-def without_controls(networks: Sequence[Network]) -> list[Network]:
+def without_controls(networks: Sequence[NetworkResults]) -> list[NetworkResults]:
     """The networks that claims are about: all but those trained on Gaussian or scrambled images, which show
     what the measures are on data without faces."""
     return [network for network in networks if network.data not in CONTROLS]
 
 
-def natural_and_simple(networks: Sequence[Network]) -> tuple[list[Network], list[Network]]:
+def natural_and_simple(
+    networks: Sequence[NetworkResults],
+) -> tuple[list[NetworkResults], list[NetworkResults]]:
     """Networks of CelebA and of synthetic faces of complexity `TOP_COMPLEXITY`, sorted by training seed."""
     by_seed = sorted(networks, key=lambda network: network.seed)
     natural = [network for network in by_seed if network.data in ("celeba", "tfds")]
@@ -56,7 +58,7 @@ def natural_and_simple(networks: Sequence[Network]) -> tuple[list[Network], list
     return natural, simple
 
 
-def seed_pairs(networks: Sequence[Network]) -> tuple[list[Network], list[Network]]:
+def seed_pairs(networks: Sequence[NetworkResults]) -> tuple[list[NetworkResults], list[NetworkResults]]:
     """The same number of networks from either side of `natural_and_simple`, for comparison seed by seed.
 
     Raises:
@@ -107,9 +109,9 @@ def _even_weights(sweep: xr.Dataset) -> Float[np.ndarray, "1 *timesteps image"]:
     return stats.units_of(sweep).even()
 
 
-def final_snapshots(networks: Sequence[Network]) -> list[Network]:
+def final_snapshots(networks: Sequence[NetworkResults]) -> list[NetworkResults]:
     """The networks, of each training (NAME and its steps, NAME@STEP) only its last snapshot."""
-    newest: dict[tuple, Network] = {}
+    newest: dict[tuple, NetworkResults] = {}
     for network in networks:
         key = network.name.partition("@")[0], *_source(network)
         if key not in newest or network.steps > newest[key].steps:
@@ -117,7 +119,7 @@ def final_snapshots(networks: Sequence[Network]) -> list[Network]:
     return list(newest.values())
 
 
-def of_one_seed(networks: Sequence[Network]) -> list[str]:
+def of_one_seed(networks: Sequence[NetworkResults]) -> list[str]:
     """Names of the first networks found that share data and seed, though they are different trainings; empty
     where there are none. A seed counts once, and none of them is more right than the other."""
     alike: dict[tuple, list[str]] = {}
@@ -126,7 +128,7 @@ def of_one_seed(networks: Sequence[Network]) -> list[str]:
     return next((names for names in alike.values() if len(names) > 1), [])
 
 
-def _source(network: Network) -> tuple[str, int, int]:
+def _source(network: NetworkResults) -> tuple[str, int, int]:
     return network.data, network.complexity, network.seed
 
 
@@ -139,7 +141,7 @@ def changes_predictions(sweep: xr.Dataset) -> Bool[np.ndarray, "ablation compone
     return change > ROUNDING
 
 
-def complexity_measures(network: Network) -> dict[str, Float[np.ndarray, " draws"]]:
+def complexity_measures(network: NetworkResults) -> dict[str, Float[np.ndarray, " draws"]]:
     """Every measure of complexity of a network: name -> values.
 
     These are its effective components by ablation, sizes of its circuits by ablation and tau, geometric means
@@ -173,7 +175,7 @@ def complexity_measures(network: Network) -> dict[str, Float[np.ndarray, " draws
     return values
 
 
-def complexity_ratios(networks: Sequence[Network]) -> dict[str, Interval]:
+def complexity_ratios(networks: Sequence[NetworkResults]) -> dict[str, Interval]:
     """CelebA over synthetic faces, for every measure that all networks have: the geometric mean over pairs of
     seeds. The interval is over seeds, and also over images where the measure can be recomputed on resamples.
 
@@ -195,7 +197,7 @@ def complexity_ratios(networks: Sequence[Network]) -> dict[str, Interval]:
     return intervals
 
 
-def ladder(networks: Sequence[Network]) -> dict[int, list[float]]:
+def ladder(networks: Sequence[NetworkResults]) -> dict[int, list[float]]:
     """Effective components in networks of synthetic faces: complexity -> a value for each training seed."""
     values: dict[int, list[float]] = {}
     for network in sorted(networks, key=lambda network: (network.complexity, network.seed)):

@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Float
 
 from mechdiff.stats.small_samples import over_seeds
-from mechdiff.study.records import Network
+from mechdiff.study.network_results import NetworkResults
 
 Values = Float[np.ndarray, " network"]
 
 
-def by_data(networks: Sequence[Network], values: Values, *, digits: int = 1, unit: str = "") -> str:
+def by_data(networks: Sequence[NetworkResults], values: Values, *, digits: int = 1, unit: str = "") -> str:
     """Mean and Student's 95 % interval of the networks of each data set; empty where there is one data set,
     or a value is not known.
 
@@ -36,7 +36,7 @@ def by_data(networks: Sequence[Network], values: Values, *, digits: int = 1, uni
     return ", ".join(parts)
 
 
-def by_start(networks: Sequence[Network], values: Values, *, digits: int = 1, unit: str = "") -> str:
+def by_start(networks: Sequence[NetworkResults], values: Values, *, digits: int = 1, unit: str = "") -> str:
     """Mean and Student's 95 % interval over training seeds, networks of equal seed averaged first; empty
     where no two networks share a seed, or a value is not known. Arguments as in `by_data`."""
     seeds = np.array([network.seed for network in networks])

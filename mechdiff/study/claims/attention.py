@@ -17,12 +17,12 @@ from mechdiff.core.errors import NotTestable
 from mechdiff.stats import small_samples
 from mechdiff.study.claims import across_seeds, apart
 from mechdiff.study.claims.verdicts import ALPHA, Finding
-from mechdiff.study.records import Network
+from mechdiff.study.network_results import NetworkResults
 
 Heads = Float[np.ndarray, "draws head t"]
 
 
-def divergence(networks: Sequence[Network], controls: Sequence[Network] = ()) -> Finding:
+def divergence(networks: Sequence[NetworkResults], controls: Sequence[NetworkResults] = ()) -> Finding:
     """Whether attention entropy differs between the data sets: exact p by relabeling networks.
 
     Args:
@@ -49,7 +49,7 @@ def divergence(networks: Sequence[Network], controls: Sequence[Network] = ()) ->
     return Finding(result.pooled, result.interval, result.p, n, because, negligible=negligible, p_alone=True)
 
 
-def variation(networks: Sequence[Network]) -> Finding:
+def variation(networks: Sequence[NetworkResults]) -> Finding:
     """Whether the difference varies with the timestep: relabeling profiles without their mean."""
     result, n, timesteps = _divergence(networks)
     because = (
@@ -62,7 +62,7 @@ def variation(networks: Sequence[Network]) -> Finding:
     return Finding(span, (np.nan, np.nan), result.p_varies, n, because, p_alone=True)
 
 
-def _divergence(networks: Sequence[Network]) -> tuple[NetworkDivergence, int, int]:
+def _divergence(networks: Sequence[NetworkResults]) -> tuple[NetworkDivergence, int, int]:
     natural, simple = across_seeds.natural_and_simple(networks)
     if min(len(natural), len(simple)) < 2:
         raise NotTestable(across_seeds.too_few(natural, simple, 2))
@@ -71,7 +71,7 @@ def _divergence(networks: Sequence[Network]) -> tuple[NetworkDivergence, int, in
 
 
 @functools.lru_cache(maxsize=1)  # two claims ask for it, one after the other
-def _compared(natural: tuple[Network, ...], simple: tuple[Network, ...]) -> NetworkDivergence:
+def _compared(natural: tuple[NetworkResults, ...], simple: tuple[NetworkResults, ...]) -> NetworkDivergence:
     draws = np.array([_profiles(network.attention) for network in (*natural, *simple)])
     count = len(natural)
     heads = [str(name) for name in natural[0].attention["head"].values]
@@ -84,7 +84,7 @@ def _compared(natural: tuple[Network, ...], simple: tuple[Network, ...]) -> Netw
     )
 
 
-def _from_controls(networks: Sequence[Network], controls: Sequence[Network]) -> str:
+def _from_controls(networks: Sequence[NetworkResults], controls: Sequence[NetworkResults]) -> str:
     """Divergence of CelebA's networks from those of each control data set, in words: a difference that is as
     large between other data sets is not a property of natural images or of faces."""
     natural, _ = across_seeds.natural_and_simple(networks)
@@ -100,12 +100,12 @@ def _from_controls(networks: Sequence[Network], controls: Sequence[Network]) -> 
     return f"; beside the claim, CelebA's differ {' and '.join(words)}" if words else ""
 
 
-def _mean_entropy(network: Network) -> Float[np.ndarray, "head t"]:
+def _mean_entropy(network: NetworkResults) -> Float[np.ndarray, "head t"]:
     """Mean entropy of each head at each timestep, nats."""
     return network.attention["entropy"].mean("image").transpose("head", "t").values.astype(np.float64)
 
 
-def _layer_means(networks: Sequence[Network]) -> str:
+def _layer_means(networks: Sequence[NetworkResults]) -> str:
     """Divergence of the mean entropy of layers, in words. Matched heads may differ because trainings of one
     data set scatter more; means of layers, without any matching, do not."""
     sides = across_seeds.natural_and_simple(networks)
@@ -114,7 +114,7 @@ def _layer_means(networks: Sequence[Network]) -> str:
     member = np.array([[layer == name for layer in layers] for name in names], np.float64)
     member /= member.sum(axis=1, keepdims=True)
 
-    def means(side: Sequence[Network]) -> Float[np.ndarray, "network layer t"]:
+    def means(side: Sequence[NetworkResults]) -> Float[np.ndarray, "network layer t"]:
         return np.array([member @ _mean_entropy(network) for network in side])
 
     result = network_divergence.compare(*map(means, sides), names)
@@ -127,7 +127,7 @@ def _profiles(attention: xr.Dataset) -> Heads:
     return np.moveaxis(stats.weighted_mean(entropy, across_seeds.weightings(attention)), -1, 0)
 
 
-def roles(networks: Sequence[Network]) -> Finding:
+def roles(networks: Sequence[NetworkResults]) -> Finding:
     """Whether heads have roles, the same in every training: the largest of exact p values by shuffling heads
     within layers, and a binomial p of no more heads with a role than untrained heads would give.
 
@@ -142,7 +142,7 @@ def roles(networks: Sequence[Network]) -> Finding:
         raise NotTestable(f"roles of heads (--set=study.role_sets=1000): {missing}")
     results = [_agreement(side) for side in (natural, simple)]
 
-    def excess(*sides: Sequence[Network], repeats: int = 200) -> float:
+    def excess(*sides: Sequence[NetworkResults], repeats: int = 200) -> float:
         both = [_agreement(side, repeats) for side in sides]
         return float(np.mean([result.profiles - result.chance_profiles for result in both]))
 
@@ -169,18 +169,18 @@ def roles(networks: Sequence[Network]) -> Finding:
     )  # fmt: skip
 
 
-def _roles(network: Network) -> xr.Dataset:
+def _roles(network: NetworkResults) -> xr.Dataset:
     if network.roles is None:
         raise NotTestable(f"{network.name} holds no roles of heads (--set=study.role_sets=1000)")
     return network.roles
 
 
-def _named(network: Network) -> int:
+def _named(network: NetworkResults) -> int:
     """Number of heads with a role."""
     return int((_roles(network)["role"] != matching.UNASSIGNED).sum())
 
 
-def _agreement(side: Sequence[Network], repeats: int = 2000) -> matching.Agreement:
+def _agreement(side: Sequence[NetworkResults], repeats: int = 2000) -> matching.Agreement:
     patterned = {str(name) for name in side[0].attention["head"].values}  # heads over one key have none
     results = [_roles(network) for network in side]
     heads = [str(name) for name in results[0]["component"].values if str(name) in patterned]
@@ -194,7 +194,7 @@ def _agreement(side: Sequence[Network], repeats: int = 2000) -> matching.Agreeme
     )
 
 
-def entropy(networks: Sequence[Network]) -> Finding:
+def entropy(networks: Sequence[NetworkResults]) -> Finding:
     """Whether heads of low entropy have larger effects: within layers, minus untrained networks.
 
     Raises:
@@ -225,7 +225,7 @@ def entropy(networks: Sequence[Network]) -> Finding:
     return Finding(estimate, interval, p, len(rho), because, above=False)
 
 
-def _other_ablations(networks: Sequence[Network]) -> str:
+def _other_ablations(networks: Sequence[NetworkResults]) -> str:
     """The claim's estimate under the ablations that don't decide it, in words, and in either data set."""
     lead = across_seeds.lead_ablation(networks[0].sweep)
     units = min(network.units.count for network in networks)
@@ -242,13 +242,13 @@ def _other_ablations(networks: Sequence[Network]) -> str:
     return f"; {'; '.join(words)}" if words else ""
 
 
-def _swept(network: Network, ablation: str) -> bool:
+def _swept(network: NetworkResults, ablation: str) -> bool:
     """Whether the network and its untrained control were swept under an ablation."""
     sweeps = [sweep for sweep in (network.sweep, network.control) if sweep is not None]
     return all(ablation in sweep["ablation"].values for sweep in sweeps)
 
 
-def _added(network: Network, ablation: str) -> Float[np.ndarray, " draws"]:
+def _added(network: NetworkResults, ablation: str) -> Float[np.ndarray, " draws"]:
     """The rank correlation of a trained network minus that of its untrained control."""
     if network.control is None or network.control_attention is None:
         raise NotTestable(f"{network.name} has no untrained network beside it (--set=study.controls=true)")

@@ -18,10 +18,10 @@ from mechdiff.core.errors import NotTestable
 from mechdiff.stats.small_samples import FEWEST, over_seeds
 from mechdiff.study.claims import across_seeds, apart
 from mechdiff.study.claims.verdicts import ALPHA, Finding
-from mechdiff.study.records import Network
+from mechdiff.study.network_results import NetworkResults
 
 
-def examine(networks: Sequence[Network]) -> Finding:
+def examine(networks: Sequence[NetworkResults]) -> Finding:
     """The claim on networks of one configuration.
 
     Raises:
@@ -66,7 +66,7 @@ def _increases(sweep: xr.Dataset, ablations: Sequence[str]) -> Float[np.ndarray,
 
 
 def _beyond_controls(
-    networks: Sequence[Network],
+    networks: Sequence[NetworkResults],
     p_threshold: float,
     tested: Int[np.ndarray, " network"],
     increases: Float[np.ndarray, " network"],
@@ -89,7 +89,7 @@ def _beyond_controls(
 
 
 def _untrained(
-    networks: Sequence[Network], tested: np.ndarray, visible: Bool[np.ndarray, "ablation component"]
+    networks: Sequence[NetworkResults], tested: np.ndarray, visible: Bool[np.ndarray, "ablation component"]
 ) -> Float[np.ndarray, " network"] | None:
     """Pooled ΔL/L (%) of the same component in the untrained network of the same seed: the largest over
     ablations, which is conservative."""
@@ -112,7 +112,7 @@ def _untrained(
 
 
 def _random(
-    networks: Sequence[Network], tested: np.ndarray, visible: Bool[np.ndarray, "ablation component"]
+    networks: Sequence[NetworkResults], tested: np.ndarray, visible: Bool[np.ndarray, "ablation component"]
 ) -> Float[np.ndarray, " network"] | None:
     """95th percentile of pooled ΔL/L (%) over random sets of as many channels, largest over ablations."""
     of_networks = [network.random_sets for network in networks if network.random_sets is not None]
@@ -154,7 +154,7 @@ def _tested(chosen: Sequence[str], share: float) -> str:
     return f"{' and '.join(chosen) or 'none'}, {above}"
 
 
-def _apart(networks: Sequence[Network], increases: Float[np.ndarray, " network"]) -> str:
+def _apart(networks: Sequence[NetworkResults], increases: Float[np.ndarray, " network"]) -> str:
     by_data, by_start = (
         apart.by_data(networks, increases, unit=" %"),
         apart.by_start(networks, increases, unit=" %"),

@@ -23,7 +23,7 @@ from mechdiff.core.errors import ConfigError, NotTestable
 from mechdiff.stats import small_samples
 from mechdiff.study.claims import across_seeds
 from mechdiff.study.claims.verdicts import ALPHA, Finding
-from mechdiff.study.records import Network
+from mechdiff.study.network_results import NetworkResults
 
 RUNGS = (0, 2, 4)
 MATCHED = float(np.log(1.1))  # of the ratio of mean clean losses: networks within 10 % are matched
@@ -40,12 +40,12 @@ class Measure:
     """
 
     name: str
-    of: Callable[[Sequence[Network]], Values | None]
+    of: Callable[[Sequence[NetworkResults]], Values | None]
     pseudo: bool = True
     sizes: bool = False
 
 
-def examine(networks: Sequence[Network], controls: Sequence[Network] = ()) -> Finding:
+def examine(networks: Sequence[NetworkResults], controls: Sequence[NetworkResults] = ()) -> Finding:
     """The claim on all networks, including those of lower complexity and snapshots of trainings.
 
     Args:
@@ -84,7 +84,7 @@ def examine(networks: Sequence[Network], controls: Sequence[Network] = ()) -> Fi
     return Finding(float(np.exp(estimate)), ends, p, n, because, null=1.0, negligible=negligible)
 
 
-def _beside(measure: Measure, networks: Sequence[Network], controls: Sequence[Network]) -> str:
+def _beside(measure: Measure, networks: Sequence[NetworkResults], controls: Sequence[NetworkResults]) -> str:
     """The measure in networks of control data, in words; empty where there are too few, or they are not
     comparable."""
     words = []
@@ -98,7 +98,7 @@ def _beside(measure: Measure, networks: Sequence[Network], controls: Sequence[Ne
     return f"; beside the claim, {', '.join(words)}" if words else ""
 
 
-def measures(networks: Sequence[Network]) -> list[Measure]:
+def measures(networks: Sequence[NetworkResults]) -> list[Measure]:
     """Candidate measures, in their order."""
     ablations = sorted({ablation for network in networks for ablation in network.circuits})
     sizes = [
@@ -114,7 +114,7 @@ def measures(networks: Sequence[Network]) -> list[Measure]:
     return [excess, *sizes, Measure("effective components of relative loss increase", _relative)]
 
 
-def _gate(networks: Sequence[Network], controls: Sequence[Network]) -> tuple[Measure, str]:
+def _gate(networks: Sequence[NetworkResults], controls: Sequence[NetworkResults]) -> tuple[Measure, str]:
     """The first measure that rises on the ladder, and its values there in words.
 
     Raises:
@@ -145,7 +145,7 @@ def _gate(networks: Sequence[Network], controls: Sequence[Network]) -> tuple[Mea
     )
 
 
-def _matched(networks: Sequence[Network]) -> tuple[list[Network], list[Network], float]:
+def _matched(networks: Sequence[NetworkResults]) -> tuple[list[NetworkResults], list[NetworkResults], float]:
     """Networks of either data set at the training steps where mean losses match best; the ratio of losses."""
     sides = across_seeds.natural_and_simple(networks)
     options = [
@@ -167,7 +167,7 @@ def _matched(networks: Sequence[Network]) -> tuple[list[Network], list[Network],
     return natural, simple, ratio
 
 
-def _unmatched(networks: Sequence[Network]) -> str:
+def _unmatched(networks: Sequence[NetworkResults]) -> str:
     """Where no measure decides: that networks are not matched in loss either, in words; else empty."""
     try:
         _matched(networks)
@@ -176,12 +176,12 @@ def _unmatched(networks: Sequence[Network]) -> str:
     return ""
 
 
-def mean_clean_loss(networks: Sequence[Network]) -> float:
+def mean_clean_loss(networks: Sequence[NetworkResults]) -> float:
     """Mean squared error of the predicted noise: over networks, and over timesteps and images of each."""
     return float(np.mean([network.sweep["clean_loss"].values.mean() for network in networks]))
 
 
-def _relative(networks: Sequence[Network]) -> Values:
+def _relative(networks: Sequence[NetworkResults]) -> Values:
     increases = [
         across_seeds.increase_draws(
             n.sweep, across_seeds.lead_ablation(n.sweep), across_seeds.weightings(n.sweep)
@@ -191,7 +191,7 @@ def _relative(networks: Sequence[Network]) -> Values:
     return _effective(np.array(increases))
 
 
-def _excess(networks: Sequence[Network]) -> Values | None:
+def _excess(networks: Sequence[NetworkResults]) -> Values | None:
     if not all("floor" in network.sweep for network in networks):
         return None
     increases = []
@@ -210,7 +210,7 @@ def _effective(increases: Float[np.ndarray, "network component draws"]) -> Value
     return spread.pseudo_values(increases[..., 0]), spread.log_effective_number(increases[..., 1:])
 
 
-def _sizes(networks: Sequence[Network], ablation: str, place: int) -> Values | None:
+def _sizes(networks: Sequence[NetworkResults], ablation: str, place: int) -> Values | None:
     if not all(ablation in network.circuits for network in networks):
         return None
     sizes = [np.atleast_1d(network.circuits[ablation].attrs["sizes"])[place] for network in networks]

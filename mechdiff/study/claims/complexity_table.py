@@ -14,13 +14,13 @@ from jaxtyping import Float
 
 from mechdiff.stats import small_samples
 from mechdiff.study.claims import across_seeds, complexity
-from mechdiff.study.records import Network
+from mechdiff.study.network_results import NetworkResults
 
 KEYS = ["data", "complexity", "steps"]  # of the rows; complexity is -1 where images have no known one
 COLUMNS = [*KEYS, "networks", "clean_loss", "measure", "value", "low", "high"]
 
 
-def measure(networks: Sequence[Network]) -> pd.DataFrame:
+def measure(networks: Sequence[NetworkResults]) -> pd.DataFrame:
     """Every measure of `complexity.measures` in the networks of one data set and training step.
 
     Returns:
@@ -34,7 +34,7 @@ def measure(networks: Sequence[Network]) -> pd.DataFrame:
     """
     if not across_seeds.comparable(networks):
         return pd.DataFrame(columns=COLUMNS)
-    groups: dict[tuple[str, int, int], list[Network]] = {}
+    groups: dict[tuple[str, int, int], list[NetworkResults]] = {}
     for network in sorted(networks, key=lambda network: network.seed):
         known = network.complexity if network.data == "synthetic" else -1
         groups.setdefault((network.data, known, network.steps), []).append(network)
@@ -58,7 +58,7 @@ def measure(networks: Sequence[Network]) -> pd.DataFrame:
     )
 
 
-def _measures(networks: Sequence[Network]) -> list[dict[str, str | float]]:
+def _measures(networks: Sequence[NetworkResults]) -> list[dict[str, str | float]]:
     rows = []
     for candidate in complexity.measures(networks):
         values = candidate.of(networks)

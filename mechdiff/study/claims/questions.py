@@ -17,12 +17,12 @@ from mechdiff.core.errors import NotTestable
 from mechdiff.stats.small_samples import over_seeds
 from mechdiff.study.claims import across_seeds, attention, bottlenecks, complexity
 from mechdiff.study.claims.verdicts import Claim, Finding, Question, decide
-from mechdiff.study.records import Network
+from mechdiff.study.network_results import NetworkResults
 
 PHASE_TIMESTEPS = 24  # timesteps that a test of four phases needs: at least six a phase
 
 
-def evaluate(networks: Sequence[Network]) -> list[Claim]:
+def evaluate(networks: Sequence[NetworkResults]) -> list[Claim]:
     """Every claim, tested on networks of one configuration.
 
     Claims that compare data sets take CelebA as the natural and synthetic faces of complexity 4 as the simple
@@ -53,25 +53,27 @@ def evaluate(networks: Sequence[Network]) -> list[Claim]:
     return decide(questions, full)
 
 
-def _none_testable(test: Callable[[Sequence[Network]], Finding], networks: Sequence[Network]) -> list[Claim]:
+def _none_testable(
+    test: Callable[[Sequence[NetworkResults]], Finding], networks: Sequence[NetworkResults]
+) -> list[Claim]:
     return decide([dataclasses.replace(question, test=test) for question in QUESTIONS], networks)
 
 
-def _twice(names: Sequence[str], _: Sequence[Network]) -> Finding:
+def _twice(names: Sequence[str], _: Sequence[NetworkResults]) -> Finding:
     raise NotTestable(
         f"{' and '.join(names)} are of one seed and one data set as far as is known, and that counts once; "
         "leave all but one out, or train one with another seed"
     )
 
 
-def _mixed(_: Sequence[Network]) -> Finding:
+def _mixed(_: Sequence[NetworkResults]) -> Finding:
     raise NotTestable(
         "the networks differ in their components or timesteps; examine those of one configuration in a "
         "folder of their own (--set=study.models=..., --workdir=...)"
     )
 
 
-def _phases(networks: Sequence[Network]) -> Finding:
+def _phases(networks: Sequence[NetworkResults]) -> Finding:
     if not networks:
         raise NotTestable("no networks")
     timesteps = networks[0].sweep.sizes["t"]

@@ -22,7 +22,7 @@ from mechdiff.core.errors import NotTestable
 from mechdiff.core.text_table import text_table
 from mechdiff.stats import ALPHA
 from mechdiff.stats.small_samples import FEWEST
-from mechdiff.study.records import Network
+from mechdiff.study.network_results import NetworkResults
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,10 @@ class Question:
     statement: str
     estimand: str
     paper_value: str
-    test: Callable[[Sequence[Network]], Finding]
+    test: Callable[[Sequence[NetworkResults]], Finding]
 
 
-def decide(questions: Sequence[Question], networks: Sequence[Network]) -> list[Claim]:
+def decide(questions: Sequence[Question], networks: Sequence[NetworkResults]) -> list[Claim]:
     """Tests every question on the networks, adjusts p by Holm, and decides."""
     findings: list[Finding | str] = []
     for question in questions:

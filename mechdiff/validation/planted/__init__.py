@@ -8,11 +8,11 @@ affect the output. `methods` scores components by every method, `metrics` compar
 
 from mechdiff.validation.planted.methods import METHODS, score, scored
 from mechdiff.validation.planted.metrics import summarize, table
-from mechdiff.validation.planted.networks import FAMILIES, SIZES, PlantedNetwork, make
+from mechdiff.validation.planted.networks import PLANTS, SIZES, PlantedNetwork, make
 
 __all__ = [
-    "FAMILIES",
     "METHODS",
+    "PLANTS",
     "SIZES",
     "PlantedNetwork",
     "make",

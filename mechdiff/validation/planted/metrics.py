@@ -68,7 +68,7 @@ def compare(
 
 
 def summarize(records: Iterable[dict], repeats: int = 2000) -> list[dict]:
-    """Means by family of planted networks and method, with 95 % bootstrap intervals over instances and sizes.
+    """Means by plant and method, with 95 % bootstrap intervals over instances and sizes.
 
     Returns:
       rows with `plant`, `method`, `n` and measure -> [mean, low, high], NaN where it applies to no instance.

@@ -12,14 +12,14 @@ from mechdiff.core.types import Images
 from mechdiff.diffusion.schedules import cosine_schedule
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.validation.planted import weights
-from mechdiff.validation.planted.families import SHOWN, Family
 from mechdiff.validation.planted.gain import balanced_gain, best_gain
-from mechdiff.validation.planted.hidden_families import HIDDEN_FAMILIES
+from mechdiff.validation.planted.hidden_plants import HIDDEN_PLANTS
+from mechdiff.validation.planted.plants import SHOWN, Plant
 from mechdiff.validation.planted.wiring import STEPS, Pair, Quarter
 
-FAMILIES: dict[str, Family] = {
+PLANTS: dict[str, Plant] = {
     **SHOWN,
-    **HIDDEN_FAMILIES,
+    **HIDDEN_PLANTS,
 }  # random draws depend on the place in this table: append only
 GAINS = {"best": best_gain, "balanced": balanced_gain}
 LOG_SNR = (3.0, 1.5, 0.0, -1.5, -3.0)  # of the timesteps scored: neither nearly clean nor nearly pure noise
@@ -82,13 +82,13 @@ def make(name: str, instance: int = 0, size: str = "small", images: int | None =
     Raises:
       ConfigError: an unknown plant or size (closest named).
     """
-    if name not in FAMILIES:
-        raise ConfigError(unknown("plant", name, FAMILIES))
+    if name not in PLANTS:
+        raise ConfigError(unknown("plant", name, PLANTS))
     unet, schedule, images = unet_of(size), cosine_schedule(STEPS), images or IMAGES[size]
-    seeds = np.random.SeedSequence([instance, list(FAMILIES).index(name), list(SIZES).index(size)])
+    seeds = np.random.SeedSequence([instance, list(PLANTS).index(name), list(SIZES).index(size)])
     wires, drawn = (np.random.default_rng(seed) for seed in seeds.spawn(2))
     timesteps = STEPS - 1 - np.searchsorted(np.asarray(schedule.log_snr)[::-1], LOG_SNR)
-    wired = FAMILIES[name](unet, schedule, timesteps, wires)
+    wired = PLANTS[name](unet, schedule, timesteps, wires)
     scored, others = np.split(wired.draw_images(drawn, 2 * images, unet.image_size), 2)
     denoiser = functools.partial(Denoiser, f"{name}-{size}-{instance}", unet, schedule)
     identity = weights.template(unet)[1]

@@ -1,4 +1,4 @@
-"""Building blocks of families of planted networks: networks as functions of a gain, places of heads."""
+"""Building blocks of plants: networks as functions of a gain, places of heads."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

@@ -122,9 +122,9 @@ def test_matched_sets_have_as_many_channels_elsewhere_at_the_same_resolution():
 
 
 def test_selectivity_by_hand():
-    family = roles.families(["edges", "layout", "part:eyes", "part:hair", "factor:pose"])
-    np.testing.assert_array_equal(family, [0, 0, 1, 1, 2])
-    result = roles.selectivity(np.array([[3.0, 1, 0, 0, 5]]), family)
+    group = roles.target_groups(["edges", "layout", "part:eyes", "part:hair", "factor:pose"])
+    np.testing.assert_array_equal(group, [0, 0, 1, 1, 2])
+    result = roles.selectivity(np.array([[3.0, 1, 0, 0, 5]]), group)
     np.testing.assert_allclose(result, [[0.5, -0.5, np.nan, np.nan, np.nan]])
 
 

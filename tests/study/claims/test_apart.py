@@ -4,11 +4,11 @@ import numpy as np
 import xarray as xr
 
 from mechdiff.study.claims import apart
-from mechdiff.study.records import Network
+from mechdiff.study.network_results import NetworkResults
 
 NONE = xr.Dataset()
 NETWORKS = [
-    Network(f"{data}{seed}", data, 4, seed, NONE, NONE)
+    NetworkResults(f"{data}{seed}", data, 4, seed, NONE, NONE)
     for data in ("celeba", "synthetic")
     for seed in range(3)
 ]

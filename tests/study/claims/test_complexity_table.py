@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 
 from mechdiff.study.claims import across_seeds, complexity, complexity_table
-from mechdiff.study.records import Network
+from mechdiff.study.network_results import NetworkResults
 
 
 def network(data, seed, loss, sizes, *, complexity=4, steps=100, components=4):
@@ -19,7 +19,7 @@ def network(data, seed, loss, sizes, *, complexity=4, steps=100, components=4):
         coords={"ablation": ["mean"], "component": names, "t": [10, 500]},
     )
     circuits = {"mean": xr.Dataset(attrs={"sizes": sizes})}
-    return Network(
+    return NetworkResults(
         f"{data}{seed}", data, complexity, seed, sweep, xr.Dataset(), circuits=circuits, steps=steps
     )
 

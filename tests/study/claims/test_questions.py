@@ -18,7 +18,7 @@ from reference.made_networks import (
 
 from mechdiff.study import claims
 from mechdiff.study.claims import across_seeds, verdicts
-from mechdiff.study.records import Network
+from mechdiff.study.network_results import NetworkResults
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_one_seed_decides_nothing():
 
 def test_simpler_faces_and_no_networks_at_all_are_no_ground_for_claims():
     low = network("synthetic", 0, np.full(12, 0.3), np.linspace(0, 1, 6))
-    rung = Network(**{**vars(low), "complexity": 0})
+    rung = NetworkResults(**{**vars(low), "complexity": 0})
     assert all(claim.verdict == "not testable here" for claim in claims.evaluate([rung]))
 
 

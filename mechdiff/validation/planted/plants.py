@@ -1,4 +1,4 @@
-"""Families of planted networks in which a single component, or a pair, does all the work."""
+"""Plants in which a single component, or a pair, does all the work."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import numpy as np
 from mechdiff.validation.planted import datasets, weights
 from mechdiff.validation.planted.wiring import BRANCHES, STEPS, Wired, copied, head_places, pick
 
-Family = Callable[..., Wired]  # of a UNet, its noise schedule, the timesteps scored and a generator
+Plant = Callable[..., Wired]  # of a UNet, its noise schedule, the timesteps scored and a generator
 
 
 def _one_head(unet, rng, draw_images, channels, direct, match=0.0) -> Wired:
@@ -110,7 +110,7 @@ def _harmful(unet, schedule, timesteps, rng) -> Wired:
     return Wired(datasets.cells, params_of, {f"{stage}.res": -1}, fit=None)
 
 
-SHOWN: dict[str, Family] = {
+SHOWN: dict[str, Plant] = {
     "long_range": _long_range,
     "uniform": _uniform,
     "redundant": _redundant,

@@ -1,4 +1,4 @@
-"""Families of planted networks that single ablations, or means over images and timesteps, hide.
+"""Plants that single ablations, or means over images and timesteps, hide.
 
 Two of three heads suffice; a backup repairs a part only; two heads that need each other; a component for one
 image in eight, for one place, at some timesteps against others; two features in one pair of channels.
@@ -10,7 +10,7 @@ import numpy as np
 
 from mechdiff.core.types import PyTree
 from mechdiff.validation.planted import datasets, weights
-from mechdiff.validation.planted.families import Family
+from mechdiff.validation.planted.plants import Plant
 from mechdiff.validation.planted.weights import CARRIER, HIDDEN, LIVE
 from mechdiff.validation.planted.wiring import BRANCHES, Wired, copied, head_name, head_places, pick
 
@@ -203,7 +203,7 @@ def _in_two_layers(unet, rng: np.random.Generator) -> tuple[tuple[str, int], tup
     return first, second
 
 
-HIDDEN_FAMILIES: dict[str, Family] = {
+HIDDEN_PLANTS: dict[str, Plant] = {
     "two_of_three": _two_of_three,
     "partial_backup": _partial_backup,
     "composition": _composition,

@@ -1,0 +1,42 @@
+"""Numerical error of effects by reduced precision of products, as their sweep measured it."""
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+
+from mechdiff.core.errors import CheckpointError
+from mechdiff.stats import Interval
+
+
+def relative_error(sweep: xr.Dataset, ablation: str) -> Float[np.ndarray, " component"]:
+    """Error of relative loss increases by reduced precision, in points; 0 where products were in full
+    precision.
+
+    Raises:
+      CheckpointError: it was not measured to the end.
+    """
+    if "precision_error" not in sweep:
+        return np.zeros(sweep.sizes["component"])
+    error = sweep["precision_error"].sel(ablation=ablation).values.astype(np.float64)
+    if not np.isfinite(error).all():
+        name = sweep.attrs.get("denoiser")
+        raise CheckpointError(f"sweep of {name!r}: the error of its precision is missing; run it again")
+    return error
+
+
+def statement(sweep: xr.Dataset, pooled: Interval, error: Float[np.ndarray, " component"]) -> str | None:
+    """One line on numerical error beside sampling error, None where products were in full precision.
+
+    Args:
+      pooled: relative loss increases of an ablation, with intervals that are wider by `error` at both ends.
+      error: of `relative_error`.
+    """
+    if "precision_error" not in sweep:
+        return None
+    sampling = np.median(pooled.high - pooled.low) / 2 - np.median(error)
+    facts = sweep.attrs
+    return (
+        f"products in {facts['precision']}: precision {error.max():.2g} points, sampling "
+        f"{sampling:.2g} (the largest error of a component, measured on {facts['precision_images']} images x "
+        f"{facts['precision_timesteps']} timesteps run in float32 too; the median half width of intervals)"
+    )
