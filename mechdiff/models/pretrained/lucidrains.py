@@ -29,7 +29,7 @@ from mechdiff.models.pretrained.lucidrains_levels import (
     objective,
 )
 from mechdiff.models.pretrained.lucidrains_network import Network
-from mechdiff.models.pretrained.lucidrains_tensors import GROUPS, ANCHOR, USUAL_GROUPS, options_of
+from mechdiff.models.pretrained.lucidrains_tensors import ANCHOR, GROUPS, USUAL_GROUPS, options_of
 from mechdiff.models.pretrained.options import (
     Option,
     anything,
