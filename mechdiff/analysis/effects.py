@@ -225,7 +225,6 @@ def measure(
 
     error = precision.relative_error(sweep, ablation)
     cells = _widened(interval(lambda w: relative_loss_increase(clean, loss, w)), error[:, None])
-    lost = (error[:, None] > 0) & (np.abs(cells.estimate) <= error[:, None])
     return Effects(
         ablation=ablation,
         components=tuple(str(name) for name in sweep["component"].values),
@@ -235,7 +234,7 @@ def measure(
         t=sweep["t"].values,
         log_snr=sweep["log_snr"].values.astype(np.float64),
         cells=cells,
-        p=np.where(lost, 1.0, stats.max_t(units.sums(loss - clean), seed=seed)),
+        p=np.where(lost(cells, error[:, None]), 1.0, stats.max_t(units.sums(loss - clean), seed=seed)),
         pooled=_widened(interval(lambda w: pooled_relative_increase(clean, loss, w)), error),
         pooled_losses=_widened(interval(lambda w: pooled_loss_ratio_increase(clean, loss, w)), error),
         effective=interval(lambda w: effective_number(pooled_relative_increase(clean, loss, w))),
@@ -267,6 +266,11 @@ def pooled_interval(sweep: xr.Dataset, ablation: str, seed: int = 0) -> Interval
 def _largest_change(sweep: xr.Dataset, ablation: str) -> Float[np.ndarray, " component"]:
     """Mean squared change of a prediction, the largest over timesteps and images."""
     return sweep["change"].sel(ablation=ablation).max(("t", "image")).values.astype(np.float64)
+
+
+def lost(interval: Interval, error: Float[np.ndarray, "..."]) -> Bool[np.ndarray, "..."]:
+    """Which effects the error of reduced precision may be all of: their p is 1."""
+    return (error > 0) & (np.abs(interval.estimate) <= error)
 
 
 def _widened(interval: Interval, error: Float[np.ndarray, "..."]) -> Interval:

@@ -41,7 +41,10 @@ def with_effects(sweep: xr.Dataset) -> xr.Dataset:
         return sweep
     ablations = [str(name) for name in sweep["ablation"].values]
     measured = [effects.measure(sweep, name) for name in ablations]
-    p = [paired.pooled_p(sweep, name) for name in ablations]
+    p = [
+        np.where(effects.lost(side.pooled, side.precision_error), 1.0, paired.pooled_p(sweep, name))
+        for name, side in zip(ablations, measured, strict=True)
+    ]
     cells = stacked("delta_loss", ("ablation", "component", "t"), [side.cells for side in measured])
     pooled = stacked("pooled_delta_loss", ("ablation", "component"), [side.pooled for side in measured])
     return sweep.assign(

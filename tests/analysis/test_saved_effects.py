@@ -69,3 +69,12 @@ def test_effects_of_other_images_are_not_taken_for_those_of_these(sweep):
     renewed = saved_effects.with_effects(fewer)["pooled_delta_loss"].sel(ablation="zero")
     np.testing.assert_array_equal(renewed, expected)
     assert set(saved_effects.without_effects(saved).data_vars) == set(sweep.data_vars)
+
+
+def test_an_effect_that_the_error_of_precision_may_be_all_of_has_p_1(sweep):
+    """Under mean ablation components change the loss by 50, 0 and -10 %."""
+    error = (("ablation", "component"), np.array([[60.0, 0, 20]]))
+    reduced = sweep.sel(ablation=["mean"]).assign(precision_error=error)
+    p = saved_effects.with_effects(reduced)["pooled_delta_loss_p"].sel(ablation="mean").values
+    exact = paired.pooled_p(sweep, "mean")
+    assert p.tolist() == [1, exact[1], 1] and (exact < 1).all()
