@@ -86,6 +86,11 @@ def parse(argv: list[str]) -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
+def settings_given() -> list[str]:
+    """Names of the settings that the command line changes."""
+    return [word.partition("=")[0].strip() for word in FLAGS["set"].value or ()]  # unparsed in tests
+
+
 def check_settings(module: ModuleType, script: str) -> None:
     """Refuses --set of what has no effect in a launcher: of what a trained network brings with it, where one
     is examined, and of the settings or sections that it calls `idle` (name -> what to do instead)."""
