@@ -24,8 +24,6 @@ from mechdiff.study.condition_sources import ConditionSources
 
 from . import _flags
 
-PREPROCESSING = "data.preprocessing."
-
 
 class Opened(NamedTuple):
     """A trained model, how it was trained, its images, and those of them that it is examined on."""
@@ -102,7 +100,7 @@ def chooser(
     """
     classes, conditions = (flags.FLAGS[name].value for name in ("classes", "conditions"))  # unparsed in tests
     sources = ConditionSources(classes=classes, conditions=conditions)
-    stated = [name.removeprefix(PREPROCESSING) for name in _flags.settings_given()]
+    stated = [name.removeprefix(_flags.PREPROCESSING) for name in _flags.settings_given()]
     choice = choosing.ImageChoice(config, celeba, workdir / "cache", images, sources, stated)
     return choice if mixed else functools.partial(_chosen, choice)
 

@@ -33,6 +33,7 @@ IMAGES = flags.DEFINE_string("images", None, _flags.IMAGES_HELP)
 def main(config, workdir):
     start = time.monotonic()
     if config.study.models:  # else it trains, and a batch may not divide among the cores
+        _flags.check_examining("reproduce")
         use_all_cores()
     with locks.lock(workdir):
         if CELEBA.value:
