@@ -220,3 +220,25 @@ def override(config: ExperimentConfig, assignments: Iterable[str]) -> Experiment
             "too, or leave it out"
         )
     return config
+
+
+def check_effective(config: ExperimentConfig) -> None:
+    """Checks that what was set of a training has an effect there; what is at its default was not set.
+
+    Raises:
+      ConfigError: a setting that has none beside others, named.
+    """
+    diffusion, train, unet = config.diffusion, config.train, config.unet
+    idle = {}  # field -> its record, beside what
+    if diffusion.schedule in ("cosine", "betas"):
+        idle = dict.fromkeys(
+            ("beta_start", "beta_end"), (diffusion, f"diffusion.schedule={diffusion.schedule}")
+        )
+    if diffusion.weighting == "uniform":
+        idle["min_snr_gamma"] = diffusion, "diffusion.weighting=uniform"
+    if unet.null_label is None:
+        idle["label_dropout"] = train, f"unet.classes={unet.classes}, null_class={unet.null_class}"
+    for name, (record, beside) in idle.items():
+        if (value := getattr(record, name)) != getattr(type(record), name):
+            section = "train" if record is train else "diffusion"
+            raise ConfigError(f"{section}.{name}={value} has no effect beside {beside}; leave it out")
