@@ -42,6 +42,9 @@ CELEBA_HELP = "CelebA in its official layout, held-out images are taken; several
 IMAGES_HELP = "A folder of images, or an .npy or .npz file, to examine on."
 BY_ZERO = "it replaces by zero"  # for `idle`
 OF_NETWORKS = ("unet", "train", "diffusion")  # sections of settings that training alone reads
+PREPROCESSING, CLASSES = "data.preprocessing.", "data.classes"
+STUDIES = ("reproduce", "study", "examine")  # launchers that read the settings of section study
+OF_STUDIES = f"it is for {', '.join(STUDIES[:-1])} and {STUDIES[-1]}"
 
 
 def of(module: ModuleType, script: str = "") -> list[flags.Flag]:
@@ -86,21 +89,40 @@ def parse(argv: list[str]) -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
+def settings_given() -> list[str]:
+    """Names of the settings that the command line changes."""
+    return [word.partition("=")[0].strip() for word in FLAGS["set"].value or ()]  # unparsed in tests
+
+
 def check_settings(module: ModuleType, script: str) -> None:
-    """Refuses --set of what has no effect in a launcher: of what a trained network brings with it, where one
-    is examined, and of the settings or sections that it calls `idle` (name -> what to do instead)."""
-    own = {flag.name for flag in of(module, script)}
-    examines = bool({"model", "before"} & own)
-    instead = getattr(module, "idle", {})
-    for word in FLAGS.set or ():
-        name = word.partition("=")[0]
-        if examines and name.partition(".")[0] in OF_NETWORKS:
+    """Refuses --set of what has no effect in a launcher: of the settings or sections that it calls `idle`
+    (name -> what to do instead), of studies elsewhere, of training where a trained network is examined."""
+    launcher = _name(module)
+    instead = getattr(module, "idle", {}) | ({} if launcher in STUDIES else {"study": OF_STUDIES})
+    for word, name in zip(FLAGS.set or (), settings_given(), strict=True):
+        idle = next((known for known in instead if name == known or name.startswith(f"{known}.")), None)
+        if idle and word != "sweep.ablations=zero":
+            raise flags.Error(f"--set={word} has no effect in {launcher}: {instead[idle]}")
+    if {"model", "before"} & {flag.name for flag in of(module, script)}:
+        check_examining(launcher)
+
+
+def check_examining(launcher: str) -> None:
+    """Refuses --set of what a trained network brings with it, and of images, which flags name where they are
+    examined: only how these are prepared, and CelebA's classes, are settings."""
+    folders = [name for name in ("images", "celeba") if name in FLAGS and FLAGS[name].flag_type() == "string"]
+    ways = " or ".join(f"--{name}=FOLDER" for name in folders)
+    given = [name for name in folders if FLAGS[name].value]
+    for word, name in zip(FLAGS.set or (), settings_given(), strict=True):
+        section = name.partition(".")[0]
+        if section in OF_NETWORKS:
             raise flags.Error(
                 f"--set={word} has no effect on a network that is trained already; leave it out"
             )
-        idle = next((known for known in instead if name == known or name.startswith(f"{known}.")), None)
-        if idle and word != "sweep.ablations=zero":
-            raise flags.Error(f"--set={word} has no effect in {_name(module)}: {instead[idle]}")
+        followed = (name.startswith(PREPROCESSING) and given) or (name == CLASSES and "celeba" in given)
+        if section == "data" and not followed:
+            images = f"its images are those of {ways}" if ways else "it takes no images"
+            raise flags.Error(f"--set={word} has no effect in {launcher}: {images}")
 
 
 def _name(module: ModuleType) -> str:

@@ -22,6 +22,8 @@ from mechdiff.storage.manifest import run_manifest
 from mechdiff.study import choosing, inputs, load_check
 from mechdiff.study.condition_sources import ConditionSources
 
+from . import _flags
+
 
 class Opened(NamedTuple):
     """A trained model, how it was trained, its images, and those of them that it is examined on."""
@@ -90,7 +92,7 @@ def without_references(config: ExperimentConfig) -> ExperimentConfig:
 def chooser(
     config: ExperimentConfig, workdir: Path, celeba: str | None, images: str | None, mixed: bool = False
 ) -> Callable[..., inputs.EvalImages]:
-    """A `choosing.ImageChoice`, with the statements of --classes and --conditions on the images.
+    """A `choosing.ImageChoice`, with the statements of --classes, --conditions and --set on the images.
 
     Args:
       mixed: models of several data sets are examined by one command, and --celeba is for those that it fits;
@@ -98,7 +100,8 @@ def chooser(
     """
     classes, conditions = (flags.FLAGS[name].value for name in ("classes", "conditions"))  # unparsed in tests
     sources = ConditionSources(classes=classes, conditions=conditions)
-    choice = choosing.ImageChoice(config, celeba, workdir / "cache", images, sources)
+    stated = [name.removeprefix(_flags.PREPROCESSING) for name in _flags.settings_given()]
+    choice = choosing.ImageChoice(config, celeba, workdir / "cache", images, sources, stated)
     return choice if mixed else functools.partial(_chosen, choice)
 
 

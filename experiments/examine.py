@@ -12,9 +12,9 @@ from absl import flags
 from mechdiff.core.errors import ConfigError
 from mechdiff.models import load
 from mechdiff.storage import locks
-from mechdiff.study import choosing, examination, plan
+from mechdiff.study import examination, plan
 
-from . import _flags, _launch
+from . import _flags, _launch, _opening
 
 MODEL = flags.DEFINE_string("model", None, "Folder RUN of a training, or RUN@STEP.")
 NAME = flags.DEFINE_string("name", None, "Of the network in results; default: that of its run.")
@@ -29,7 +29,7 @@ def main(config, workdir):
     name = NAME.value or load.name_of(MODEL.value)
     config = plan.of_ladder(config) if PART.value == "ladder" else config
     with locks.lock(workdir):
-        choose = choosing.ImageChoice(config, CELEBA.value, workdir / "cache")
+        choose = _opening.chooser(config, workdir, CELEBA.value, None, mixed=True)
         path = examination.examine_and_pack(name, MODEL.value, choose, config, workdir, samples=SAMPLES.value)
     print(path)
     return {"cells": path}

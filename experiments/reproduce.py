@@ -1,8 +1,8 @@
 """Runs a study from end to end: models, sweeps, attention, one report.
 
 `python -m experiments.reproduce` examines the shipped pair (preset quickstart; cpu16 is the study of all
-networks at 16x16, cpu32 that of the pair) and ends with the path of the report. `--celeba=PATH` gives real
-images to examine the CelebA models on; without them they are examined on images that they draw
+shipped networks at 16x16, cpu32 that of the pair) and ends with the path of the report. `--celeba=PATH`
+gives real images to examine the CelebA models on; without them they are examined on images that they draw
 themselves, and the report says so. A preset that ships no models trains one on synthetic faces, and one on
 CelebA or (without it) on the simplest synthetic faces, first.
 """
@@ -33,6 +33,7 @@ IMAGES = flags.DEFINE_string("images", None, _flags.IMAGES_HELP)
 def main(config, workdir):
     start = time.monotonic()
     if config.study.models:  # else it trains, and a batch may not divide among the cores
+        _flags.check_examining("reproduce")
         use_all_cores()
     with locks.lock(workdir):
         if CELEBA.value:

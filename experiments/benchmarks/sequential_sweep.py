@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import jax
 from absl import flags
 
-from experiments import _launch
+from experiments import _launch, _opening
 from experiments.benchmarks import _flops, _harness
 from mechdiff.core import keys
 from mechdiff.core.config import SweepConfig, override
@@ -26,7 +26,6 @@ from mechdiff.core.devices import use_all_cores
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models import load
-from mechdiff.study import choosing
 from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.sequential import sequential_sweep
 from mechdiff.sweeps.stopping import StoppingRule
@@ -44,7 +43,7 @@ def main(config, workdir):
     settings = [f"sweep.images={IMAGES.value}", "sweep.reference_images=1", "sweep.nested=true"]
     config = override(config, settings)
     denoiser, trained, _ = load.load_denoiser(Path(MODEL.value))
-    images = choosing.ImageChoice(config, CELEBA.value, workdir / "cache")(denoiser, trained)
+    images = _opening.chooser(config, workdir, CELEBA.value, None)(denoiser, trained)
     timesteps = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
     key, block = keys.stream(jax.random.key(config.seed), "scored noise"), config.sweep.image_block
     pilot = min(PILOT.value, IMAGES.value)

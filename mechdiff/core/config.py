@@ -15,7 +15,7 @@ from mechdiff.core.network_config import LARGEST as LARGEST
 from mechdiff.core.network_config import Prediction as Prediction
 from mechdiff.core.network_config import UNetConfig as UNetConfig
 from mechdiff.core.network_config import decisive as decisive
-from mechdiff.core.ranges import at_least, within
+from mechdiff.core.ranges import at_least, distinct, within
 
 Precision = Literal["float32", "3xtf32", "tf32", "bfloat16"]  # of matrix products, the most exact first
 ABLATIONS = ("zero", "mean", "resample", "noise", "optimal")  # a sweep can make replacements for these
@@ -75,6 +75,8 @@ class TrainConfig:
         positive = ("steps", "batch", "accumulate", "log_every", "eval_every", "eval_images", "save_every")
         for name in positive:
             at_least(f"train.{name}", getattr(self, name), 1)
+        if self.keep:
+            distinct("train.keep", self.keep)
         for step in self.keep:
             within("train.keep", step, 1, self.steps)
         for name in ("warmup", "sample_every", "weight_decay"):
@@ -106,6 +108,7 @@ class SweepConfig:
     precision: Precision = "float32"  # of matrix products; below float32 the error is measured and stated
 
     def __post_init__(self):
+        distinct("sweep.ablations", self.ablations)
         for ablation in self.ablations:
             if ablation not in ABLATIONS:
                 raise ConfigError(unknown("ablation", ablation, ABLATIONS))
@@ -139,6 +142,9 @@ class StudyConfig:
     pairs: int = 0  # number of candidates whose pairs are all ablated, to find backup components; 0: none
 
     def __post_init__(self):
+        for name in ("models", "circuits"):
+            if values := getattr(self, name):
+                distinct(f"study.{name}", values)
         for ablation in self.circuits:
             if ablation not in ABLATIONS:
                 raise ConfigError(unknown("ablation", ablation, ABLATIONS))
@@ -214,3 +220,25 @@ def override(config: ExperimentConfig, assignments: Iterable[str]) -> Experiment
             "too, or leave it out"
         )
     return config
+
+
+def check_effective(config: ExperimentConfig) -> None:
+    """Checks that what was set of a training has an effect there; what is at its default was not set.
+
+    Raises:
+      ConfigError: a setting that has none beside others, named.
+    """
+    diffusion, train, unet = config.diffusion, config.train, config.unet
+    idle = {}  # field -> its record, beside what
+    if diffusion.schedule in ("cosine", "betas"):
+        idle = dict.fromkeys(
+            ("beta_start", "beta_end"), (diffusion, f"diffusion.schedule={diffusion.schedule}")
+        )
+    if diffusion.weighting == "uniform":
+        idle["min_snr_gamma"] = diffusion, "diffusion.weighting=uniform"
+    if unet.null_label is None:
+        idle["label_dropout"] = train, f"unet.classes={unet.classes}, null_class={unet.null_class}"
+    for name, (record, beside) in idle.items():
+        if (value := getattr(record, name)) != getattr(type(record), name):
+            section = "train" if record is train else "diffusion"
+            raise ConfigError(f"{section}.{name}={value} has no effect beside {beside}; leave it out")

@@ -14,7 +14,8 @@ CROPS = ("center", "ddim", "none", "squash")  # and center-N
 class Preprocessing:
     """How an image file becomes an image of the network's size, `unet.image_size`; images are never enlarged.
 
-    It is saved with a model, and applied to all images that the model is examined on.
+    It is saved with a model, and applied to all images that the model is examined on, but for the fields that
+    `--set` names there.
     """
 
     crop: str = "center"  # the largest centered square; center-N; ddim; none; squash: see `images.cropped`

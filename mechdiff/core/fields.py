@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import math
+import sys
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -67,7 +68,7 @@ def typed(record: type, path: list[str], text: str, full: str) -> Any:
         return typed(hint, path[1:], text, full)
     if len(path) > 1:
         raise ConfigError(f"{full!r}: {path[0]!r} is a field, not a section")
-    return _restore(hint, _literal(text), full)
+    return _restore(hint, _read(hint, text), full)
 
 
 def replaced(config: Any, changes: Mapping[tuple[str, ...], Any]) -> Any:
@@ -93,10 +94,25 @@ def _all_fields(record: type, full: str, path: list[str]) -> list[str]:
     return names
 
 
+def _read(hint: Any, text: str) -> Any:
+    """Text as a value: strings as they are typed (`2024_01` is no number), others as Python literals. What a
+    tuple holds is separated by commas; nothing is the empty tuple."""
+    origin, literal = typing.get_origin(hint), _literal(text)
+    text = literal if isinstance(literal, str) else text  # without quotes around it
+    if origin is not tuple:
+        choices = typing.get_args(hint) if origin is Literal else ()
+        return text if hint is str or isinstance(next(iter(choices), None), str) else literal
+    strings = typing.get_args(hint)[0] is str
+    if isinstance(literal, list | tuple) and (not strings or all(isinstance(each, str) for each in literal)):
+        return literal
+    items = [item.strip() for item in text.split(",")] if text else []
+    return items if strings else [_literal(item) for item in items]  # "false,true" is no literal as a whole
+
+
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # all that it raises
         return text
 
 
@@ -110,17 +126,12 @@ def _restore(hint: Any, value: Any, name: str) -> Any:
             raise ConfigError(unknown(f"value for {name}:", value, arguments))
         return value
     if origin is tuple:
-        items = value.split(",") if isinstance(value, str) else value
-        if isinstance(value, str) and arguments[0] is not str:
-            items = [_literal(item.strip()) for item in items]  # "false,true" is not a literal as a whole
-        items = items if isinstance(items, list | tuple) else [items]
+        items = value if isinstance(value, list | tuple) else [value]
         return tuple(_restore(arguments[0], item, name) for item in items)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is str and isinstance(value, int | float):
-        return str(value)
+        value = float(value) if abs(value) <= sys.float_info.max else math.inf
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ConfigError(f"{name}={value!r} is not of type {hint.__name__}")
+        raise ConfigError(f"{name}={shorten(value)} is not of type {hint.__name__}")
     if hint is float and not math.isfinite(value):
         raise ConfigError(f"{name}={value} is not a finite number")
     return value

@@ -56,7 +56,7 @@ PRESETS = {
         sweep=SweepConfig(timesteps=24, images=44, nested=True, reference_images=128, image_block=22),
         study=StudyConfig(
             models=(
-                *(f"cpu16-{data}-seed{seed}" for data in ("synthetic", "celeba") for seed in range(5)),
+                *(f"cpu16-{data}-seed{seed}" for data in ("synthetic", "celeba") for seed in range(2)),
                 "cpu16-synthetic-level0-seed0",
                 "cpu16-synthetic-level2-seed0",
             ),

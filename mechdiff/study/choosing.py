@@ -1,7 +1,7 @@
 """Which images a model is examined on: a user's, held-out ones of its data, or its own samples."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from mechdiff.study.inputs import (
 class ImageChoice:
     """Which images models are examined on; called with a model, it gives that model's.
 
-    They are prepared like the model's training images, unless `config.data.preprocessing` is set.
+    They are prepared like the model's training images, but for the fields of `config.data.preprocessing` that
+    are not its defaults, or that `stated` names.
 
     Attributes:
       celeba: folder of CelebA in its layout, of which held-out images are taken; None: models that were not
@@ -35,6 +36,7 @@ class ImageChoice:
       cache: folder where prepared images are kept.
       images: a folder of images, or an `.npy` or `.npz` file, that all models are examined on.
       sources: the user's statements on the conditions of these images.
+      stated: names of fields of `config.data.preprocessing` that hold for every model, defaults or not.
 
     Raises:
       ConfigError: both `celeba` and `images` are given, or a condition without images.
@@ -45,6 +47,7 @@ class ImageChoice:
     cache: Path
     images: str | None = None
     sources: ConditionSources = ConditionSources()
+    stated: Container[str] = ()
 
     def __post_init__(self) -> None:
         if self.celeba and self.images:
@@ -64,8 +67,7 @@ class ImageChoice:
         Args:
           record: what is saved with the model, see `load.load_denoiser`.
         """
-        record, sweep, wanted = record or {}, self.config.sweep, self.config.data.preprocessing
-        preprocessing = trained.data.preprocessing if wanted == DEFAULT else wanted
+        record, sweep, preprocessing = record or {}, self.config.sweep, self._prepared(trained)
         if self.images:
             return _of_user(self.images, denoiser, sweep, preprocessing, self.sources, record)
         if factories.WITH_IMAGES in record and not self.celeba:
@@ -82,6 +84,16 @@ class ImageChoice:
             classes=self.config.data.classes or trained.data.classes,
         )
         return _held_out_faces(denoiser, trained, faces, sweep, self.cache)
+
+    def _prepared(self, trained: ExperimentConfig) -> Preprocessing:
+        """The preprocessing of a model's training images, with what is changed of it."""
+        wanted = dataclasses.asdict(self.config.data.preprocessing)
+        changed = {
+            name: value
+            for name, value in wanted.items()
+            if name in self.stated or value != getattr(DEFAULT, name)
+        }
+        return dataclasses.replace(trained.data.preprocessing, **changed)
 
 
 def drawn_images(denoiser: Examinable, data: DataConfig, config: SweepConfig, cache: Path) -> EvalImages:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from mechdiff.core import devices, processes
-from mechdiff.core.config import ExperimentConfig, to_dict
+from mechdiff.core.config import ExperimentConfig, check_effective, to_dict
 from mechdiff.core.errors import NumericsError
 from mechdiff.core.types import PyTree
 from mechdiff.data import Dataset, class_names
@@ -92,6 +92,7 @@ class Trainer:
     def _start(self, saved: checkpoint.TrainCheckpoints) -> tuple[TrainState, int]:
         newest = processes.from_first(saved.latest_step() or 0)
         if not newest:
+            check_effective(self.config)  # runs that have begun go on as they are
             return self.programs.init(self.seed), 0
         exchange.catch_up(self.workdir)
         placed = jax.tree.map(

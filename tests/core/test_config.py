@@ -45,8 +45,38 @@ def test_fields_that_must_fit_each_other_are_set_together_in_any_order():
 
 def test_tuples_are_written_with_commas():
     assert c.override(preset("tiny"), ["sweep.ablations=zero"]).sweep.ablations == ("zero",)
+    for text in ("mean,zero", "mean, zero", "'mean','zero'", "('mean','zero')"):
+        assert c.override(preset("tiny"), [f"sweep.ablations={text}"]).sweep.ablations == ("mean", "zero")
     assert c.override(preset("tiny"), ["unet.widths=16,32"]).unet.widths == (16, 32)
     assert c.override(preset("tiny"), ["unet.up_attention=(True,False)"]).unet.up_attention == (True, False)
+
+
+@pytest.mark.parametrize(
+    "text", ["2024_01", "1e3", "0x10", "true", "2019,2020", "007", "None", "(a)", "a's", "--1", "{[]: 1}"]
+)
+def test_strings_are_taken_as_typed(text):
+    config = c.override(preset("tiny"), ["data.name=folder", f"data.path={text}", f"data.cache='{text}\""])
+    assert (config.data.path, config.data.cache) == (text, f"'{text}\"")
+    assert c.override(preset("tiny"), [f"data.cache={text!r}"]).data.cache == text  # quotes around it are not
+    several = c.override(preset("tiny"), [f"study.models=2e3,{text},runs/01"]).study.models
+    assert several == ("2e3", *text.split(","), "runs/01")
+
+
+def test_nothing_is_the_empty_tuple():
+    base = c.override(preset("tiny"), ["train.keep=2,3", "study.models=a,b", "study.circuits=zero"])
+    for text in ("", "()"):
+        names = ("train.keep", "study.models", "study.circuits", "unet.up_heads")
+        assert c.override(base, [f"{name}={text}" for name in names]) == preset("tiny")
+
+
+def test_lists_name_each_once():
+    for setting in ("sweep.ablations=zero,zero", "study.circuits=zero,mean,zero", "study.models=zero,zero"):
+        with pytest.raises(ConfigError, match=f"^{setting.partition('=')[0]}: zero is given twice"):
+            c.override(preset("tiny"), [setting])
+    with pytest.raises(ConfigError, match=r"^train\.keep: 2 is given twice"):
+        c.override(preset("tiny"), ["train.keep=2,3,2"])
+    with pytest.raises(ConfigError, match=r"^sweep\.ablations: none is given"):
+        c.override(preset("tiny"), ["sweep.ablations="])
 
 
 @pytest.mark.parametrize(
@@ -63,6 +93,8 @@ def test_tuples_are_written_with_commas():
         ("seed=-1", ["seed=-1", "out of range"]),
         ("seed=4294967296", ["seed=4294967296", "out of range"]),
         ("train.weight_decay=1e999", ["train.weight_decay=inf", "finite"]),
+        ("train.learning_rate=1" + "0" * 400, ["train.learning_rate=inf", "finite"]),
+        ("train.learning_rate=" + "-" * 100_000 + "1", ["train.learning_rate", "float"]),
         ("seed=true", ["seed", "int"]),
         ("train.accumulate=3", ["train.batch=8", "train.accumulate=3"]),
         ("train.dtype=float16", ["float16", "float32"]),

@@ -64,6 +64,26 @@ def test_a_number_of_images_is_told_from_a_folder_of_them(launch, capsys):
         ("sample", "sweep.images=3", "has no effect in sample: give --count=N"),
         ("screen", "sweep.ablations=mean", "has no effect in screen: give --ablation=NAME"),
         ("roles", "sweep.ablations=mean", "has no effect in roles: it replaces by zero"),
+        ("sweep", "study.pairs=4", "has no effect in sweep: it is for reproduce, study and examine"),
+        ("train", "study.pairs=4", "has no effect in train: it is for reproduce, study and examine"),
+        (
+            "sweep",
+            "data.path=/nonexistent",
+            "has no effect in sweep: its images are those of --images=FOLDER or --celeba=FOLDER",
+        ),
+        (
+            "screen",
+            "data.preprocessing.crop=ddim",
+            "has no effect in screen: its images are those of --images=FOLDER or --celeba=FOLDER",
+        ),
+        ("examine", "data.cache=x", "has no effect in examine: its images are those of --celeba=FOLDER"),
+        ("interchange", "data.complexity=2", "has no effect in interchange: it takes no images"),
+        ("reproduce", "train.steps=3", "has no effect on a network that is trained already; leave it out"),
+        (
+            "reproduce",
+            "data.name=celeba",
+            "has no effect in reproduce: its images are those of --images=FOLDER or --celeba=FOLDER",
+        ),
         (
             "compare",
             "data.flip=False",
@@ -72,8 +92,8 @@ def test_a_number_of_images_is_told_from_a_folder_of_them(launch, capsys):
     ],
 )
 def test_settings_without_effect_are_refused(name, setting, line, tmp_path, capsys):
-    model = "--before=x" if name == "compare" else "--model=x"
-    assert launching.launch(name, f"--workdir={tmp_path}", model, f"--set={setting}") == 2
+    model = {"compare": ["--before=x"], "train": [], "reproduce": []}.get(name, ["--model=x"])
+    assert launching.launch(name, f"--workdir={tmp_path}", *model, f"--set={setting}") == 2
     assert launching.only_line(capsys) == f"error: --set={setting} {line}"
 
 
@@ -82,6 +102,27 @@ def test_settings_that_a_launcher_follows_are_taken(setting, tmp_path, capsys):
     flags = (f"--workdir={tmp_path}", f"--model={tmp_path}/absent", f"--set={setting}")
     assert launching.launch("roles", *flags) == 2  # for another reason
     assert "no effect" not in launching.only_line(capsys)
+
+
+def test_settings_of_images_are_taken_where_they_act(tmp_path):
+    def main(config, workdir):
+        taken.append(config)
+
+    taken, flags = [], ("--preset=tiny", f"--workdir={tmp_path}")
+    box, classes = "--set=data.preprocessing.filter=box", "--set=data.classes=Male"
+    celeba, images = f"--celeba={tmp_path}", f"--images={tmp_path}"
+    for name, words in (
+        ("sweep", ("--model=x", celeba, box, classes)),
+        ("sweep", ("--model=x", images, box)),
+        ("examine", ("--model=x", celeba, box, "--set=study.pairs=4")),
+        ("import_checkpoint", ("--from=x", "--to=y", box)),
+        ("reproduce", ("--set=train.steps=3", "--set=data.n_train=9", "--set=study.pairs=4")),
+    ):
+        main.__module__ = f"experiments.{name}"
+        assert launching.launch(name, *flags, *words, main=main) == 0
+    assert len(taken) == 5
+    main.__module__ = "experiments.sweep"
+    assert launching.launch("sweep", *flags, "--model=x", images, classes, main=main) == 2
 
 
 @pytest.mark.parametrize("name", ["gates", "doses"])

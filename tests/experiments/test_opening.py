@@ -30,6 +30,17 @@ def test_celeba_without_effect_on_a_network_of_synthetic_faces_is_said(monkeypat
     )
 
 
+def test_fields_of_preprocessing_that_the_command_line_names_hold_also_where_they_are_the_defaults(tmp_path):
+    def main(config, workdir):
+        stated.extend(_opening.chooser(config, workdir, None, "x", mixed=True).stated)
+
+    stated = []
+    given = ("data.preprocessing.crop=center", "sweep.images=4", " data.preprocessing.phases =kept")
+    flags = (f"--workdir={tmp_path}", "--model=x", f"--images={tmp_path}", *(f"--set={one}" for one in given))
+    assert launching.launch("sweep", *flags, main=main) == 0
+    assert {"crop", "phases"} <= set(stated) and "filter" not in stated
+
+
 def test_only_launchers_that_use_nested_images_take_and_count_them(tmp_path, capsys, monkeypatch):
     words = ["images=4", "timesteps=2", "nested=true", "reference_images=0", "ablations=zero"]
     config = override(presets.preset("tiny"), [f"sweep.{word}" for word in words])

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from mechdiff.core.errors import CheckpointError
+from mechdiff.core.presets import PRESETS
 from mechdiff.models import shipped
 
 ROOT = Path(__file__).parents[2]
@@ -13,6 +14,12 @@ ROOT = Path(__file__).parents[2]
 def test_the_checkout_ships_the_pair_of_the_quickstart():
     assert {"cpu32-celeba-seed0", "cpu32-synthetic-seed0"} <= set(shipped.names())
     assert shipped.folder("cpu32-celeba-seed0") == ROOT / "checkpoints" / "cpu32-celeba-seed0"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_networks_of_every_preset_are_shipped(name):
+    models = PRESETS[name].study.models
+    assert [shipped.folder(model).name for model in models] == list(models)
 
 
 def test_only_exported_models_count(tmp_path, monkeypatch):

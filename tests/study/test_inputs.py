@@ -160,6 +160,30 @@ def test_a_choice_prepares_images_as_in_training_unless_told_otherwise(place, tm
     assert "center-8 crop" in images.label
 
 
+@pytest.mark.parametrize("celeba", [None, "folder"])
+def test_a_choice_changes_only_what_is_stated_of_the_preprocessing(celeba, tmp_path, monkeypatch):
+    def kept(preprocessing):
+        seen.append(preprocessing)
+        return images
+
+    seen, images = [], inputs.images_from(np.zeros((8, 8, 8, 3), np.uint8), RGB, FEW)
+    monkeypatch.setattr(choosing, "images_from", lambda *_, preprocessing, **__: kept(preprocessing))
+    monkeypatch.setattr(choosing, "held_out_images", lambda data, *_: kept(data.preprocessing))
+    of_training = Preprocessing(crop="squash", filter="lanczos", phases="random")
+
+    def prepared(stated, **wanted):
+        config = ExperimentConfig(name="x", sweep=FEW, data=DataConfig(preprocessing=Preprocessing(**wanted)))
+        folder = None if celeba else "folder"
+        choice = choosing.ImageChoice(config, celeba, tmp_path, folder, stated=stated)
+        choice(RGB, trained("celeba", preprocessing=of_training))
+        return seen.pop()
+
+    assert prepared(()) == of_training
+    for changed in ({"crop": "center"}, {"filter": "box"}, {"phases": "kept"}, {"channels": "rgb"}):
+        assert prepared(tuple(changed), **changed) == dataclasses.replace(of_training, **changed)
+    assert prepared((), filter="box") == dataclasses.replace(of_training, filter="box")
+
+
 def test_a_choice_takes_one_kind_of_images(tmp_path):
     with pytest.raises(ConfigError, match="--celeba=a and --images=b both name the images"):
         choosing.ImageChoice(ExperimentConfig(name="x"), "a", tmp_path, "b")

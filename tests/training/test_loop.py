@@ -19,7 +19,7 @@ import pytest
 from jax.sharding import AxisType
 from reference.networks import fresh_state
 
-from mechdiff.core.config import DiffusionConfig, UNetConfig, override
+from mechdiff.core.config import DiffusionConfig, UNetConfig, check_effective, override
 from mechdiff.core.errors import BusyError, CheckpointError, ConfigError, MechdiffError, NumericsError
 from mechdiff.diffusion.process import denoising_loss
 from mechdiff.diffusion.schedules import make_schedule
@@ -340,6 +340,23 @@ def test_another_config_does_not_continue_a_run(tiny, trained, monkeypatch):
     monkeypatch.setattr(saved, "metadata", lambda _: {})
     with pytest.raises(CheckpointError, match=r'data.path is "" there and "there" here; use the same'):
         trainer._start(saved)
+
+
+IDLE = ("diffusion.beta_start=0.001", "diffusion.min_snr_gamma=3", "train.label_dropout=0")
+
+
+@pytest.mark.parametrize("setting", IDLE)
+def test_settings_without_effect_are_refused_in_a_new_run(small, setting, tmp_path):
+    with pytest.raises(ConfigError, match=rf"^{setting.partition('=')[0]}=\S+ has no effect beside "):
+        loop.train(override(small, [setting]), tmp_path)
+    used = ("diffusion.schedule=linear", "diffusion.weighting=min_snr", "unet.classes=2")
+    check_effective(override(small, [*IDLE, *used]))
+
+
+def test_settings_without_effect_do_not_end_a_run_that_has_begun(tiny, trained, monkeypatch):
+    monkeypatch.setattr(loop, "check_effective", lambda _: pytest.fail("of a new run"))
+    saved = checkpoint.TrainCheckpoints(trained[1] / "checkpoints")
+    assert loop.Trainer(tiny, trained[1])._start(saved)[1] == 20
 
 
 @pytest.mark.usefixtures("unsampled")
