@@ -228,6 +228,31 @@ def test_two_that_fill_one_store_share_its_pieces_and_both_have_all(address, tmp
     assert first == second == {str(i): str(i**2).encode() for i in range(12)}
 
 
+def test_a_piece_that_is_never_done_is_computed_once_by_each_and_both_end(address, tmp_path):
+    """Such as one whose loss is not finite: it was computed without end, and waited for."""
+    mirrors = [joined(address, tmp_path / name) for name in ("first", "second")]
+    together = threading.Barrier(2)
+
+    def fill(mirror):
+        folder, computed = mirror.folder / "store", []
+        folder.mkdir()
+
+        def compute(piece):
+            computed.append(piece)
+            assert len(computed) <= 6
+            if piece not in (1, 4):
+                (folder / f"{piece}").write_text("1")
+
+        together.wait()
+        work_sharing.run_missing(folder, range(6), lambda i: (folder / f"{i}").exists(), compute, "")
+        return computed
+
+    with exchange.announced(mirrors[0]), exchange.announced(mirrors[1]), ThreadPoolExecutor(2) as pool:
+        computed = [each.result(60) for each in [pool.submit(fill, mirror) for mirror in mirrors]]
+    assert sorted(piece for each in computed for piece in each) == [0, 1, 1, 2, 3, 4, 4, 5]
+    assert all(len(set(each)) == len(each) for each in computed)
+
+
 def test_a_process_lives_while_it_sends_something_that_takes_long(address, monkeypatch):
     under_way, enough, beats = threading.Event(), threading.Event(), []
     put, renew = objects.Objects.put, ownership.Members.renew
