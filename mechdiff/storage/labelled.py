@@ -83,14 +83,14 @@ def put(path: Path, region: dict[str, tuple[slice, ...]], values: dict[str, np.n
             _variables(path)[name][region[name]] = value
 
 
-def written(path: Path, variable: str, index: tuple[int, ...]) -> bool:
-    """Whether the chunk that holds this element is there; reads that chunk alone.
+def written(path: Path, variable: str, index: tuple[int | slice, ...]) -> bool:
+    """Whether these elements are there and finite; reads their chunks alone.
 
     Raises:
       CheckpointError: the result is damaged.
     """
     with _whole(path):
-        return not np.isnan(_variables(path)[variable][index])
+        return bool(np.isfinite(_variables(path)[variable][index]).all())
 
 
 def region(path: Path, where: dict[str, tuple]) -> dict[str, np.ndarray]:

@@ -206,8 +206,8 @@ class _Plan:
             for batch in batches(count, self.block)
         ]
 
-        def done(piece: _Piece) -> bool:
-            return labelled.written(path, "loss", (piece.ablation, 0, piece.t_index, piece.images.start))
+        def done(piece: _Piece) -> bool:  # every image: the store may hold pieces of another size
+            return labelled.written(path, "loss", (piece.ablation, slice(None), piece.t_index, piece.images))
 
         def compute(piece: _Piece) -> None:
             self._compute(engine, stacked, path, piece)
