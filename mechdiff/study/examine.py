@@ -2,7 +2,7 @@
 
 A results folder holds one sub-folder per model, `subjects/NAME`:
   subject.json     name, config, training record, description of the images, and how well they are denoised;
-                   `unfinished` until all that follows is of these
+                   `unfinished` until all that follows, and what `further_results` adds, is of these
   samples.png      images sampled from the model, if any came with it
   sweep.zarr       `sweeps.ablation_sweep` with effects and intervals (`saved_effects`) and, where it is
                    known, the loss of the best denoiser (`floor`); its pieces are collected in sweep/
@@ -55,6 +55,8 @@ def examine(
     config: SweepConfig,
     seed: int,
     folder: Path,
+    *,
+    studied: bool = False,
 ) -> DenoiserAndImages:
     """Examines one trained model and saves the results in `folder`; finished pieces of a sweep are reused.
 
@@ -65,6 +67,7 @@ def examine(
       model: exported folder, or another name of it, or `module:function`; see `load.load_denoiser`.
       inputs: gives the images to examine it on, such as a `choosing.ImageChoice`.
       seed: of the noise.
+      studied: whether `further_results.run_study` comes next: the results are `unfinished` until its end.
 
     Returns:
       What was examined, for `further_results.run_study`.
@@ -94,8 +97,16 @@ def examine(
     if about["samples"]:
         files.write_atomic(folder / image_grid.SHEET, sheet.read_bytes())
     _save_measurements(folder, denoiser, images, config, facts)
-    files.write_json(folder / "subject.json", about)
+    if not studied:
+        finish(folder)
     return DenoiserAndImages(denoiser, trained, images)
+
+
+def finish(folder: Path) -> None:
+    """Notes that the results in `folder` are whole."""
+    about = files.read_json(folder / "subject.json")
+    about.pop("unfinished", None)
+    files.write_json(folder / "subject.json", about)
 
 
 def _save_measurements(
