@@ -9,7 +9,7 @@ from mechdiff.core.config import DiffusionConfig
 from mechdiff.core.errors import CheckpointError
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.denoiser import Denoiser
-from mechdiff.storage import files
+from mechdiff.storage import files, labelled
 from mechdiff.study import choosing, examine, further_results, packing, results_folder
 
 
@@ -60,3 +60,18 @@ def test_a_sweep_whose_further_results_were_not_run_is_refused_until_they_are(ru
     further_results.run_study(examined, config, folder)
     packing.pack(folder, tmp_path / "small.zip")
     assert results_folder.read(tmp_path)[1][0].name == "small"
+
+
+def test_the_sweep_of_a_command_is_its_own_whatever_another_saved_there_since(run, monkeypatch):
+    saved, examples = [], examine.examples.save
+
+    def save(*args, **kwargs):
+        examples(*args, **kwargs)
+        if not saved:  # another command ends in the same folder before this one prints
+            saved.append(1)
+            assert run(1)[0].sweep.attrs["seed"] == 1
+
+    monkeypatch.setattr(examine.examples, "save", save)
+    examined, _, folder = run(0)
+    assert labelled.read(folder / "sweep.zarr").attrs["seed"] == 1
+    assert examined.sweep.attrs["seed"] == 0 and "pooled_delta_loss" in examined.sweep
