@@ -73,6 +73,27 @@ def test_what_is_sent_is_fetched_and_what_is_gone_is_removed(address, tmp_path):
     assert {name for name in here.objects.names("") if not name.startswith("mechdiff-")} == set(expected)
 
 
+def test_only_what_is_being_written_is_not_sent(address, tmp_path):
+    """Results of a model called `faces.old` are results: they were thrown away with exit 0."""
+    here = joined(address, tmp_path / "here")
+    sent = {
+        f"subjects/{model}/{file}"
+        for model in ("faces.old", "a.tmp", "b.lock-2", "c.partial", "d.tmp.old", "e.orbax-checkpoint-tmp-x")
+        for file in ("subject.json", "sweep.zarr/loss/0.0", "sweep.zarr/.zarray")
+    }
+    unfinished = (
+        ".lock", "a/.lock", ".a.json.17.tmp", ".a.zarr.0123abcd.tmp/loss/0", ".a.zarr.0123abcd.tmp.old/loss/0",
+        f"a.zarr/loss/0.{'0f' * 16}.partial", f"a.zarr/.zarray.{'0f' * 16}.partial", ".log.jsonl.partial",
+        "5.orbax-checkpoint-tmp/a", "5.orbax-checkpoint-tmp-1717/a",
+    )  # fmt: skip
+    for name in (*sent, *unfinished):
+        path = here.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"1")
+    here.send()
+    assert set(here.sent) == sent
+
+
 def test_a_run_killed_while_it_sends_leaves_a_list_of_files_that_are_there(address, tmp_path, monkeypatch):
     here = joined(address, tmp_path / "here")
     (here.folder / "5").mkdir()
@@ -276,6 +297,30 @@ def test_a_process_lives_while_it_sends_something_that_takes_long(address, monke
         (folder / "large").write_bytes(b"1")
         assert enough.wait(60)
     assert len(beats) >= 2
+
+
+@pytest.mark.parametrize(
+    "failure", [PermissionError("Forbidden: the token has expired"), KeyboardInterrupt()]
+)
+def test_what_the_last_sending_did_not_send_is_kept(address, monkeypatch, capsys, failure):
+    """The same command deleted it, ten hours of work, before it began."""
+
+    def put(self, name, content):
+        with self._plain_errors():
+            raise failure
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises((MechdiffError, KeyboardInterrupt)) as raised,
+        bucket.local_copy(address) as first,
+    ):
+        (first / "result.json").write_text("1")
+        patch.setattr(objects.Objects, "put", put)
+    (line,) = [each for each in (str(raised.value), capsys.readouterr().err) if "what was not sent" in each]
+    kept = Path(line.partition("--workdir=")[2].partition(" goes on")[0])
+    with bucket.local_copy(address) as again:
+        assert again == first and not content(again)
+    assert content(kept) == {"result.json": b"1"}
 
 
 PROGRAM = """
