@@ -82,7 +82,7 @@ def test_only_what_is_being_written_is_not_sent(address, tmp_path):
         for file in ("subject.json", "sweep.zarr/loss/0.0", "sweep.zarr/.zarray")
     }
     unfinished = (
-        ".lock", "a/.lock", ".a.json.17.tmp", ".a.zarr.0123abcd.tmp/loss/0", ".a.zarr.0123abcd.tmp.old/loss/0",
+        ".lock", "a/.lock", ".a.json.17.tmp", ".a.zarr.0123abcd.tmp/loss/0", ".a.zarr.0123abcd.tmp.old/0",
         f"a.zarr/loss/0.{'0f' * 16}.partial", f"a.zarr/.zarray.{'0f' * 16}.partial", ".log.jsonl.partial",
         "5.orbax-checkpoint-tmp/a", "5.orbax-checkpoint-tmp-1717/a",
     )  # fmt: skip
