@@ -46,7 +46,9 @@ def ablation_sweep(
     """Ablates one component at a time and measures the single-step denoising loss, image by image.
 
     Results are cached in `folder` under a content hash of all inputs (parameters, images, key, components,
-    ablations, `NUMERICS_VERSION`): a killed sweep resumes, and a changed one can't reuse stale numbers.
+    ablations, replacements, `NUMERICS_VERSION`): a killed sweep resumes, and a changed one can't reuse stale
+    numbers. Replacements that were computed on another number of devices differ in their last bits: a sweep
+    with these begins anew.
 
     Args:
       eval_set: images, crossed with the timesteps or nested in them.
