@@ -45,7 +45,7 @@ def main(config, workdir):
         choose = _opening.chooser(config, workdir, CELEBA.value, IMAGES.value, mixed=True)
         for name, folder in models.items():
             where = workdir / "subjects" / name
-            examined = examine.examine(name, folder, choose, config.sweep, config.seed, where)
+            examined = examine.examine(name, folder, choose, config.sweep, config.seed, where, studied=True)
             further_results.run_study(examined, config, where)
         for proof in PROOFS:  # validation of the toolkit, made by launchers of their own
             if (shipped.home() / proof).exists():

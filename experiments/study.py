@@ -1,7 +1,8 @@
 """A whole study, trained and examined: `python -m experiments.study --preset=study64 --celeba=CELEBA`.
 
 Trains `--seeds` networks of each data set of `--data`, examines each as soon as it is trained (CelebA and
-synthetic faces of complexity 4 in full, the others under mean ablation), then the snapshots of `train.keep`.
+synthetic faces of complexity 4 in full, the others under mean ablation), then the snapshots of `train.keep`
+(a step that a training had passed before that named it is left out, with a warning).
 What is worth most comes first: pairs of CelebA and synthetic faces, seed by seed, then controls and the
 ladder, seed by seed. A line after each network says how long it took and how long the others will; the first
 of a start also compiles, which the others need not. The same command goes on after an interruption, wherever
@@ -15,6 +16,7 @@ it was, and finds what it had compiled; with other settings it is refused. WORKD
 """
 
 import dataclasses
+import sys
 import time
 
 import jax
@@ -22,6 +24,7 @@ from absl import flags
 
 from mechdiff.core.config import from_dict, to_dict
 from mechdiff.core.text_table import counted
+from mechdiff.models import load
 from mechdiff.storage import files, locks, mismatch
 from mechdiff.study import choosing, examination, packing, plan
 from mechdiff.training import loop
@@ -56,7 +59,7 @@ def main(config, workdir):
             plan.write_pieces(examined, folder)
         plan.write_pieces(examined, folder)  # the last time it may have been stopped before it
         for network in planned:
-            for step in network.snapshots:
+            for step in _exported(network, workdir):
                 _examine(f"{network.name}@{step}", plan.of_ladder(config), workdir)
                 plan.write_pieces(examined, folder)
     pieces = sorted(folder.glob("*.zip"))
@@ -92,6 +95,17 @@ def _make(network, config, workdir):
     sampled = network.full and network.config.seed == plan.SAMPLED_SEED
     _examine(network.name, config if network.full else plan.of_ladder(config), workdir, sampled)
     return trained, time.monotonic() - start - trained
+
+
+def _exported(network, workdir):
+    """Steps of a trained network that are examined; a warning for those that `train.keep` named too late."""
+    run = workdir / "runs" / network.name
+    packed = {step for step in network.snapshots if _packed(f"{network.name}@{step}", workdir).exists()}
+    there = packed | load.steps_of(run).keys()
+    for step in [step for step in network.snapshots if step not in there]:
+        words = "is left out: the training exported no model of that step, which train.keep did not name then"
+        print(f"warning: {network.name}@{step} {words}", file=sys.stderr, flush=True)
+    return [step for step in network.snapshots if step in there]
 
 
 def _examine(name, config, workdir, samples=False):

@@ -23,7 +23,7 @@ from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
 from mechdiff.models.load import name_of
 from mechdiff.stats import few_images, units_of
-from mechdiff.storage import exchange, files, labelled, manifest
+from mechdiff.storage import exchange, files, manifest
 from mechdiff.study import examine
 
 from . import _flags, _launch, _opening
@@ -41,8 +41,7 @@ def main(config, workdir):
     manifest.write(workdir, manifest.run_manifest(to_dict(config), models=[name]))
     choose = _opening.chooser(config, workdir, CELEBA.value, IMAGES.value)
     target = workdir / "subjects" / name
-    examine.examine(name, MODEL.value, choose, config.sweep, config.seed, target)
-    swept = labelled.read(target / "sweep.zarr")
+    swept = examine.examine(name, MODEL.value, choose, config.sweep, config.seed, target).sweep
     top = {ablation: tables.top_components(swept, ablation) for ablation in config.sweep.ablations}
     units = units_of(swept)
     few = few_images(units.count, units.effective)

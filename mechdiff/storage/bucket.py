@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -43,7 +44,8 @@ def local_copy(
 
     Raises:
       ConfigError: the package for this kind of bucket is not installed.
-      MechdiffError: the bucket is not there, or can't be read or written.
+      MechdiffError: the bucket is not there, or can't be read or written; at the end, with the name of the
+        folder in which what was not sent is kept.
     """
     if not is_remote(workdir):
         yield Path(workdir)
@@ -99,4 +101,20 @@ def _sending(mirror: Mirror, seconds: float) -> Iterator[None]:
         ended.set()
         for thread in threads:
             thread.join()
-        mirror.leave()
+        with _kept_unless_sent(mirror.folder):
+            mirror.leave()
+
+
+@contextlib.contextmanager
+def _kept_unless_sent(folder: Path) -> Iterator[None]:
+    """If the last sending fails, the copy gets another name, under which no later start empties it."""
+    try:
+        yield
+    except BaseException as error:
+        kept = folder.rename(folder.with_name(f"{folder.name}-unsent-{uuid.uuid4().hex[:8]}"))
+        line = f"what was not sent is kept: --workdir={kept} goes on with it"
+        if isinstance(error, MechdiffError):
+            error.args = (f"{error}; {line}",)
+        else:
+            print(f"warning: {line}", file=sys.stderr, flush=True)
+        raise

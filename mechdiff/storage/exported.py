@@ -3,7 +3,6 @@
 What is loaded is what was saved, or nothing is loaded.
 """
 
-import re
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -73,7 +72,7 @@ def export_model(
         for name, content in (extras or {}).items():
             files.write_atomic(aside / name, content)
         checksums.write(aside)
-        _swap(aside, folder)
+        files.swap(aside, folder)
 
     try:
         with saving(folder):
@@ -119,24 +118,9 @@ def load_model(folder: Path | str, abstract_params: PyTree | None = None) -> tup
 def _clear(folder: Path) -> None:
     """Removes what killed exports left beside `folder`; an earlier model that one of them had moved away is
     put back if there is no other."""
-    pattern = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{8}}\.tmp(\.old)?")
-    left = [path for path in folder.parent.glob(".*") if pattern.fullmatch(path.name)]
+    left = files.left_beside(folder)
     earlier = [path for path in left if path.suffix == ".old"]
     if earlier and not folder.exists():
         max(earlier, key=lambda path: path.stat().st_mtime).rename(folder)
     for path in left:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _swap(aside: Path, folder: Path) -> None:
-    """Puts `aside` in the place of `folder`; an earlier `folder` is removed afterwards."""
-    old = folder.with_name(f"{aside.name}.old")
-    try:
-        if folder.exists():
-            folder.rename(old)
-        aside.rename(folder)
-        files.sync(folder.parent)
-    finally:
-        if old.exists() and not folder.exists():  # stopped between the two
-            old.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)

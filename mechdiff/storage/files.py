@@ -4,6 +4,8 @@ import contextlib
 import errno
 import json
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,6 +88,28 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
                 error.filename = str(path)  # which the user knows
             raise
         sync(path.parent)
+
+
+def swap(aside: Path, folder: Path) -> None:
+    """Puts the folder `aside` in the place of `folder`; an earlier `folder` is removed afterwards, and put
+    back if this is stopped between the two."""
+    old = folder.with_name(f"{aside.name}.old")
+    try:
+        if folder.exists():
+            folder.rename(old)
+        aside.rename(folder)
+        sync(folder.parent)
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def left_beside(folder: Path) -> list[Path]:
+    """What writers of `folder`, of which some may have been killed, have beside it: `.NAME.XXXXXXXX.tmp`,
+    which `swap` was to put in its place, and `.NAME.XXXXXXXX.tmp.old`, an earlier `folder`."""
+    pattern = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{8}}\.tmp(\.old)?")
+    return [path for path in folder.parent.glob(".*") if pattern.fullmatch(path.name)]
 
 
 def sync(path: Path) -> None:

@@ -9,6 +9,7 @@ name a lost variable too, which would be read as NaN.
 import contextlib
 import functools
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from mechdiff.core.errors import CheckpointError, MechdiffError
 from mechdiff.core.old_names import ATTRIBUTE_NAMES, DATASET_NAMES
 from mechdiff.storage import descriptions, files
 
+ABANDONED_SECONDS = 86_400.0  # age of a half-written result that nobody goes on with
 FORMAT = 2  # Zarr 3 has no stable type for text labels yet
 
 
@@ -83,14 +85,14 @@ def put(path: Path, region: dict[str, tuple[slice, ...]], values: dict[str, np.n
             _variables(path)[name][region[name]] = value
 
 
-def written(path: Path, variable: str, index: tuple[int, ...]) -> bool:
-    """Whether the chunk that holds this element is there; reads that chunk alone.
+def written(path: Path, variable: str, index: tuple[int | slice, ...]) -> bool:
+    """Whether these elements are there and finite; reads their chunks alone.
 
     Raises:
       CheckpointError: the result is damaged.
     """
     with _whole(path):
-        return not np.isnan(_variables(path)[variable][index])
+        return bool(np.isfinite(_variables(path)[variable][index]).all())
 
 
 def region(path: Path, where: dict[str, tuple]) -> dict[str, np.ndarray]:
@@ -148,7 +150,8 @@ def _is_zarr(folder: Path) -> bool:
 
 
 def replace(path: Path, dataset: xr.Dataset) -> None:
-    """Writes a finished result in the place of an earlier one; whole or not at all.
+    """Writes a finished result in the place of an earlier one; whole or not at all. What a killed process
+    left beside it is removed once it is a day old: until then another may be at work.
 
     Raises:
       MechdiffError: something else stands there, which would be lost.
@@ -157,13 +160,18 @@ def replace(path: Path, dataset: xr.Dataset) -> None:
     if path.is_file() or (path.is_dir() and any(path.iterdir()) and not _is_zarr(path)):
         raise MechdiffError(f"{path} is there and is no result, so it is not replaced; choose another name")
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    old = path.with_name(f"{aside.name}.old")
     with files.plain_errors(path):
         try:
             _write(aside, dataset, {})
-            if path.exists():
-                path.rename(old)
-            aside.rename(path)
+            files.swap(aside, path)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
+    _clear(path)
+
+
+def _clear(path: Path) -> None:
+    """Removes what processes that were killed left beside `path`."""
+    for left in files.left_beside(path):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)

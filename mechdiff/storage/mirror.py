@@ -6,6 +6,7 @@ killed, its list names only files that exist, and the next process takes over th
 """
 
 import contextlib
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,10 @@ from mechdiff.core.errors import BusyError, DataError
 from mechdiff.storage.objects import Objects
 from mechdiff.storage.ownership import LOCKS, Members, Ownership
 
-UNFINISHED = (".tmp", ".partial", ".old", ".lock", "orbax-checkpoint-tmp")  # in names of what isn't whole
+# Names of what isn't finished, as this package, Zarr and Orbax write them; a model may be called `a.old`.
+UNFINISHED = re.compile(
+    r"\.lock|\..+\.tmp(\.old)?|\..+\.partial|.+\.[0-9a-f]{32}\.partial|.+\.orbax-checkpoint-tmp(-\d+)?"
+)
 LOCAL_ONLY = ("cache",)  # folders that any machine makes again
 LOOKS = 10  # at the files of a folder, until two in a row see the same
 
@@ -200,7 +204,7 @@ def _finished(folder: Path) -> list[str]:
     names = []
     for path in folder.rglob("*"):
         name = path.relative_to(folder)
-        unfinished = any(mark in part for part in name.parts for mark in UNFINISHED)
+        unfinished = any(UNFINISHED.fullmatch(part) for part in name.parts)
         if path.is_file() and not unfinished and name.parts[0] not in LOCAL_ONLY:
             names.append(name.as_posix())
     return sorted(names)

@@ -75,7 +75,11 @@ def write(
       results: name -> result; dimensions of a rounded variable must include `image`.
       shares: variable -> size of its steps, as a share of the scatter over images.
       members: name -> bytes kept as they are.
+
+    Raises:
+      CheckpointError: a variable that would be rounded has cells that are missing or not finite.
     """
+    _check_finite(path, results, shares)
     packed = io.BytesIO()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -128,6 +132,17 @@ def with_about(path: Path, about: Mapping[str, Any]) -> bytes:
             content = json.dumps(about, sort_keys=True).encode() if name == ABOUT else bundle.read(name)
             _add(other, name, content)
     return changed.getvalue()
+
+
+def _check_finite(path: Path, results: Mapping[str, xr.Dataset], shares: Mapping[str, float]) -> None:
+    for name, result in results.items():
+        for variable in sorted(shares.keys() & result.data_vars):
+            bad = int((~np.isfinite(result[variable].values)).sum())
+            if bad:
+                raise CheckpointError(
+                    f"{path} is not written: {bad} values of {variable} in {name} are missing or not finite; "
+                    f"delete {name}.zarr, run again, and check the network's output"
+                )
 
 
 def _encoded(result: xr.Dataset, shares: Mapping[str, float]) -> xr.Dataset:

@@ -25,21 +25,23 @@ def run_missing(
     exchange no messages; at most the last piece of each is computed twice (to the same numbers), and others
     finish what a dead process left. If the store is in the local copy of a bucket's
     folder, a process does not see at once what others finish: it takes a piece before it computes it, and
-    waits at the end for those that others took.
+    waits at the end for those that others took. A piece that isn't done once it is computed, such as one
+    whose losses are not finite, is not computed again by the same process.
 
     Args:
       store: where the results are put.
       pieces: in an order that is the same in all processes.
-      done: whether a piece is in the store.
+      done: whether a piece is in the store, whole.
       compute: computes a piece and puts it there.
       title: of the progress bar.
     """
     first = start_offset(len(pieces))
     places = [*range(first, len(pieces)), *range(first)]
     others = exchange.of(store)
+    computed: set[int] = set()  # here
 
     def missing(places: list[int]) -> list[int]:
-        return [place for place in places if not done(pieces[place])]
+        return [place for place in places if place not in computed and not done(pieces[place])]
 
     def finish(place: int) -> bool:
         """Whether a piece is there now: another process may have been here, or be at it."""
@@ -51,6 +53,9 @@ def run_missing(
             if done(pieces[place]):  # between the question and the taking
                 return True
         compute(pieces[place])
+        computed.add(place)
+        if others is not None and not done(pieces[place]):  # others would wait for it as long as this lives
+            others.release(_name(others, store, place, len(pieces)))
         return True
 
     todo = missing(places)

@@ -36,7 +36,9 @@ def examine_and_pack(
       The packed file, the last thing that is written.
     """
     folder, path = workdir / "subjects" / name, packed_path(workdir, name)
-    examined = examine.examine(name, model_folder(model), choose, config.sweep, config.seed, folder)
+    examined = examine.examine(
+        name, model_folder(model), choose, config.sweep, config.seed, folder, studied=True
+    )
     further_results.run_study(examined, config, folder)
     manifest.write(workdir, manifest.run_manifest(to_dict(config), models=[name]))
     packing.pack(folder, path, samples=samples)

@@ -2,7 +2,7 @@
 
 A results folder holds one sub-folder per model, `subjects/NAME`:
   subject.json     name, config, training record, description of the images, and how well they are denoised;
-                   `unfinished` until all that follows is of these
+                   `unfinished` until all that follows, and what `further_results` adds, is of these
   samples.png      images sampled from the model, if any came with it
   sweep.zarr       `sweeps.ablation_sweep` with effects and intervals (`saved_effects`) and, where it is
                    known, the loss of the best denoiser (`floor`); its pieces are collected in sweep/
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import xarray as xr
 
 from mechdiff.analysis.saved_effects import with_effects
 from mechdiff.core import keys
@@ -37,15 +38,19 @@ from mechdiff.sweeps.execution.forecast import print_memory_forecast
 
 @dataclasses.dataclass(frozen=True)
 class DenoiserAndImages:
-    """A loaded network and the images it was examined on: what further results run.
+    """A loaded network and the images it was examined on, which further results run, and its sweep.
 
-    It holds no result; these are in the folder, from where they are read without the network, as an
+    All results are in the folder, from where they are read without the network, as an
     `examined_model.ExaminedModel`.
+
+    Attributes:
+      sweep: as it was saved; another process may have put that of other settings in its place since.
     """
 
     denoiser: Examinable
     trained: ExperimentConfig
     images: EvalImages
+    sweep: xr.Dataset
 
 
 def examine(
@@ -55,6 +60,8 @@ def examine(
     config: SweepConfig,
     seed: int,
     folder: Path,
+    *,
+    studied: bool = False,
 ) -> DenoiserAndImages:
     """Examines one trained model and saves the results in `folder`; finished pieces of a sweep are reused.
 
@@ -65,6 +72,7 @@ def examine(
       model: exported folder, or another name of it, or `module:function`; see `load.load_denoiser`.
       inputs: gives the images to examine it on, such as a `choosing.ImageChoice`.
       seed: of the noise.
+      studied: whether `further_results.run_study` comes next: the results are `unfinished` until its end.
 
     Returns:
       What was examined, for `further_results.run_study`.
@@ -93,15 +101,24 @@ def examine(
     (folder / "study.json").unlink(missing_ok=True)
     if about["samples"]:
         files.write_atomic(folder / image_grid.SHEET, sheet.read_bytes())
-    _save_measurements(folder, denoiser, images, config, facts)
+    sweep = _save_measurements(folder, denoiser, images, config, facts)
+    if not studied:
+        finish(folder)
+    return DenoiserAndImages(denoiser, trained, images, sweep)
+
+
+def finish(folder: Path) -> None:
+    """Notes that the results in `folder` are whole."""
+    about = files.read_json(folder / "subject.json")
+    about.pop("unfinished", None)
     files.write_json(folder / "subject.json", about)
-    return DenoiserAndImages(denoiser, trained, images)
 
 
 def _save_measurements(
     folder: Path, denoiser: Examinable, images: EvalImages, config: SweepConfig, facts: dict
-) -> None:
-    """The ablation sweep, attention and examples of the images, with the noise of the seed in `facts`."""
+) -> xr.Dataset:
+    """Saves the ablation sweep, which it returns, attention and examples of the images, with the noise of the
+    seed in `facts`."""
     timesteps, seed = timesteps_by_log_snr(denoiser.schedule, config.timesteps), facts["seed"]
     root = jax.random.key(seed)
     replacements = replacement_values(denoiser, images, timesteps, root, config, images.swept)
@@ -129,3 +146,4 @@ def _save_measurements(
             sweep = with_effects(sweep)
         labelled.replace(folder / "sweep.zarr", sweep)
     examples.save(folder / "examples.zarr", denoiser, images, sweep, seed, noise)
+    return sweep

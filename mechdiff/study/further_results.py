@@ -24,7 +24,7 @@ from mechdiff.core.config import ExperimentConfig, to_dict
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.storage import digests, files, labelled, locks
 from mechdiff.study import circuit_results, controls, role_results
-from mechdiff.study.examine import DenoiserAndImages
+from mechdiff.study.examine import DenoiserAndImages, finish
 from mechdiff.sweeps.execution.provenance import result_key
 
 # Result -> the field of `StudyConfig` that bears on it alone.
@@ -36,7 +36,7 @@ def run_study(examined: DenoiserAndImages, config: ExperimentConfig, folder: Pat
 
     Args:
       examined: as `examine.examine` returned it.
-      folder: the model's, in which that has saved its results.
+      folder: the model's, in which that has saved its results; from the end on they are read as finished.
     """
     study, root = config.study, jax.random.key(config.seed)
     fewer = dataclasses.replace(examined, images=examined.images.first(study.images))
@@ -61,6 +61,7 @@ def run_study(examined: DenoiserAndImages, config: ExperimentConfig, folder: Pat
         _save_once(folder / f"{name}.zarr", _key(examined, config, name), make)
     with locks.lock(folder, wait=True):
         files.write_json(folder / "study.json", {"results": list(makers)})
+        finish(folder)
 
 
 def _save_once(path: Path, key: str, make: Callable[[], xr.Dataset]) -> None:

@@ -18,6 +18,7 @@ from mechdiff.storage import files, image_grid, labelled, packed
 from mechdiff.storage.packed import Packed
 
 CELLS = "cells"
+GO_ON = "run the command that was interrupted again: it goes on"
 # Of the scatter over images: what is rounded, and how finely.
 SHARES = {
     "increase": 1 / 8,
@@ -42,6 +43,7 @@ def pack(folder: Path, path: Path, *, samples: bool = False) -> None:
       CheckpointError, DataError: the examination is not finished, or a result is damaged.
     """
     about = files.read_json(folder / "subject.json")
+    check_finished(folder, about)
     study = folder / "study.json"
     names = ["sweep", "attention", *(files.read_json(study)["results"] if study.exists() else [])]
     results = {name: _slim(name, labelled.read(folder / f"{name}.zarr")) for name in names}
@@ -49,6 +51,20 @@ def pack(folder: Path, path: Path, *, samples: bool = False) -> None:
     if samples and (folder / image_grid.SHEET).is_file():
         members[image_grid.SHEET] = (folder / image_grid.SHEET).read_bytes()
     packed.write(path, without_places(about), results, SHARES, members)
+
+
+def check_finished(folder: Path, about: Mapping[str, Any]) -> None:
+    """Refuses the results of an examination that was interrupted, or of further results that were.
+
+    Args:
+      folder: the model's.
+      about: of its subject.json; versions before `unfinished` was noted lack it.
+
+    Raises:
+      CheckpointError: they are unfinished.
+    """
+    if about.get("unfinished"):
+        raise CheckpointError(f"{folder} is unfinished; {GO_ON}")
 
 
 def without_places(about: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from mechdiff.study.examined_model import ExaminedModel
 from mechdiff.study.network_results import STATISTICS, NetworkResults
 from mechdiff.sweeps.activations import over_many_keys
 
-GO_ON = "run the command that was interrupted again: it goes on"
 RECORD = ("steps", "images", "levels", "test_loss", "train_loss", "memorization", "log", "manifest")
 
 
@@ -75,8 +74,7 @@ def _check_facts(path: Path, about: dict) -> None:
         raise CheckpointError(
             f"{path} lacks {', '.join(absent)}; make it again (mechdiff reproduce or examine)"
         )
-    if about.get("unfinished"):
-        raise CheckpointError(f"{path.parent} is unfinished; {GO_ON}")
+    packing.check_finished(path.parent, about)
 
 
 def _check_same(folder: Path, about: dict, *results: xr.Dataset) -> None:
@@ -87,7 +85,7 @@ def _check_same(folder: Path, about: dict, *results: xr.Dataset) -> None:
             if fact in about and result.attrs.get(fact, about[fact]) != about[fact]:
                 raise CheckpointError(
                     f"{folder} is unfinished: its numbers are of {fact} {shorten(result.attrs[fact])}, but "
-                    f"subject.json says {shorten(about[fact])}; {GO_ON}"
+                    f"subject.json says {shorten(about[fact])}; {packing.GO_ON}"
                 )
 
 

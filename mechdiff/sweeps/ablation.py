@@ -46,7 +46,9 @@ def ablation_sweep(
     """Ablates one component at a time and measures the single-step denoising loss, image by image.
 
     Results are cached in `folder` under a content hash of all inputs (parameters, images, key, components,
-    ablations, `NUMERICS_VERSION`): a killed sweep resumes, and a changed one can't reuse stale numbers.
+    ablations, replacements, `NUMERICS_VERSION`): a killed sweep resumes, and a changed one can't reuse stale
+    numbers. Replacements that were computed on another number of devices differ in their last bits: a sweep
+    with these begins anew.
 
     Args:
       eval_set: images, crossed with the timesteps or nested in them.
@@ -206,8 +208,8 @@ class _Plan:
             for batch in batches(count, self.block)
         ]
 
-        def done(piece: _Piece) -> bool:
-            return labelled.written(path, "loss", (piece.ablation, 0, piece.t_index, piece.images.start))
+        def done(piece: _Piece) -> bool:  # every image: the store may hold pieces of another size
+            return labelled.written(path, "loss", (piece.ablation, slice(None), piece.t_index, piece.images))
 
         def compute(piece: _Piece) -> None:
             self._compute(engine, stacked, path, piece)

@@ -56,6 +56,20 @@ def test_a_study_does_not_go_on_with_other_settings(tmp_path, capsys):
     assert "another config: sweep.images is 8 there and 6 here" in capsys.readouterr().err
 
 
+def test_a_step_that_a_training_had_passed_when_it_was_named_is_left_out_with_a_warning(tmp_path, capsys):
+    """Every later start ended with an error, once all networks were made."""
+    name = "tiny-synthetic-seed0"
+    files.write_json(tmp_path / "settings.json", to_dict(preset("tiny")))
+    cells = files.ensure_writable(tmp_path / "examined" / name / "cells")
+    (cells / f"{name}.zip").touch()
+    files.write_json(cells.parent / "manifest.json", {})
+    flags = ("--preset=tiny", "--data=synthetic", "--seeds=1", f"--workdir={tmp_path}")
+    assert launch("study", *flags, "--set=train.keep=1") == 0
+    out, err = capsys.readouterr()
+    assert f"warning: {name}@1 is left out: the training exported no model of that step" in err
+    assert str(tmp_path / "pieces" / "cells-0.zip") in out
+
+
 @pytest.mark.slow
 def test_a_study_that_was_interrupted_goes_on(tmp_path, monkeypatch, study, capsys):
     out, run_study = tmp_path / "out", further_results.run_study

@@ -73,6 +73,27 @@ def test_what_is_sent_is_fetched_and_what_is_gone_is_removed(address, tmp_path):
     assert {name for name in here.objects.names("") if not name.startswith("mechdiff-")} == set(expected)
 
 
+def test_only_what_is_being_written_is_not_sent(address, tmp_path):
+    """Results of a model called `faces.old` are results: they were thrown away with exit 0."""
+    here = joined(address, tmp_path / "here")
+    sent = {
+        f"subjects/{model}/{file}"
+        for model in ("faces.old", "a.tmp", "b.lock-2", "c.partial", "d.tmp.old", "e.orbax-checkpoint-tmp-x")
+        for file in ("subject.json", "sweep.zarr/loss/0.0", "sweep.zarr/.zarray")
+    }
+    unfinished = (
+        ".lock", "a/.lock", ".a.json.17.tmp", ".a.zarr.0123abcd.tmp/loss/0", ".a.zarr.0123abcd.tmp.old/0",
+        f"a.zarr/loss/0.{'0f' * 16}.partial", f"a.zarr/.zarray.{'0f' * 16}.partial", ".log.jsonl.partial",
+        "5.orbax-checkpoint-tmp/a", "5.orbax-checkpoint-tmp-1717/a",
+    )  # fmt: skip
+    for name in (*sent, *unfinished):
+        path = here.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"1")
+    here.send()
+    assert set(here.sent) == sent
+
+
 def test_a_run_killed_while_it_sends_leaves_a_list_of_files_that_are_there(address, tmp_path, monkeypatch):
     here = joined(address, tmp_path / "here")
     (here.folder / "5").mkdir()
@@ -228,6 +249,31 @@ def test_two_that_fill_one_store_share_its_pieces_and_both_have_all(address, tmp
     assert first == second == {str(i): str(i**2).encode() for i in range(12)}
 
 
+def test_a_piece_that_is_never_done_is_computed_once_by_each_and_both_end(address, tmp_path):
+    """Such as one whose loss is not finite: it was computed without end, and waited for."""
+    mirrors = [joined(address, tmp_path / name) for name in ("first", "second")]
+    together = threading.Barrier(2)
+
+    def fill(mirror):
+        folder, computed = mirror.folder / "store", []
+        folder.mkdir()
+
+        def compute(piece):
+            computed.append(piece)
+            assert len(computed) <= 6
+            if piece not in (1, 4):
+                (folder / f"{piece}").write_text("1")
+
+        together.wait()
+        work_sharing.run_missing(folder, range(6), lambda i: (folder / f"{i}").exists(), compute, "")
+        return computed
+
+    with exchange.announced(mirrors[0]), exchange.announced(mirrors[1]), ThreadPoolExecutor(2) as pool:
+        computed = [each.result(60) for each in [pool.submit(fill, mirror) for mirror in mirrors]]
+    assert sorted(piece for each in computed for piece in each) == [0, 1, 1, 2, 3, 4, 4, 5]
+    assert all(len(set(each)) == len(each) for each in computed)
+
+
 def test_a_process_lives_while_it_sends_something_that_takes_long(address, monkeypatch):
     under_way, enough, beats = threading.Event(), threading.Event(), []
     put, renew = objects.Objects.put, ownership.Members.renew
@@ -251,6 +297,30 @@ def test_a_process_lives_while_it_sends_something_that_takes_long(address, monke
         (folder / "large").write_bytes(b"1")
         assert enough.wait(60)
     assert len(beats) >= 2
+
+
+@pytest.mark.parametrize(
+    "failure", [PermissionError("Forbidden: the token has expired"), KeyboardInterrupt()]
+)
+def test_what_the_last_sending_did_not_send_is_kept(address, monkeypatch, capsys, failure):
+    """The same command deleted it, ten hours of work, before it began."""
+
+    def put(self, name, content):
+        with self._plain_errors():
+            raise failure
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises((MechdiffError, KeyboardInterrupt)) as raised,
+        bucket.local_copy(address) as first,
+    ):
+        (first / "result.json").write_text("1")
+        patch.setattr(objects.Objects, "put", put)
+    (line,) = [each for each in (str(raised.value), capsys.readouterr().err) if "what was not sent" in each]
+    kept = Path(line.partition("--workdir=")[2].partition(" goes on")[0])
+    with bucket.local_copy(address) as again:
+        assert again == first and not content(again)
+    assert content(kept) == {"result.json": b"1"}
 
 
 PROGRAM = """

@@ -1,5 +1,9 @@
 """Labelled results on disk."""
 
+import errno
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -43,6 +47,37 @@ def test_replace_swaps_whole_results_and_leaves_nothing_aside(empty, tmp_path):
     labelled.replace(path, empty.fillna(2.0))
     assert (labelled.read(path).loss == 2).all()
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.zarr"]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(15), OSError(errno.ENOSPC, "full")])
+def test_a_replacement_stopped_between_its_two_renames_leaves_the_old_result(
+    empty, tmp_path, monkeypatch, stop
+):
+    path, rename = tmp_path / "a.zarr", Path.rename
+    labelled.replace(path, empty.fillna(1.0))
+
+    def stopped(self, target):
+        if self.name.endswith(".tmp"):
+            raise stop
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, MechdiffError)):
+        patch.setattr(Path, "rename", stopped)
+        labelled.replace(path, empty.fillna(2.0))
+    assert (labelled.read(path).loss == 1).all()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_what_a_killed_process_left_beside_is_removed_when_it_is_old(empty, tmp_path):
+    names = (".a.zarr.0123abcd.tmp", ".a.zarr.0123abcd.tmp.old", ".b.zarr.89abcdef.tmp")
+    left = [tmp_path / name for name in names]
+    new = tmp_path / ".a.zarr.89abcdef.tmp"
+    for folder in (*left, new):
+        folder.mkdir()
+    for folder in left:
+        os.utime(folder, (0, 0))
+    labelled.replace(tmp_path / "a.zarr", empty)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"a.zarr", new.name, left[2].name}
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])

@@ -48,6 +48,17 @@ def test_equal_results_give_equal_files_and_damage_is_one_line(result, tmp_path)
         packed.read(tmp_path / "absent.zip")
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_cells_that_are_missing_are_refused_in_one_line(result, tmp_path, value):
+    result["increase"][1, 2, 3] = value
+    with pytest.raises(CheckpointError, match="1 values of increase in control are missing or not finite"):
+        packed.write(tmp_path / "toy.zip", {}, {"control": result}, {"increase": 1 / 8})
+    assert not list(tmp_path.iterdir())
+    result["increase"][1, 2, 3] = 0
+    result["clean"][0] = np.nan  # kept exactly: what isn't there stays so
+    packed.write(tmp_path / "toy.zip", {}, {"control": result}, {"increase": 1 / 8})
+
+
 def test_names_of_earlier_versions_are_read_as_those_of_today(tmp_path):
     values = np.arange(6.0).reshape(2, 3)
     sets = xr.Dataset({"damage": (("component", "set"), values)})

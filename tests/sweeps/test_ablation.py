@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import CheckpointError, ConfigError
@@ -13,6 +14,7 @@ from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.interventions.build import ablate
+from mechdiff.models.toy import toy_denoiser
 from mechdiff.models.unet import apply_unet
 from mechdiff.storage import labelled, work_sharing
 from mechdiff.sweeps import activations
@@ -141,6 +143,38 @@ def test_a_killed_sweep_resumes_to_the_same_numbers_and_repeats_nothing(
         np.testing.assert_array_equal(resumed[name], swept[0][name])
     run()
     assert len(written) == 12  # a finished sweep computes nothing
+
+
+@pytest.mark.parametrize("first, second", [(2, 4), (3, 8), (8, 4)])
+def test_a_killed_sweep_resumes_with_another_block_and_lacks_nothing(tmp_path, monkeypatch, first, second):
+    """A piece of the second block is begun, but not whole: with 4 of 8 images it counted as done."""
+    eval_set = EvalSet(np.random.default_rng(0).normal(size=(8, 2, 2, 3)).astype(np.float32), [30], KEY)
+    config, put = SweepConfig(ablations=("zero",)), labelled.put
+    whole = ablation_sweep(toy_denoiser(), eval_set, tmp_path / "whole", config=config)
+    monkeypatch.setattr(work_sharing, "start_offset", lambda pieces: 0)
+
+    def run(block):
+        config = SweepConfig(ablations=("zero",), image_block=block)
+        return ablation_sweep(toy_denoiser(), eval_set, tmp_path / "killed", config=config)
+
+    def dying(*args):
+        put(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(labelled, "put", dying)
+        run(first)
+    xr.testing.assert_allclose(run(second), whole)
+
+
+def test_a_loss_that_is_not_finite_is_computed_once_at_each_start(tmp_path, monkeypatch):
+    images = np.full((2, 2, 2, 3), np.nan, np.float32)
+    put, written = labelled.put, []
+    monkeypatch.setattr(labelled, "put", lambda *args: (written.append(1), put(*args)))
+    for starts in (1, 2):
+        config = SweepConfig(ablations=("zero",))
+        swept = ablation_sweep(toy_denoiser(), EvalSet(images, [30], KEY), tmp_path, config=config)
+        assert np.isnan(swept.loss).all() and len(written) == starts
 
 
 def test_two_processes_fill_one_sweep_and_compute_little_twice(

@@ -6,6 +6,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+import xarray as xr
 
 from mechdiff.analysis import effects
 from mechdiff.analysis.variation import variation
@@ -29,7 +30,7 @@ def sentence(tiny):
         plant = planted.make(name, 1, images=8)
         config = dataclasses.replace(tiny, study=StudyConfig(pairs=5))
         examined = DenoiserAndImages(
-            plant.denoiser, config, EvalImages(plant.images, plant.others, "planted")
+            plant.denoiser, config, EvalImages(plant.images, plant.others, "planted"), xr.Dataset()
         )
         table = circuit_results.pairs(examined, config, [int(t) for t in plant.timesteps], KEY)
         return plant, str(pairs.sentence(table))
