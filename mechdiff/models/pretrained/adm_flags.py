@@ -8,7 +8,16 @@ from typing import Any
 from mechdiff.core.errors import ConfigError, shorten
 from mechdiff.models.pretrained import adm_rules, conditioning, states, tensors
 from mechdiff.models.pretrained.adm_levels import levels
-from mechdiff.models.pretrained.adm_options import ALIASES, ASKED, DECISIVE, IGNORED, LABELS, TABLE, WHAT
+from mechdiff.models.pretrained.adm_options import (
+    ALIASES,
+    ASKED,
+    DECISIVE,
+    IGNORED,
+    LABELS,
+    TABLE,
+    WHAT,
+    check_deciding,
+)
 from mechdiff.models.pretrained.adm_rules import Found, Given, inferred, switch
 from mechdiff.models.pretrained.adm_sections import check_steps, flattened
 from mechdiff.models.pretrained.adm_tensors import shapes_say
@@ -62,6 +71,7 @@ def flags(config: Mapping[str, Any], state: tensors.State, stated: Stated, text:
     """
     check_steps(config, text)
     flat, left_out = flattened(config)
+    check_deciding(flat)
     by_class = "model_channels" in flat
     options = _with_statements(
         read_options(_in_scripts_spelling(flat), TABLE, what=WHAT, ignored=IGNORED), stated

@@ -1,9 +1,11 @@
 """Flags of ADM networks: their types, their defaults, and those without effect here."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from mechdiff.core.config import MOST_STEPS
+from mechdiff.core.errors import ConfigError, shorten
 from mechdiff.models.pretrained.options import (
     Option,
     boolean,
@@ -53,21 +55,36 @@ TABLE = {  # defaults of both programs' script_util.py; None: inferred from the 
     "small_size": Option(None, optional(WHOLE)),
 }
 ALIASES = {"model_channels": "num_channels", "steps": "diffusion_steps"}
+# Parts of names of options that decide noise levels or predictions, or name a file that may: these are asked
+# about, unless they are known (`schedule_sampler`), or name a folder, weights or a classifier.
+DECIDING = r"config|cfg|schedul|beta|timestep|objective|parametri|parameteri"
+DECIDING += r"|(diffusion|pred)(?!.*(dir|root|model_path)$)"
 IGNORED = (  # of training, sampling, files and classifiers
     *("use_checkpoint", "use_fp16", "use_kl", "rescale_learned_sigmas", "sigma_small", "model_var_type"),
     *("p2_gamma", "p2_k", "timestep_respacing", "use_ddim", "clip_denoised", "dynamic_threshold", "sampler"),
     *("lr", "lr_anneal_steps", "weight_decay", "batch_size", "microbatch", "ema_rate", "schedule_sampler"),
     *("log_interval", "save_interval", "resume_checkpoint", "fp16_scale_growth", "iterations", "anneal_lr"),
     *("num_samples", "num_workers", "eval_interval", "eta", "seed", "device", "gpu", "range_t", "n", "name"),
-    *("(.*_)?(path|dir|root|file|name)", "classifier_.*", "data.*", "log_.*", "save_.*", "sample_.*"),
-    *("eval_.*", "train_.*", "wandb.*", "base_samples", "s_churn", "s_tmin", "s_tmax", "s_noise"),
-    *("distillation", "begin", "end", "ref_batch"),
+    *("base_samples", "s_churn", "s_tmin", "s_tmax", "s_noise", "distillation", "begin", "end", "ref_batch"),
+    *("classifier_.*", "eval_.*", "wandb.*"),
+    rf"(?!.*({DECIDING}))((data|log_|save_|sample_|train_).*|(.*_)?(path|dir|root|file|name))",
 )
 
 
 def ignored(name: Any) -> bool:
     """Whether an option has no bearing on the network."""
     return isinstance(name, str) and any(re.fullmatch(pattern, name) for pattern in IGNORED)
+
+
+def check_deciding(names: Iterable[Any]) -> None:
+    """Refuses options that are not known, and by name decide noise levels or predictions."""
+    for name in names:
+        known = name in (*TABLE, *ALIASES) or ignored(name)
+        if not known and isinstance(name, str) and re.search(DECIDING, name):
+            raise ConfigError(
+                f"{WHAT} option {shorten(name)} is unknown and may decide noise levels or predictions; write "
+                "what it stands for (noise_schedule, diffusion_steps, predict_xstart, ...), or take it out"
+            )
 
 
 DECISIVE = ("diffusion_steps", "noise_schedule", "predict_xstart", "use_new_attention_order", "image_size")

@@ -22,17 +22,14 @@ text is asked for.
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from mechdiff.core.errors import ConfigError, DataError, shorten
 from mechdiff.models.pretrained.adm_options import UNTOLD, at_default, ignored
-from mechdiff.models.pretrained.shell_variables import ASSIGNED, Expanded, Scope, expanded
+from mechdiff.models.pretrained.flag_words import flags_among, has_flag, seems_flag
+from mechdiff.models.pretrained.shell_variables import Expanded, Scope, expanded
 from mechdiff.models.pretrained.shell_words import commands as shell_commands
 
-DASHES = "\u2010-\u2015\u2212\ufe58\ufe63\uff0d"  # that look like the hyphen of a flag
-FLAG = re.compile(r"--?([A-Za-z][\w-]*)(?:=(.*))?", re.DOTALL)
-DASHED = re.compile(rf"-*[{DASHES}][-{DASHES}]*[A-Za-z]|--?[A-Za-z]")  # how a flag begins, or seems to
-HELD = re.compile(rf"(?<![\w-])--[A-Za-z]|^-*[{DASHES}][-{DASHES}]*[A-Za-z]")  # in a word that is no flag
 # Undefined variables that by their names, those of the programs' READMEs, hold nothing of the network.
 OF_OTHERS = re.compile(r"\$\{?(CLASSIFIER|EVAL|SAMPL(E|ER|ING)|TRAIN(ING)?)_(ARGS|FLAGS|OPTIONS)\}?")
 INTERPRETER = re.compile(
@@ -74,24 +71,26 @@ def read_text(text: str, where: str = "flags") -> Pasted:
       DataError: quotes that don't close.
       ConfigError: a flag without a value, one that two commands set differently (unless it has no bearing) or
         that one of them leaves to its default (if no tensor tells it), flags outside of a command where there
-        are commands, a word that holds a flag but is none, a variable that is not in the text (unless it is
-        by name of sampling, training or a classifier), or no flag at all.
+        are commands, a word that holds a flag but is none, or may hold options (`a.yaml`, `steps=4000`), a
+        variable that is not in the text (unless it is by name of sampling, training or a classifier) or may
+        be set to something else by a condition, a loop or another file, or no flag at all.
     """
     try:
         done, scope = expanded(shell_commands(text), where)
     except ValueError as error:
         raise DataError(f"{where}: not a command line ({error})") from None
-    started = [command for each in done if (command := _command(each))]
+    started = [command for each in done if (command := _command(each, where))]
     commands, notes = _of_network(started, where)
     taken, left_out = _unused(scope, started, commands)
     if left_out:
         names = ", ".join(f"${name}" for name in left_out)
         notes += (f"left out, as no command of {where} uses them: {names}",)
     parts = [*taken, *(command.arguments for command in commands)]
-    if others := list(dict.fromkeys(word for words in parts for word in words if OF_OTHERS.fullmatch(word))):
+    undefined = (word for words in parts for word in words if OF_OTHERS.fullmatch(word))
+    if others := list(dict.fromkeys(word for word in undefined if word.strip("${}") not in scope.changed)):
         notes += (f"not defined in {where}, and by name not of the network: {', '.join(others)}",)
         parts = [[word for word in words if word not in others] for words in parts]
-    by_command = [list(_flags(words, where)) for words in parts]
+    by_command = [list(flags_among(words, where)) for words in parts]
     flags = _merged([flag for each in by_command for flag in each], where)
     _check_defaults(commands, [dict(each) for each in by_command[len(taken) :]], where)
     return Pasted(flags, bool(commands), notes)
@@ -175,24 +174,32 @@ def _unused(
       commands: those of `started` that may be the network's.
     """
     passed = set().union(*(command.sources for command in started))
-    unused = [each for each in scope.assigned if each.name not in passed and any(map(_has_flag, each.words))]
+    unused = [each for each in scope.assigned if each.name not in passed and any(map(has_flag, each.words))]
     uses = any(command.sources for command in commands)
-    flagged = any(_seems_flag(word) for command in commands for word in command.arguments)
+    flagged = any(seems_flag(word) for command in commands for word in command.arguments)
     out = [each for each in unused if uses or (flagged and each.exported)]
-    names = dict.fromkeys(each.name for each in out)
-    return [list(each.words) for each in unused if each not in out], list(names)
+    taken = [each for each in unused if each not in out]
+    for each in taken:
+        if each.name in scope.changed:
+            raise ConfigError(
+                f"{scope.where} sets ${each.name} on a condition, in a loop or by another file; keep what "
+                "the network was trained with"
+            )
+    return [list(each.words) for each in taken], list(dict.fromkeys(each.name for each in out))
 
 
-def _command(done: Expanded) -> _Command | None:
+def _command(done: Expanded, where: str) -> _Command | None:
     """The program of a command, which is not what starts it (`mpiexec -n 8 python`), and the words behind it;
-    None: there are no flags and nothing is started."""
+    None: there are no flags and nothing is started. ConfigError where `xargs` starts it, with more words."""
     words, sources = done.words, done.sources
     start = next((i for i, word in enumerate(words) if INTERPRETER.fullmatch(word)), None)
     if start is None:
-        if not any(_has_flag(word) or word.startswith("$") for word in words):
+        if not any(has_flag(word) or word.startswith("$") for word in words):
             return None
-        bare = _seems_flag(words[0])
+        bare = seems_flag(words[0])
         return _Command("", words, sources) if bare else _Command(_program(words), words[1:], sources)
+    if "xargs" in words[:start]:
+        raise ConfigError(f"{where} gives a program more words by xargs; write them in its command")
     for i, word in enumerate(words[start + 1 :], start + 1):
         module = word in ("-m", "--module") and i + 1 < len(words) and not LAUNCHING.fullmatch(words[i + 1])
         if word.endswith(".py") or module:
@@ -202,53 +209,9 @@ def _command(done: Expanded) -> _Command | None:
 
 def _program(words: list[str]) -> str:
     """The name of a program without its folder; the script's of `$PYTHON a.py` and `bash a.sh`."""
-    leading = list(itertools.takewhile(lambda word: not _seems_flag(word), words))
+    leading = list(itertools.takewhile(lambda word: not seems_flag(word), words))
     script = next((word for word in leading if word.endswith((".py", ".sh"))), words[0])
     return script.rpartition("/")[2] or "/"
-
-
-def _seems_flag(word: str) -> bool:
-    return bool(DASHED.match(word))
-
-
-def _has_flag(word: str) -> bool:
-    return _seems_flag(word) or bool(HELD.search(word))
-
-
-def _flags(words: list[str], where: str) -> Iterator[tuple[str, str]]:
-    """Name and value of each flag among a program's arguments."""
-    value_of = None
-    for word in words:
-        if value_of is not None:
-            if _seems_flag(word):
-                break
-            _check_value(value_of, word, where)
-            yield value_of, word
-            value_of = None
-            continue
-        match = FLAG.fullmatch(word)
-        if not match:
-            _check_value("", word, where)
-        if not match and ASSIGNED.fullmatch(word):
-            raise ConfigError(f"{where}: {shorten(word)} is no flag; write --name value")
-        if not match and word.startswith("$") and len(word) > 1:
-            raise ConfigError(
-                f"{where} uses {shorten(word)[1:-1]}, which it does not define; write what it stands for, or "
-                "take it out"
-            )
-        if match and match[2] is None:
-            value_of = match[1].replace("-", "_")
-        elif match:
-            _check_value(match[1].replace("-", "_"), match[2], where)
-            yield match[1].replace("-", "_"), match[2]
-    if value_of is not None:
-        raise ConfigError(f"{where}: --{shorten(value_of)[1:-1]} has no value; write --name value")
-
-
-def _check_value(name: str, value: str, where: str) -> None:
-    """Refuses a word that holds a flag, also as a value: `bash -c "python train.py --lr 1"`."""
-    if HELD.search(value) and not ignored(name):
-        raise ConfigError(f"{where}: {shorten(value)} holds a flag, but is none; write --name value")
 
 
 def _plain(value: str) -> str:

@@ -13,6 +13,10 @@ from typing import Any
 from mechdiff.core.errors import ConfigError, shorten, unknown
 
 TRUE, FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")  # guided-diffusion's str2bool
+UNDERSCORED = (  # names that programs which read and write configs add to them, and remarks
+    r"_(target|partial|convert|recursive|self|wandb)_?|_(class_name|diffusers_version|name_or_path|commit_hash)"
+    r"|_(use_default_values|ignore_files)|_+(comments?|notes?|doc|description|readme)_*"
+)
 LARGEST = 2**31 - 1  # whole number that any size or count can be
 
 
@@ -64,8 +68,8 @@ def read_options(
 
     Args:
       config: as the file holds it.
-      ignored: regular expressions (full match) of names that don't affect what the network computes; so are
-        names that begin with `_`.
+      ignored: regular expressions (full match) of names that don't affect what the network computes; those of
+        `UNDERSCORED` don't either, and are not even noted.
       what: for messages, such as `UNet2DModel`.
 
     Raises:
@@ -80,7 +84,7 @@ def read_options(
     for name in config:
         if not isinstance(name, str):
             raise ConfigError(f"{what} option {shorten(name)} is not a name; write it as text")
-        if name in table or name.startswith("_"):
+        if name in table or re.fullmatch(UNDERSCORED, name):
             continue
         if not any(re.fullmatch(pattern, name) for pattern in ignored):
             raise ConfigError(unknown(f"option of {what}", name, table))

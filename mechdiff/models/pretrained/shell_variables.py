@@ -6,15 +6,16 @@ import shlex
 from collections.abc import Iterable, Mapping
 
 from mechdiff.core.errors import ConfigError, DataError
-from mechdiff.models.pretrained.shell_words import length_of_array, unquoted
+from mechdiff.models.pretrained.shell_changes import DECLARING, OUTPUT, changed
+from mechdiff.models.pretrained.shell_words import length_of_array, split, unquoted
 
 LARGEST = 2**20  # characters of a variable, which may be made of itself
 ASSIGNED = re.compile(r"([A-Za-z_]\w*)\+?=(.*)", re.DOTALL)
 VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?:\[[@*]\])?(?::?[-=]([^}]*))?\})")
-DECLARING = ("export", "declare", "local", "readonly", "typeset")
 UTILITIES = re.compile(  # programs of a script that train and sample nothing
-    r"\.|\[+|cat|cd|chmod|conda|cp|curl|date|echo|exit|for|git|kill|ln|ls|mkdir|module|mv|pip3?|popd|printf|"
-    r"pushd|pwd|rm|rsync|sed|shopt|sleep|source|tar|tee|test|touch|trap|ulimit|unset|unzip|wait|wget|"
+    r"\.|\[+|cat|cd|chmod|conda|cp|curl|date|done|echo|esac|exit|fi|for|getopts|git|if|kill|let|ln|ls|"
+    r"mapfile|mkdir|module|mv|pip3?|popd|printf|pushd|pwd|read|readarray|rm|rsync|sed|select|shopt|sleep|"
+    r"source|tar|tee|test|touch|trap|ulimit|unset|unzip|wait|wget|\(\(.*|"
     r"//.*|rem|REM"  # comments of other languages
 )
 
@@ -46,6 +47,9 @@ class Scope:
       sources: of each variable, the names of those that it was made of, and its own.
       used: variables that commands use, or other variables.
       unclear: variables set anew, differently, before anything used them: perhaps in branches.
+      changed: variables that are set, but perhaps to something else: on a condition, by a loop, a file, ...;
+        they are not in `words`, so that they stay as they are written.
+      anything: whether any variable may be set outside of the text, by a file that it runs.
       assigned: every assignment, in order.
     """
 
@@ -54,6 +58,8 @@ class Scope:
     sources: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
     used: frozenset[str] = frozenset()
     unclear: frozenset[str] = frozenset()
+    changed: frozenset[str] = frozenset()
+    anything: bool = False
     assigned: tuple[Assignment, ...] = ()
 
 
@@ -73,9 +79,14 @@ def expanded(commands: Iterable[list[str]], where: str) -> tuple[list[Expanded],
       >>> done[0].words, sorted(done[0].sources)
       (['a.py', '--x', '1', '$G'], ['F'])
     """
-    scope, done = Scope(where), []
+    scope, done, conditions = Scope(where), [], []
     for words in commands:
+        if words[0] in ("if", "case"):
+            conditions.append(scope)
+        elif words[0] in ("fi", "esac") and conditions:
+            scope = _behind_condition(scope, conditions.pop())
         scope, rest = _assigned(scope, words)
+        scope = _with_changes(scope, [*(word for word in words[:1] if word in DECLARING), *rest])
         if rest and not _is_utility(rest):
             names = _known(scope, rest)
             scope = dataclasses.replace(scope, used=scope.used.union(names))
@@ -84,10 +95,37 @@ def expanded(commands: Iterable[list[str]], where: str) -> tuple[list[Expanded],
     return done, scope
 
 
+def _behind_condition(scope: Scope, before: Scope) -> Scope:
+    """The scope behind commands that may not have run; `before`: in front of them."""
+    return _without(scope, (name for name in scope.words if scope.words[name] != before.words.get(name)))
+
+
+def _with_changes(scope: Scope, words: list[str]) -> Scope:
+    """The scope behind a command, without the variables that it sets to what the text does not tell."""
+    names = changed(words) if words else ()
+    if names is None:
+        return dataclasses.replace(_without(scope, scope.words), anything=True)
+    return _without(scope, names)
+
+
+def _without(scope: Scope, names: Iterable[str]) -> Scope:
+    """The scope without what is known of some variables."""
+    gone = frozenset(names)
+    kept = {name: words for name, words in scope.words.items() if name not in gone}
+    return dataclasses.replace(scope, words=kept, changed=scope.changed | gone)
+
+
+def _is_open(scope: Scope, name: str) -> bool:
+    """Whether a variable may have a value that the text does not tell."""
+    return name in scope.changed or (scope.anything and name not in scope.words)
+
+
 def _is_utility(words: list[str]) -> bool:
     """Whether a command trains and samples nothing."""
     if words[0] == "set":  # `set -o pipefail`; of other shells, `set NAME=VALUE` is an assignment
         return all(word[0] in "-+" for word in words[1:2])
+    if words[0] == "eval":
+        return all(map(OUTPUT.match, words[1:]))
     return UTILITIES.fullmatch(words[0]) is not None and words[:2] != ["conda", "run"]
 
 
@@ -121,19 +159,21 @@ def _with_variable(scope: Scope, match: re.Match, words: list[str]) -> tuple[Sco
         inside[-1] = inside[-1].removesuffix(")")
         parts = tuple(part for word in inside if word for part in _expanded(scope, word))
     else:
-        parts = tuple(shlex.split(_filled(scope, unquoted(value))))
+        parts = tuple(split(_filled(scope, unquoted(value))))
     added = "+" in words[0][: match.start(2)]
-    before = scope.words.get(name, ()) if added else ()
+    unknown = (f"${name}",) if _is_open(scope, name) else ()
+    before = scope.words.get(name, unknown) if added else ()
     anew = not before and name not in used and scope.words.get(name, parts) != parts
     if sum(map(len, before + parts)) > LARGEST:
         raise DataError(f"{scope.where}: ${name} is too long for a command line")
-    sources = {name} | _sources(scope, known) | (scope.sources[name] if before else set())
+    sources = {name} | _sources(scope, known) | (scope.sources.get(name, set()) if before else set())
     scope = dataclasses.replace(
         scope,
         words={**scope.words, name: before + parts},
         sources={**scope.sources, name: frozenset(sources)},
         used=used,
         unclear=scope.unclear | {name} if anew else scope.unclear,
+        changed=scope.changed | {name} if added and unknown else scope.changed - {name},
     )
     return scope, parts
 
@@ -141,14 +181,14 @@ def _with_variable(scope: Scope, match: re.Match, words: list[str]) -> tuple[Sco
 def _known(scope: Scope, words: list[str]) -> list[str]:
     """The names of the known variables in words with quotes, which are used by that."""
     matches = (match for word in words for match in VARIABLE.finditer(unquoted(word)))
-    names = [name for match in matches if (name := match[1] or match[2]) in scope.words]
+    names = [match[1] or match[2] for match in matches]
     for name in names:
         if name in scope.unclear:
             raise ConfigError(
                 f"{scope.where} sets ${name} twice, differently, before it is used; keep what the network "
                 "was trained with"
             )
-    return names
+    return [name for name in names if name in scope.words]
 
 
 def _sources(scope: Scope, names: Iterable[str]) -> frozenset[str]:
@@ -171,6 +211,6 @@ def _filled(scope: Scope, text: str) -> str:
         name = match[1] or match[2]
         if name in scope.words:
             return " ".join(map(shlex.quote, scope.words[name]))
-        return match[0] if match[3] is None else match[3]
+        return match[0] if match[3] is None or _is_open(scope, name) else match[3]
 
     return VARIABLE.sub(value, text)

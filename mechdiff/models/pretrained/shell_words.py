@@ -8,26 +8,36 @@ Of a shell's grammar only that is understood which decides where words and comma
     comment   `#` at the start of a word, up to the end of the line, which ends the command
 
 A command goes on in the next line, against a shell, where an array is open or a flag has no value yet.
+What another command puts out, `$(...)` and that in backticks, is a word, or part of one.
 """
 
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
 
+OUTPUT = re.compile(r"\$\((?:[^()\n]|\([^()\n]*\))*\)|`[^`\n]+`")  # of a command, in place of it
 LEXEME = re.compile(
     r"(?P<gap>(?:[^\S\n]|\\[ \t\r]*(?:\n|\Z))+)"  # a line's end behind a backslash is a gap, also the last
     r"|(?P<end>[\n;&|]+)"
     r"|(?P<comment>#[^\n]*)"  # at the start of a word: other words are taken whole
-    r"|(?P<word>(?:\\(?![ \t\r]*(?:\n|\Z)).|\"(?:\\.|[^\"\\])*\"|'[^']*'|[^\s\"'\\;&|])+)",
+    r"|(?P<word>(?:\\(?![ \t\r]*(?:\n|\Z)).|\"(?:\\.|[^\"\\])*\"|'[^']*'"
+    rf"|{OUTPUT.pattern}|[^\s\"'\\;&|])+)",
     re.DOTALL,
 )
+JOINED = re.compile(r"&&|\|\|")
 UNFINISHED = re.compile(r"--[A-Za-z][\w-]*")  # its value is perhaps on the next line
 ARRAY = re.compile(r"[A-Za-z_]\w*\+?=\(")
+# First words of a command behind which, and `&&`, the next one runs as a rule; behind others it may not.
+CERTAIN = re.compile(
+    r"\.|cd|conda|echo|export|git|mkdir|module|pip3?|pushd|set|source|[A-Za-z_]\w*\+?=.*", re.DOTALL
+)
 LEADING = ("$", "%", ">", "then", "do", "else", "if", "while", "!", "{", "(")  # prompts and a shell's words
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    r"""The words of each command, quotes kept, without prompts and brackets.
+    r"""The words of each command, quotes kept, without prompts and brackets. `if` and `fi` are commands of
+    their own, also around what runs on a condition behind `&&` or `||`.
 
     Raises:
       ValueError: quotes that don't close.
@@ -35,9 +45,11 @@ def commands(text: str) -> Iterator[list[str]]:
     Example:
       >>> list(commands("$ a.py --x \\\n 1  # one\nF='a b'; cd c"))
       [['a.py', '--x', '1'], ["F='a b'"], ['cd', 'c']]
+      >>> list(commands("[ a ] && A=1\nif b; then c; fi"))
+      [['[', 'a', ']'], ['if'], ['A=1'], ['fi'], ['if'], ['b'], ['c'], ['fi']]
     """
     words: list[str] = []
-    place = 0
+    place = on_condition = 0
     while place < len(text):
         match = LEXEME.match(text, place)
         if not match:
@@ -46,10 +58,32 @@ def commands(text: str) -> Iterator[list[str]]:
         if match.lastgroup == "word":
             words.append(match[0])
         elif match.lastgroup == "end" and words and not _goes_on(words, match[0]):
-            yield _unbracketed(words)
+            yield from _with_if(words)
+            if _is_condition(words, match[0]):
+                on_condition += 1
+                yield ["if"]
+            elif not JOINED.search(match[0]):
+                yield from [["fi"]] * on_condition
+                on_condition = 0
             words = []
     if words:
-        yield _unbracketed(words)
+        yield from _with_if(words)
+
+
+def _with_if(words: list[str]) -> Iterator[list[str]]:
+    """A command, behind an `if` that it begins with."""
+    if "if" in itertools.takewhile(LEADING.__contains__, words):
+        yield ["if"]
+    if bare := _unbracketed(words):
+        yield bare
+
+
+def _is_condition(words: list[str], end: str) -> bool:
+    """Whether a command decides, by how it ends, what runs behind it."""
+    joined = JOINED.search(end)
+    if not joined:
+        return False
+    return joined[0] == "||" or not CERTAIN.fullmatch("".join(_unbracketed(words)[:1]))
 
 
 def _goes_on(words: list[str], end: str) -> bool:
@@ -80,6 +114,17 @@ def _unbracketed(words: list[str]) -> list[str]:
     return [word for word in words if word]
 
 
+def split(text: str) -> list[str]:
+    """The words of a text as `shlex.split`, with what other commands put out in one piece.
+
+    Example:
+      >>> split("'a b' c-$(date +%F)")
+      ['a b', 'c-$(date +%F)']
+    """
+    whole = OUTPUT.sub(lambda match: match[0].replace(" ", "\0"), text)
+    return [word.replace("\0", " ") for word in shlex.split(whole)]
+
+
 def unquoted(word: str) -> str:
     """A word without its quotes; ends of lines behind a backslash within them are gaps."""
-    return "".join(shlex.split(re.sub(r"\\[ \t\r]*\n", " ", word)))
+    return " ".join(shlex.split(re.sub(r"\\[ \t\r]*\n", " ", word)))

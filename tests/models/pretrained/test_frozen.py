@@ -91,11 +91,51 @@ def test_both_orders_of_queries_keys_and_values_are_read(network, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        *("schedule_name", "noise_schedule_name", "train_timesteps", "sample_prediction", "data_prediction"),
+        *(
+            "diffusion_config_path",
+            "config_file",
+            "config_path",
+            "config_name",
+            "beta_path",
+            "train_cfg_file",
+        ),
+    ],
+)
+def test_options_that_may_decide_noise_levels_or_predictions_are_asked_about(network, name):
+    flags, state, _ = network
+    with pytest.raises(MechdiffError, match=f"option '{name}' is unknown and may decide noise levels"):
+        adm.flags(flags | {name: "a"}, state, Stated())
+
+
+def test_options_of_training_sampling_and_files_are_not(network):
+    """The null control: known ones in which the same words occur, and others."""
+    flags, state, _ = network
+    names = [
+        *("schedule_sampler", "timestep_respacing", "use_ddim", "train_num_steps", "classifier_config"),
+        *("eval_timesteps", "wandb_config", "diffusion_model_path", "prediction_dir", "model_path"),
+        *("dataset_name", "log_dir", "sample_dir", "pretrained_path"),
+    ]
+    options = adm.flags(
+        flags | dict.fromkeys([*names, "_target_", "_wandb", "_comment"], "a"), state, Stated()
+    )
+    assert f"options without bearing here: {', '.join(names)}" in options.notes
+
+
+@pytest.mark.parametrize(
     ("flags", "gone", "expected"),
     [
         ({"class_cond": True}, "", "1 missing: label_emb.weight"),
         ({"class_cond": "maybe"}, "", "guided-diffusion option class_cond='maybe' is not true or false"),
         ({"num_chanels": 3}, "", "unknown option of guided-diffusion 'num_chanels'; closest: num_channels"),
+        (
+            {"_noise_schedule": "cosine"},
+            "",
+            "option '_noise_schedule' is unknown and may decide noise levels",
+        ),
+        ({"_steps": 4000}, "", "unknown option of guided-diffusion '_steps'"),
         ({"num_heads_upsample": 0}, "", "num_heads_upsample=0 is not a whole number of at least 1 or -1"),
         ({"large_size": 64}, "", "options image_size=8 and large_size=64 differ"),
         ({"dropout": None}, "", "option dropout=None is not a number of at least 0"),
