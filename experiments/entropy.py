@@ -3,7 +3,8 @@
 `python -m experiments.entropy --model=checkpoints/cpu16-synthetic-seed0 --set=sweep.images=32`
 Several --model may be given. Observed: rank correlation of entropy with the size of a head's effect and with
 its selectivity. Caused: slope of selectivity on entropy within heads, at matched output norm or --nomatched.
-Prints these in words, and at the end the correlations as a table. Result: WORKDIR/entropy.json.
+Prints these in words, and at the end the correlations as a table: intervals are over images (or people, where
+they are known), p values over heads. Result: WORKDIR/entropy.json.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import dataclasses
 import numpy as np
 from absl import flags
 
+from mechdiff import stats
 from mechdiff.cli import tables
 from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
@@ -31,13 +33,14 @@ idle = {"sweep.ablations": _flags.BY_ZERO}
 def main(config, workdir):
     _opening.check_names([load.name_of(model) for model in MODEL.value])
     use_all_cores()
-    results, rows, inputs = {}, [], {}
+    results, rows, inputs, units = {}, [], {}, []
     sweep = dataclasses.replace(config.sweep, ablations=("zero",))
     for folder in MODEL.value:
         denoiser, _, images, eval_set = _opening.opened(
             _opening.without_references(config), workdir, folder, CELEBA.value, IMAGES.value
         )
         inputs[denoiser.name] = images.label
+        units.append(stats.units_from(images.scored_people, eval_set.count))
         links = entropy_results.entropy_links(
             denoiser, images, eval_set, sweep, workdir / "sweeps", matched=MATCHED.value
         )._asdict()
@@ -47,9 +50,20 @@ def main(config, workdir):
             rows.append(row(denoiser.name, name, links[name]))
     manifest = run_manifest(to_dict(config), models=MODEL.value, inputs=inputs)
     files.write_json(workdir / "entropy.json", {"entropy": results, "manifest": manifest})
-    tables.print_records("entropy of attention and what heads do: rank correlation over heads", rows)
+    tables.print_records(title(units), rows)
     print(workdir / "entropy.json")
     return {"folder": workdir, "correlations": rows}
+
+
+def title(units):
+    """The line above the table, which names the units of all networks and cautions where any has few."""
+    kinds = " or ".join(sorted({each.kind for each in units}))
+    least = min(units, key=lambda each: each.effective)
+    few = stats.few_images(least.count, least.effective)
+    return (
+        f"entropy of attention and what heads do: rank correlation over heads, intervals over n {kinds}, p "
+        f"by shuffled heads{few}"
+    )
 
 
 def row(network, name, observed):
@@ -63,6 +77,7 @@ def row(network, name, observed):
         "p": float(observed.p),
         "within layers": within,
         "heads": observed.heads,
+        "n": overall.n,
     }
 
 
@@ -78,7 +93,7 @@ def line(name, result):
     if np.isnan(result.within.estimate):
         inside = "within layers nothing to compare"
     p = "" if np.isnan(result.p) else f", p {result.p:.3f}"
-    return f"  entropy and {name}: {rho} over {result.heads} heads{p}; {inside}"
+    return f"  entropy and {name}: {rho} over {result.heads} heads{p}, n = {result.overall.n}; {inside}"
 
 
 if __name__ == "__main__":

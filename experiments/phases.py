@@ -2,14 +2,15 @@
 
 `python -m experiments.phases --model=checkpoints/cpu16-synthetic-seed0 --set=sweep.timesteps=32`
 Several --model may be given; --untrained adds a fresh network of each configuration. Says for every model and
-ablation the k of best held-out likelihood, how often resamples chose it, where phases begin, and whether a
-smooth drift fits better. Result: WORKDIR/phases.json.
+ablation the k of best held-out likelihood, how often resamples of images (or people) chose it, where phases
+begin, and whether a smooth drift fits better. Result: WORKDIR/phases.json.
 """
 
 import dataclasses
 
 from absl import flags
 
+from mechdiff import stats
 from mechdiff.analysis import phases
 from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
@@ -39,11 +40,12 @@ def main(config, workdir):
         networks = [denoiser]
         if UNTRAINED.value:
             networks.append(untrained.untrained(denoiser, config.seed))
+        units = stats.units_from(images.scored_people, eval_set.count)
         for network in networks:
             inputs[network.name] = images.label
             by_ablation = phase_results.measured_phases(network, images, eval_set, config, workdir / "sweeps")
             for ablation, measured in by_ablation.items():
-                print(line(network.name, ablation, measured))
+                print(line(network.name, ablation, measured, units))
                 facts = dataclasses.asdict(measured) | {"boundaries": measured.boundaries}
                 records[f"{network.name} {ablation}"] = facts
     manifest = run_manifest(to_dict(config), models=MODEL.value, inputs=inputs)
@@ -51,13 +53,15 @@ def main(config, workdir):
     return {"folder": workdir, "phases": records}
 
 
-def line(name, ablation, measured):
+def line(name, ablation, measured, units):
     where = ", ".join(f"{edge:+.1f}" for edge in measured.boundaries) or "none"
     low, high = measured.likely()
     four = measured.share[3] if len(measured.share) > 3 else 0
+    few = stats.few_images(units.count, units.effective)
     return (
         f"{name:36} {ablation:5} k {measured.k} [{low}, {high}], four in {four:.0%} of resamples; "
-        f"piecewise constant beats a trend in {measured.stepped:.0%}; boundaries at log-SNR {where}"
+        f"piecewise constant beats a trend in {measured.stepped:.0%}; boundaries at log-SNR {where}; "
+        f"n = {units.count} {units.kind}{few}"
     )
 
 

@@ -10,6 +10,7 @@ import sys
 
 from absl import flags
 
+from mechdiff import stats
 from mechdiff.analysis import roles
 from mechdiff.analysis.roles.image_features import image_feature_names
 from mechdiff.core.config import to_dict
@@ -63,7 +64,9 @@ def main(config, workdir):
         by_name = zip(assignment.components, assignment.role, strict=True)
         named = {name: role for name, role in by_name if role != roles.UNASSIGNED}
         named_roles[denoiser.name] = named
-        print(f"{denoiser.name}: {len(named)} of {len(assignment.role)} have a role: {named or 'none'}")
+        units = stats.units_from(images.scored_people, eval_set.count)
+        found = f"{len(named)} of {len(assignment.role)} have a role (n = {units.count} {units.kind})"
+        print(f"{denoiser.name}: {found}: {named or 'none'}")
     manifest = run_manifest(to_dict(config), models=MODEL.value, inputs=inputs)
     files.write_json(workdir / "roles.json", {"roles": records, "manifest": manifest})
     return {"folder": workdir, "roles": named_roles}

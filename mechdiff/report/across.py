@@ -37,14 +37,14 @@ class Row:
 
     Attributes:
       effective: effective number of components of relative loss increase.
-      worst: ablation -> the component with the largest pooled ΔL/L, and that in %.
+      largest: ablation -> the component with the largest pooled |ΔL/L|, and its ΔL/L in %.
       circuits: ablation -> scorecard of its circuit.
       roles: role -> heads that have it; None if roles were not examined.
     """
 
     model: ExaminedModel
     effective: float
-    worst: dict[str, tuple[str, float]]
+    largest: dict[str, tuple[str, float]]
     circuits: dict[str, Scorecard]
     roles: dict[str, list[str]] | None
 
@@ -55,10 +55,11 @@ def rows(models: Sequence[ExaminedModel]) -> list[Row]:
 
 
 def _row(model: ExaminedModel) -> Row:
-    network, worst, roles = model.results, {}, None
+    network, largest, roles = model.results, {}, None
     for ablation in map(str, network.sweep["ablation"].values):
         increase = across_seeds.relative_increases(network.sweep, ablation)
-        worst[ablation] = str(network.sweep["component"].values[increase.argmax()]), float(increase.max())
+        place = np.abs(increase).argmax()
+        largest[ablation] = str(network.sweep["component"].values[place]), float(increase[place])
     if network.roles is not None:
         roles = {}
         for head, role in zip(network.roles["component"].values, network.roles["role"].values, strict=True):
@@ -66,7 +67,7 @@ def _row(model: ExaminedModel) -> Row:
                 roles.setdefault(str(role), []).append(str(head))
     circuits = {ablation: scorecards.measure(runs) for ablation, runs in network.circuits.items()}
     effective = across_seeds.effective_number(network.sweep, across_seeds.lead_ablation(network.sweep))
-    return Row(model, effective, worst, circuits, roles)
+    return Row(model, effective, largest, circuits, roles)
 
 
 def draw_ratios(theme: Theme, ratios: dict[str, Interval]) -> Figure:

@@ -34,7 +34,7 @@ class ByClass:
     Attributes:
       classes: titles of the columns.
       images: of each class, all timesteps together.
-      rows: the components with the largest pooled ΔL/L, then those of type `class`.
+      rows: the components with the largest pooled |ΔL/L|, then those of type `class`.
       left_out: classes with fewer than `FEWEST` images (or people, as they count) at some timestep, or beyond
         the first `MOST`.
     """

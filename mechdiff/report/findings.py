@@ -62,20 +62,23 @@ def about(model: ExaminedModel) -> list[Markup]:
     """The findings on one model, a sentence each."""
     grids = map(_grid, model.increases.values())
     spreads = _spread(model), _hidden(model), _attention(model)
-    sentences = [_worst(model), _parts(model), *grids, *spreads, *_precision(model)]
+    sentences = [_largest(model), _parts(model), *grids, *spreads, *_precision(model)]
     return [sentence for sentence in sentences if sentence]
 
 
-def _worst(model: ExaminedModel) -> Markup | None:
+def _largest(model: ExaminedModel) -> Markup | None:
     parts = []
     for increase in model.increases.values():
-        span = numbers.extent(model, increase)
-        if span is not None:
+        place = numbers.largest(increase)
+        if place is not None:
             words = Markup("under {} ablation <code>{}</code>, pooled ΔL/L = {}")
-            parts.append(words.format(increase.ablation, span.most, between(span.high, " %")))
+            pooled = between(numbers.value(increase.pooled, place), " %")
+            parts.append(words.format(increase.ablation, increase.components[place], pooled))
     if not parts:
         return Markup("No ablation changed any prediction: nothing was tested.")
-    return Markup("<b>Largest effect of a single component:</b> {}.").format(Markup("; ").join(parts))
+    return Markup("<b>Largest effect of a single component,</b> of either sign: {}.").format(
+        Markup("; ").join(parts)
+    )
 
 
 def _parts(model: ExaminedModel) -> Markup | None:

@@ -84,6 +84,13 @@ def training_seeds(models: Sequence[ExaminedModel]) -> str:
     return f"{words}: those of one seed are states of one training or variants, not replicates"
 
 
+def largest(increase: Effects) -> int | None:
+    """The place of the component with the largest pooled |ΔL/L|, among those whose ablation changed a
+    prediction; None where none did."""
+    active = np.flatnonzero(~increase.idle)
+    return int(active[np.abs(increase.pooled.estimate[active]).argmax()]) if len(active) else None
+
+
 def extent(model: ExaminedModel, increase: Effects) -> Extent | None:
     """The range of pooled ΔL/L over components; None where no ablation changed any prediction."""
     active = np.flatnonzero(~increase.idle)

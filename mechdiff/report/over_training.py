@@ -42,7 +42,7 @@ class Training:
 
     @property
     def largest(self) -> Int[np.ndarray, " shown"]:
-        """The components that ever had the largest effects, by the largest of each."""
+        """The components that ever had the largest increases, by the largest of each."""
         return np.argsort(-self.estimate.max(0), kind="stable")[:SHOWN]
 
 

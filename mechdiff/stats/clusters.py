@@ -45,6 +45,11 @@ class Units:
     clustered: bool
 
     @property
+    def kind(self) -> str:
+        """What units are: `people` or `images`."""
+        return "people" if self.clustered else "images"
+
+    @property
     def people(self) -> int:
         """Number of people in the images; 0 where that is not known."""
         return self.count if self.clustered else 0

@@ -89,3 +89,12 @@ def test_training_seeds_are_each_said_once():
         "other data",
         "training not known",
     ]
+
+
+def test_the_largest_effect_of_a_row_may_lower_the_loss(networks):
+    loss = networks[0].sweep["loss"].copy()
+    loss[:, 1] = 0.2
+    sweep = networks[0].sweep.assign(loss=loss)
+    results = dataclasses.replace(networks[0], sweep=sweep)
+    row = across._row(ExaminedModel("name", "", 0, preset("tiny"), {}, results, b""))
+    assert row.largest == {"zero": ("block1.res", pytest.approx(-80))}

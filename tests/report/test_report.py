@@ -1,6 +1,8 @@
 """The report: what it says is what was saved, it stands alone, and damaged results end in one line."""
 
 import base64
+import copy
+import dataclasses
 import html.parser
 import os
 import re
@@ -212,8 +214,24 @@ def test_attention_ends_are_the_cleanest_and_the_noisiest_level(models):
 def test_findings_print_intervals_images_and_seeds(page, models):
     assert f"n = {IMAGES} images, n = 1 trained seed" in page
     sentence = findings.about(models[0])[0]
-    most = numbers.extent(models[0], models[0].increases["zero"])
-    assert f"<code>{most.most}</code>" in sentence and findings.between(most.high, " %") in sentence
+    increase = models[0].increases["zero"]
+    place = numbers.largest(increase)
+    assert f"<code>{increase.components[place]}</code>" in sentence
+    assert findings.between(numbers.value(increase.pooled, place), " %") in sentence
+
+
+def test_the_largest_effect_may_lower_the_loss(models):
+    """+2 % is not the largest beside -7 %; a component that changed no prediction is none at all."""
+    model = copy.copy(models[0])
+    measured = model.increases["zero"]
+    pooled = np.full(len(measured.components), 0.5)
+    pooled[:3] = 2, -7, -9
+    change = np.where(np.arange(len(pooled)) == 2, 0.0, 1.0)
+    interval = dataclasses.replace(measured.pooled, estimate=pooled, low=pooled - 1, high=pooled + 1)
+    model.__dict__["increases"] = {"zero": dataclasses.replace(measured, pooled=interval, change=change)}
+    name = measured.components[1]
+    assert f"<code>{name}</code>, pooled ΔL/L = " in findings.about(model)[0]
+    assert "−7.00 % [−8.00, −6.00]" in findings.about(model)[0]
 
 
 @pytest.mark.parametrize(

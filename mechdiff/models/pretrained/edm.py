@@ -2,7 +2,8 @@
 
 A folder holds `model.safetensors` (see the README for the line that takes it out of a pickle one trusts) and
 a config.json with `sigma_data` (0.5 in all of EDM's own) and `precond` (EDM, one of the four that the same
-networks were trained with: the tensors don't tell). All else is inferred from names and shapes.
+networks were trained with: the tensors don't tell). All else is inferred from names and shapes; a config that
+contradicts these is refused.
 """
 
 import re
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mechdiff.core.config import MOST_STEPS, DiffusionConfig
-from mechdiff.core.errors import CheckpointError, ConfigError
+from mechdiff.core.errors import CheckpointError, ConfigError, shorten
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.parameterization import Parameterization
 from mechdiff.diffusion.schedules import make_schedule
@@ -23,28 +24,51 @@ from mechdiff.models.pretrained.edm_network import Network
 from mechdiff.models.pretrained.fit import check_fit, misfit
 from mechdiff.models.pretrained.folders import Place
 from mechdiff.models.pretrained.imported import ImportedFunction, Stated
-from mechdiff.models.pretrained.options import Option, anything, integer, number, optional, read_options
+from mechdiff.models.pretrained.options import (
+    Option,
+    anything,
+    choice,
+    integer,
+    listed,
+    number,
+    optional,
+    read_options,
+)
 from mechdiff.models.pretrained.schedulers import from_betas
 from mechdiff.models.traced import TracedDenoiser, wrap
 
 WHAT = "edm"
 STATED = ("weights",)
-TABLE = {
-    "sigma_data": Option(None, number(1e-6)),
-    "sigma_min": Option(0.002, number(1e-6)),
-    "sigma_max": Option(80.0, number(1e-6)),
-    "rho": Option(7.0, number(1.0)),
-    "steps": Option(1000, integer(2, MOST_STEPS)),
-    "precond": Option(None, anything(), (None, "edm", "EDMPrecond")),
-    "img_resolution": Option(None, integer()),
-    "img_channels": Option(None, integer()),
-    "label_dim": Option(None, optional(integer(0))),
+WHOLE = integer(text=True)
+KINDS = ("DhariwalUNet", "SongUNet")
+TOLD = {  # by tensors too
+    "img_resolution": Option(None, optional(WHOLE)),
+    "img_channels": Option(None, optional(WHOLE)),
+    "label_dim": Option(None, optional(integer(0, text=True))),
+    "augment_dim": Option(None, optional(integer(0, text=True))),
+    "model_type": Option(None, choice(*KINDS), (None, *KINDS)),
+    "model_channels": Option(None, optional(WHOLE)),
+    "channel_mult": Option(None, optional(listed(WHOLE, text=True))),
+    "channel_mult_emb": Option(None, optional(WHOLE)),
+    "channel_mult_noise": Option(None, optional(WHOLE)),
+    "num_blocks": Option(None, optional(WHOLE)),
+    "attn_resolutions": Option(None, optional(listed(WHOLE, text=True, empty=True))),
 }
-TOLD = {"img_resolution": "image_size", "img_channels": "channels", "label_dim": "classes"}  # by tensors too
+TABLE = {
+    "sigma_data": Option(None, number(1e-6, text=True)),
+    "sigma_min": Option(0.002, number(1e-6, text=True)),
+    "sigma_max": Option(80.0, number(1e-6, text=True)),
+    "rho": Option(7.0, number(1.0, text=True)),
+    "steps": Option(1000, integer(2, MOST_STEPS, text=True)),
+    "precond": Option(None, anything(), (None, "edm", "EDMPrecond")),
+    "embedding_type": Option(None, anything(), (None, "positional")),
+    "encoder_type": Option(None, anything(), (None, "standard")),
+    "decoder_type": Option(None, anything(), (None, "standard")),
+    "resample_filter": Option(None, optional(listed(number(text=True), text=True)), (None, (1, 1))),
+    **TOLD,
+}
 UNBIASED = {"DhariwalUNet": r"^map_label\.weight$", "SongUNet": "$^"}
-IGNORED = ("model_type", "use_fp16", "augment_dim", "dropout", "label_dropout")
-IGNORED += ("model_channels", "channel_mult.*", "num_blocks", "attn_resolutions")  # the tensors tell these
-IGNORED += ("embedding_type", "encoder_type", "decoder_type", "resample_filter")
+IGNORED = ("use_fp16", "dropout", "label_dropout")
 TELLING = ("sigma_data", "img_resolution")
 
 
@@ -70,13 +94,15 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
     dropped = state.pop("map_augment.weight", None)
     with misfit(path, WHAT):
         options = _options(state, path) | {"sigma_data": get["sigma_data"]}
+        told = _told(state, options) | {"augment_dim": 0 if dropped is None else dropped.shape[1]}
     if options["channels"] not in IMAGE_CHANNELS:
         raise ConfigError(
             f"{WHAT}: {options['channels']} channels; images have 1 or 3 (latents are not images)"
         )
-    for name, ours in TOLD.items():
-        if get[name] not in (None, options[ours]):
-            raise ConfigError(f"{WHAT} option {name}={get[name]}, tensors say {options[ours]}")
+    for name, value in told.items():
+        stated = _of_sides(get[name], options["sides"]) if name == "attn_resolutions" else get[name]
+        if stated not in (None, value):
+            raise ConfigError(f"{WHAT} option {name}={shorten(get[name])}, tensors say {value}")
     check_fit(_network(options), state, _example(options), path, WHAT, UNBIASED[options["kind"]])
     notes = [*place.notes, *notes, *wrapping]
     if dropped is not None:
@@ -87,13 +113,21 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
     notes += (
         [f"ASSUMED noise levels, which networks of EDM leave open: {', '.join(assumed)}"] if assumed else []
     )
+    if get.passed_over:
+        notes.append(f"options without bearing here: {', '.join(get.passed_over)}")
     low, high, rho = get["sigma_min"], get["sigma_max"], get["rho"]
     diffusion = karras_levels(np.linspace(0, 1, get["steps"]), low, high, rho)
     return ImportedFunction(WHAT, options, state, diffusion, dtype, tuple(notes), assumed)
 
 
 def karras_levels(places: np.ndarray, low: float, high: float, rho: float) -> DiffusionConfig:
-    """Noise levels of Karras et al. 2022, eq. 5, at places in [0, 1], 0 being the lowest sigma."""
+    """Noise levels of Karras et al. 2022, eq. 5, at places in [0, 1], 0 being the lowest sigma.
+
+    Raises:
+      ConfigError: `low` is not below `high`.
+    """
+    if low >= high:
+        raise ConfigError(f"options sigma_min={low:g} and sigma_max={high:g}: the first must be the lower")
     sigma = (low ** (1 / rho) + places * (high ** (1 / rho) - low ** (1 / rho))) ** rho
     bar = 1 / (1 + sigma**2)
     return from_betas(1 - bar / np.append(1.0, bar[:-1]))
@@ -140,6 +174,33 @@ def _options(state: tensors.State, path: Path) -> dict[str, Any]:
         "image_size": sides[0],
         "channels": entry.shape[1],
     }
+
+
+def _told(state: tensors.State, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the network's class, by their own names, as the tensors tell them."""
+    sides = [f"enc.{side}x{side}" for side in options["sides"]]
+    embedded, features = state["map_layer0.weight"].shape
+    base = features if options["kind"] == "DhariwalUNet" else len(state[f"{sides[0]}_conv.weight"])
+    attends = [f"{side}_block0.qkv.weight" in state for side in sides]
+    return {
+        "img_resolution": options["image_size"],
+        "img_channels": options["channels"],
+        "label_dim": options["classes"],
+        "model_type": options["kind"],
+        "model_channels": base,
+        "channel_mult": tuple(len(state[f"{side}_block0.conv0.weight"]) // base for side in sides),
+        "channel_mult_emb": embedded // base,
+        "channel_mult_noise": features // base,
+        "num_blocks": options["blocks"],
+        "attn_resolutions": tuple(
+            s for s, attending in zip(options["sides"], attends, strict=True) if attending
+        ),
+    }
+
+
+def _of_sides(stated: tuple[int, ...] | None, sides: list[int]) -> tuple[int, ...] | None:
+    """Of stated resolutions those that a level has, the outermost first; others have no effect."""
+    return None if stated is None else tuple(side for side in sides if side in stated)
 
 
 def _network(options: Mapping[str, Any]) -> Network:

@@ -96,7 +96,7 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
     state, dtype = tensors.load(path)
     weights = stated.weights if stated.weights in ("raw", "ema") else None
     state, wrapping = states.unwrapped(state, ANCHOR, weights, path)
-    buffers, state = _buffers(state)
+    buffers, state = _buffers(state, path)
     _check_release(state, path)
     with misfit(path, WHAT):
         options = options_of(get, state, path)
@@ -150,13 +150,24 @@ def _example(options: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     return np.zeros((1, size, size, channels), np.float32), np.zeros(1, np.int32)
 
 
-def _buffers(state: tensors.State) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Tables of `GaussianDiffusion` by their own names, which an average holds twice, and the rest."""
-    buffers, rest = {}, {}
+def _buffers(state: tensors.State, path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Tables of `GaussianDiffusion` by their own names, which an average holds twice, and the rest.
+
+    Raises:
+      CheckpointError: the two are not alike.
+    """
+    buffers, rest, first = {}, {}, {}
     for name, value in state.items():
         *wrappers, last = name.split(".")
-        is_buffer = last in BUFFERS and all(map(states.wraps, wrappers))
-        (buffers if is_buffer else rest)[last if is_buffer else name] = value
+        if last not in BUFFERS or not all(map(states.wraps, wrappers)):
+            rest[name] = value
+        elif not np.array_equal(buffers.setdefault(last, value), value):
+            raise CheckpointError(
+                f"{path}: {first[last]} and {name} differ: two networks of other noise levels or objectives; "
+                "keep the tensors of one of them"
+            )
+        else:
+            first.setdefault(last, name)
     return buffers, rest
 
 

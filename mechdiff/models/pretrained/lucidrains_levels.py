@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import jax.numpy as jnp
 import numpy as np
 
 from mechdiff.core.config import DiffusionConfig
@@ -13,13 +14,16 @@ from mechdiff.models.pretrained.schedulers import from_betas
 WHAT = "lucidrains"
 OBJECTIVES = {"pred_noise": "epsilon", "pred_v": "v_prediction", "pred_x0": "sample"}
 SCHEDULES = ("linear", "cosine", "sigmoid")
+HALVES = {"bfloat16": jnp.bfloat16, "float16": np.float16}  # the coarser first
 
 
 def noise_levels(get: Options, buffers: Mapping, stated: Stated) -> tuple[DiffusionConfig, str]:
     """Noise levels from the buffer `betas`, or by name from the config or the statements; all must agree.
 
+    Betas that were rounded to half precision are replaced by those of the name, where they agree with it.
+
     Raises:
-      ConfigError: noise levels that are given nowhere, or in two ways that differ.
+      ConfigError: noise levels that are given nowhere, or in two ways that differ; betas rounded to 0 or 1.
       CheckpointError: betas that are no list.
     """
     names = {get["beta_schedule"], stated.noise_schedule} - {None}
@@ -34,10 +38,7 @@ def noise_levels(get: Options, buffers: Mapping, stated: Stated) -> tuple[Diffus
             raise CheckpointError(f"{WHAT}: the file's betas have the shape {betas.shape}, not one axis")
         if steps - {len(betas)}:
             raise ConfigError(f"{WHAT} option timesteps={steps.pop()}, but the file has {len(betas)} betas")
-        for name in names:
-            if not np.allclose(betas, betas_of(name, len(betas)), rtol=1e-4, atol=1e-9):
-                raise ConfigError(f"{WHAT} option beta_schedule={name}, but the file's betas are others")
-        return from_betas(betas), "noise levels are those of the file's betas"
+        return _of_file(betas, names.pop() if names else None)
     if not names or not steps:
         raise ConfigError(
             f"{WHAT}: the file has no betas (a bare Unet): state beta_schedule ({', '.join(SCHEDULES)}) and "
@@ -49,6 +50,41 @@ def noise_levels(get: Options, buffers: Mapping, stated: Stated) -> tuple[Diffus
             f"{WHAT} noise schedule {shorten(name)} is not known; known: {', '.join(SCHEDULES)}"
         )
     return from_betas(betas_of(name, steps.pop())), ""
+
+
+def _of_file(betas: np.ndarray, name: str | None) -> tuple[DiffusionConfig, str]:
+    """Noise levels by the file's betas and their name, if they have one, and a note."""
+    rounded = rounded_to(betas)
+    if name is not None:
+        exact = betas_of(name, len(betas))
+        error = np.spacing(betas.astype(HALVES[rounded])).astype(np.float64) if rounded else 0.0
+        if (np.abs(betas - exact) > np.maximum(1e-4 * exact + 1e-9, error)).any():
+            raise ConfigError(f"{WHAT} option beta_schedule={name}, but the file's betas are others")
+        if rounded:
+            note = f"noise levels are {name}'s, of which the file's betas are roundings to {rounded}"
+            return from_betas(exact), note
+    if rounded and (betas.min() <= 0 or betas.max() >= 1):
+        raise ConfigError(
+            f"{WHAT}: the file's betas are rounded to {rounded}, some to 0 or 1: write beta_schedule "
+            f"({', '.join(SCHEDULES)}) into the config"
+        )
+    note = "noise levels are those of the file's betas"
+    if rounded:
+        note += f", rounded to {rounded}; those of a beta_schedule in the config would be exact"
+    return from_betas(betas), note
+
+
+def rounded_to(betas: np.ndarray) -> str:
+    """The type of half precision that betas were stored in; empty if none holds them.
+
+    Example:
+      >>> rounded_to(np.array([0.0001, 0.02])), rounded_to(np.array([0.0001, 0.02]).astype(np.float16))
+      ('', 'float16')
+    """
+    held = (
+        name for name, dtype in HALVES.items() if (betas.astype(dtype).astype(betas.dtype) == betas).all()
+    )
+    return next(held, "")
 
 
 def betas_of(name: str, steps: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from mechdiff.core.config import MOST_STEPS, DiffusionConfig
 from mechdiff.core.errors import ConfigError, shorten, unknown
 from mechdiff.diffusion.schedules import betas_of
-from mechdiff.models.pretrained import foreign, states
+from mechdiff.models.pretrained import clipping, foreign, states
 from mechdiff.models.pretrained.imported import Stated
 from mechdiff.models.pretrained.options import (
     Option,
@@ -41,11 +41,6 @@ DEFAULTS_OF = {  # class -> defaults that differ, of diffusers 0.42
     **{f"{name}Scheduler": LATENT_DEFAULTS | {"beta_schedule": "scaled_linear"} for name in ("LCM", "TCD")},
     "UnCLIPScheduler": {"beta_schedule": "squaredcos_cap_v2"},
 }
-# Classes that clip predicted images unless they are told not to; the others do so only if they are told to.
-CLIPPING = (
-    "DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler",
-    "DDIMInverseScheduler", "RePaintScheduler", "UnCLIPScheduler",
-)  # fmt: skip
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 FIXED_VARIANCES = (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
 TABLE = {
@@ -59,8 +54,7 @@ TABLE = {
     "predict_epsilon": Option(True, boolean()),  # before diffusers 0.10
     "rescale_betas_zero_snr": Option(False, boolean()),
     "variance_type": Option("fixed_small", choice(None), (*FIXED_VARIANCES, "learned", "learned_range")),
-    "clip_sample": Option(None, optional(boolean())),
-    "clip_sample_range": Option(1.0, number(1e-9)),
+    **clipping.TABLE,
     "use_flow_sigmas": Option(None, anything(), (None, False)),
     "timestep_type": Option("discrete", anything(), ("discrete",)),
     "sigma_min": Option(None, anything(), (None,)),
@@ -68,16 +62,16 @@ TABLE = {
 }
 # How images are drawn, not what the network is: `sampler` has its own ways.
 SAMPLING = (
-    "algorithm_type", "corrector_order", "disable_corrector", "dynamic_thresholding_ratio", "eta",
+    "algorithm_type", "corrector_order", "disable_corrector", "eta",
     "euler_at_final", "final_sigmas_type", "flow_shift", "interpolation_type", "lambda_min_clipped",
     "lower_order_final", "noise_sampler_seed", "original_inference_steps", "predict_x0", "predictor_order",
-    "sample_max_value", "set_alpha_to_one", "shift_terminal", "skip_prk_steps", "solver_order", "solver_p",
-    "solver_type", "steps_offset", "tau_func", "tensor_format", "thresholding", "time_shift_type",
+    "set_alpha_to_one", "shift_terminal", "skip_prk_steps", "solver_order", "solver_p",
+    "solver_type", "steps_offset", "tau_func", "tensor_format", "time_shift_type",
     "timestep_scaling", "timestep_spacing", "timestep_values", "use_beta_sigmas", "use_dynamic_shifting",
     "use_exponential_sigmas", "use_karras_sigmas", "use_lu_lambdas",
 )  # fmt: skip
 # Values that diffusers writes whether or not they were chosen; no note speaks of them.
-USUAL_SAMPLING = {"dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0, "timestep_spacing": "leading"}
+USUAL_SAMPLING = {"timestep_spacing": "leading"}
 ASKED = {  # what we call the options that decide what a network's output means
     "beta_schedule": "noise_schedule",
     "num_train_timesteps": "noise_steps",
@@ -123,11 +117,13 @@ def read(config: Mapping[str, Any], stated: Stated = Stated()) -> Scheduler:
         name: dataclasses.replace(TABLE[name], default=value) for name, value in DEFAULTS_OF[kind].items()
     }
     get = read_options(merged, table, what=WHAT, ignored=SAMPLING)
-    clips = get["clip_sample"] if "clip_sample" in get.stated else kind in CLIPPING
+    clip, thresholded = clipping.clip_of(get, kind)
     notes = [_assumptions(assumed)] if assumed else []
+    notes += [thresholded] if thresholded else []
     drawn = sorted(
         name for name in get.passed_over if config.get(name) not in (None, False, USUAL_SAMPLING.get(name))
     )
+    drawn += ["thresholding"] if get["thresholding"] and not thresholded else []
     if drawn:
         notes.append(f"options of sampling without bearing here: {', '.join(drawn)}")
     diffusion = _diffusion(get)
@@ -139,7 +135,7 @@ def read(config: Mapping[str, Any], stated: Stated = Stated()) -> Scheduler:
     return Scheduler(
         prediction="sample" if sample else get["prediction_type"],
         diffusion=diffusion,
-        clip=get["clip_sample_range"] if clips else 0.0,
+        clip=clip,
         learned_variances=get["variance_type"] in ("learned", "learned_range"),
         notes=tuple(notes),
         assumed=assumed,

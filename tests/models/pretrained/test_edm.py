@@ -99,9 +99,63 @@ def test_ablated_heads_are_those_of_hooks(name, tmp_path):
             {"model.enc.8x8_conv.weight": np.zeros((8, 4, 3, 3), np.float32)},
             "edm: 4 channels; images have 1 or 3",
         ),
+        *[
+            ({"sigma_data": 0.5, "precond": "edm"} | options, {}, line)
+            for options, line in (
+                (
+                    {"resample_filter": [1, 3, 3, 1]},
+                    r"resample_filter=\(1.0, 3.0, 3.0, 1.0\) is not supported",
+                ),
+                ({"embedding_type": "fourier"}, "embedding_type='fourier' is not supported"),
+                ({"encoder_type": "residual"}, "encoder_type='residual' is not supported"),
+                ({"decoder_type": "skip"}, "decoder_type='skip' is not supported"),
+                ({"model_type": "DhariwalUNet"}, "model_type='DhariwalUNet', tensors say SongUNet"),
+                ({"num_blocks": 9}, "num_blocks=9, tensors say 1"),
+                ({"model_channels": 999}, "model_channels=999, tensors say 16"),
+                ({"channel_mult": [9]}, r"channel_mult=\(9,\), tensors say \(1, 2\)"),
+                ({"channel_mult_emb": 2}, "channel_mult_emb=2, tensors say 4"),
+                ({"channel_mult_noise": 2}, "channel_mult_noise=2, tensors say 1"),
+                ({"attn_resolutions": [16, 8]}, r"attn_resolutions=\(16, 8\), tensors say \(4,\)"),
+                ({"augment_dim": 0}, "augment_dim=0, tensors say 9"),
+                ({"sigma_min": 80, "sigma_max": 0.002}, "sigma_min=80 and sigma_max=0.002"),
+                (
+                    {"sigma_min": 1, "sigma_max": 1},
+                    "sigma_min=1 and sigma_max=1: the first must be the lower",
+                ),
+            )
+        ],
     ],
 )
 def test_what_can_not_be_read_is_refused(config, extra, line, tmp_path):
     written(tmp_path, "edm_ddpmpp", config, extra)
     with pytest.raises(MechdiffError, match=line):
         pretrained.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "width", "augmented"),
+    [("edm_adm", "DhariwalUNet", 64, 0), ("edm_ddpmpp", "SongUNet", 16, 9)],
+)
+def test_arguments_that_the_tensors_bear_out_are_read_and_the_rest_is_said(
+    name, kind, width, augmented, tmp_path
+):
+    told = {
+        "img_resolution": 8, "img_channels": 3, "label_dim": 5, "augment_dim": augmented, "model_type": kind,
+        "model_channels": width, "channel_mult": [1, 2], "channel_mult_emb": 4, "channel_mult_noise": 1,
+        "num_blocks": 1, "attn_resolutions": [16, 4], "embedding_type": "positional",
+        "encoder_type": "standard", "decoder_type": "standard", "resample_filter": [1, 1],
+    }  # fmt: skip
+    others = {"use_fp16": True, "dropout": 0.13, "label_dropout": 0}
+    written(tmp_path, name, {"sigma_data": 0.5, "precond": "edm"} | told | others)
+    model = pretrained.read(tmp_path)
+    assert model.options["kind"] == kind
+    assert model.notes[-1] == "options without bearing here: use_fp16, dropout, label_dropout"
+
+
+def test_a_number_that_yaml_reads_as_text_is_a_number(tmp_path):
+    written(tmp_path, "edm_ddpmpp", {})
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.yaml").write_text("sigma_data: 0.5\nprecond: edm\nsigma_min: 2e-3\nsigma_max: 8e1\n")
+    levels = pretrained.read(tmp_path)
+    assert levels.assumed == ("rho=7.0", "steps=1000")
+    assert levels.diffusion.betas[0] == pytest.approx(0.002**2, rel=1e-4)

@@ -18,7 +18,7 @@ from mechdiff.diffusion.schedules import cosine_schedule, make_schedule
 from mechdiff.interventions.build import ablate
 from mechdiff.models import load, pretrained
 from mechdiff.models.pretrained import Stated, builders, lucidrains, lucidrains_tensors
-from mechdiff.models.pretrained.lucidrains_levels import betas_of, by_loss_weight
+from mechdiff.models.pretrained.lucidrains_levels import betas_of, by_loss_weight, noise_levels
 from mechdiff.models.pretrained.options import read_options
 from mechdiff.storage.exported import export_model
 
@@ -223,6 +223,48 @@ def test_channels_that_tensors_leave_open_are_asked_for(stated, joined, outputs,
             lucidrains_tensors._channels(get, joined, outputs)
     else:
         assert lucidrains_tensors._channels(get, joined, outputs) == expected
+
+
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+@pytest.mark.parametrize("steps", [250, 4000])  # the latter's first are subnormal in float16
+def test_betas_in_half_precision_are_held_to_their_name_at_that_precision(half, name, steps):
+    exact = betas_of(name, steps)
+    betas = {"betas": exact.astype(np.float32).astype(half).astype(np.float32)}
+    named = read_options({"beta_schedule": name, "timesteps": steps}, lucidrains.TABLE, what="lucidrains")
+    diffusion, note = noise_levels(named, betas, Stated())
+    np.testing.assert_array_equal(diffusion.betas, exact)
+    assert note == f"noise levels are {name}'s, of which the file's betas are roundings to {half}"
+    other = read_options({"beta_schedule": "sigmoid"}, lucidrains.TABLE, what="lucidrains")
+    with pytest.raises(MechdiffError, match="beta_schedule=sigmoid, but the file's betas are others"):
+        noise_levels(other, betas, Stated())
+    unnamed = read_options({}, lucidrains.TABLE, what="lucidrains")
+    if (half, name) == ("bfloat16", "cosine"):  # the last rounds to 1
+        with pytest.raises(MechdiffError, match="rounded to bfloat16, some to 0 or 1: write beta_schedule"):
+            noise_levels(unnamed, betas, Stated())
+    else:
+        assert f"betas, rounded to {half};" in noise_levels(unnamed, betas, Stated())[1]
+
+
+def test_betas_in_full_precision_are_taken_as_they_are_and_held_to_their_name():
+    betas = {"betas": betas_of("cosine", 1000).astype(np.float32)}
+    stated = read_options({"beta_schedule": "cosine"}, lucidrains.TABLE, what="lucidrains")
+    diffusion, note = noise_levels(stated, betas, Stated())
+    np.testing.assert_array_equal(diffusion.betas, betas["betas"].astype(np.float64))
+    assert note == "noise levels are those of the file's betas"
+    with pytest.raises(MechdiffError, match="the file's betas are others"):
+        noise_levels(stated, {"betas": betas["betas"] * np.float32(1.0004)}, Stated())
+
+
+def test_two_networks_whose_tables_differ_are_refused(tmp_path):
+    """The last in the file's order told the noise levels of either."""
+    arrays = frozen("lucidrains")
+    saved = trained(arrays)
+    saved["ema.online_model.betas"] = betas_of("linear", len(saved["ema.online_model.betas"])).astype("f")
+    folder = written(tmp_path, WHOLE, saved)
+    with pytest.raises(MechdiffError, match=r"ema_model\.betas and ema\.online_model\.betas differ") as error:
+        pretrained.read(folder, Stated(weights="ema"))
+    assert "\n" not in str(error.value)
 
 
 def without(name: str):

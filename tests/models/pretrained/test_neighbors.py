@@ -282,6 +282,30 @@ def test_statements_fill_what_is_open_and_may_not_contradict(pipeline):
     ]
 
 
+@pytest.mark.parametrize(
+    ("options", "clip", "note"),
+    [
+        ({"sample_max_value": 1.0, "clip_sample": False}, 1, "sample_max_value=1 clips predicted images to"),
+        ({"clip_sample": True, "clip_sample_range": 3}, 1, "sample_max_value=1 clips predicted images to"),
+        ({"sample_max_value": 4.0, "clip_sample": False}, 1, "samples are not thresholded here"),
+        ({"sample_max_value": None}, 1, "samples are not thresholded here"),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "sample_max_value": 2.5},
+            1,
+            "are not thresholded here",
+        ),
+        ({"_class_name": "TCDScheduler", "sample_max_value": 2.5}, 0, "without bearing here: thresholding"),
+    ],
+)
+def test_thresholding_takes_the_place_of_clipping_and_is_said(options, clip, note):
+    """As `step` of diffusers 0.42: `if thresholding: ... elif clip_sample: ...`; TCD reads neither."""
+    read = schedulers.read(options | {"thresholding": True, "dynamic_thresholding_ratio": 0.9})
+    assert read.clip == clip and any(note in line for line in read.notes)
+    assert ("without bearing" in note) == any("without bearing" in line for line in read.notes)
+    plain = schedulers.read(options | {"thresholding": False})
+    assert not any("threshold" in line or "without bearing" in line for line in plain.notes)
+
+
 def test_clipping_is_what_the_scheduler_says():
     assert schedulers.read({"clip_sample": False}).clip == 0
     assert schedulers.read({"clip_sample": True, "clip_sample_range": 2}).clip == 2
