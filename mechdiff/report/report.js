@@ -120,7 +120,9 @@
       drawn += `<text x="54" y="${24 * k + 17}" text-anchor="end">${safe(name)}</text>`
         + ablation.images[i].map((v, m) => `<circle cx="${x(v)}" cy="${24 * k + 13 + 7 * (((m * 0.618) % 1) * 2 - 1)}" r="2.2" style="fill:${color};opacity:.6"/>`).join("");
     });
-    return `<p class="sample">Spread over images: each mark is one image’s contribution to ${measure(model).pooled}, ${measure(model).unit}.</p>
+    const shown = rows[0][1].images[i].length, all = rows[0][1].scored;
+    const thinned = shown < all ? `; ${shown} of ${all.toLocaleString("en")} images, evenly by rank` : "";
+    return `<p class="sample">Spread over images: each mark is one image’s contribution to ${measure(model).pooled}, ${measure(model).unit}${thinned}.</p>
       <svg viewBox="0 0 ${w} ${h}" role="img" aria-label="Spread over images of ${safe(model.name)}">${drawn}</svg>`;
   }
   function attention(model, name) {

@@ -75,6 +75,19 @@ def test_a_change_of_one_component_is_a_change_of_that_one_alone(sweeps):
     assert "no p can fall below" in sentences  # five images allow no p below 0.05
 
 
+def test_images_of_different_timesteps_stay_apart(sweeps):
+    pair = [sweep.assign_attrs(nested=True) for sweep in (sweeps[0], sweeps[2])]
+    dataset = changes.changes(pair, ["one", "two"], "zero")
+    contribution = dataset["contribution"]
+    assert contribution.dims == ("model", "component", "t", "image")
+    np.testing.assert_allclose(contribution.mean(("t", "image")), dataset["pooled_delta_loss"], rtol=1e-9)
+    models = page_of.data_of(page_of.read(dataset))
+    for model, values in zip(models, contribution.values, strict=False):
+        quantiles = np.quantile(values.reshape(len(values), -1), effects.QUANTILES, axis=1)
+        shown = np.quantile(np.array(model["ablations"]["zero"]["images"]), effects.QUANTILES, axis=1)
+        np.testing.assert_allclose(shown, quantiles, rtol=1e-3, atol=1e-9)
+
+
 def test_steps_of_a_training_get_a_figure_of_their_course(sweeps, tmp_path):
     facts = {"steps": [1, 10, 100]}
     labelled.replace(

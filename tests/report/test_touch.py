@@ -1,6 +1,7 @@
 """The report in a real browser: hover, click, keys, tables, links, downloads, dark, phone, print, access."""
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -266,6 +267,24 @@ def test_contributions_of_images_average_to_the_pooled_effect(model):
     for ablation, increase in model.increases.items():
         contributions = page_data.image_contributions(model, ablation)
         np.testing.assert_allclose(contributions.mean(axis=1), increase.pooled.estimate, rtol=1e-9)
+
+
+@pytest.mark.parametrize("images", [page_data.MOST_IMAGES // 3, 840])  # all of them, and too many for a card
+def test_a_card_of_different_images_at_every_timestep_has_the_quantiles_of_all(model, images):
+    rng = np.random.default_rng(4)
+    some = model.sweep.isel(component=[0, 1]).drop_vars(["loss", "change", "clean_loss", "image"])
+    shape = 2, 2, some.sizes["t"], images
+    rare = 1 + 20 * (rng.uniform(size=shape) < 0.08)  # a mean over timesteps would hide these
+    losses = ("ablation", "component", "t", "image"), rare * rng.uniform(1, 2, shape)
+    clean = ("t", "image"), rng.uniform(0.5, 1, shape[2:])
+    sweep = some.assign(loss=losses, change=losses, clean_loss=clean).assign_attrs(nested=True)
+    nested = dataclasses.replace(model, results=dataclasses.replace(model.results, sweep=sweep))
+    contributions = page_data.image_contributions(nested, "zero")
+    marks = page_data.thinned(contributions)
+    assert contributions.shape == (2, shape[2] * images)
+    assert marks.shape == (2, min(page_data.MOST_IMAGES, contributions.shape[1]))
+    of_table = effects.measure(sweep, "zero", repeats=20).quantiles
+    np.testing.assert_allclose(np.quantile(marks, effects.QUANTILES, axis=1).T, of_table, rtol=0.02)
 
 
 def test_data_cannot_end_its_script_element(model):
