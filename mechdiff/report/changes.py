@@ -213,7 +213,7 @@ def training(changed: Changed) -> Training:
         estimate=np.array([interval.estimate for interval in pooled]),
         low=np.array([interval.low for interval in pooled]),
         high=np.array([interval.high for interval in pooled]),
-        images=changed.difference.images,
+        counted=f"{changed.difference.images} images",
     )
 
 

@@ -30,7 +30,7 @@ def as_json(models: list[dict]) -> Markup:
 
 
 def of_model(model: ExaminedModel) -> dict:
-    """One model's results, numbers of four digits, None where there is none.
+    """One model's results, numbers of six digits, those of single images of four, None where there is none.
 
     `ablations[name]` holds `pooled` (per component: estimate, low, high, in %), `cells` (per component and
     timestep: estimate, low, high, max-T p), `idle`, and `images` (per component: an image's contribution to
@@ -75,7 +75,7 @@ def of_grid(increase: EffectGrid, contributions: Float[np.ndarray, "component im
         "pooled": short(_triples(increase.pooled)),
         "cells": short(cells),
         "idle": np.asarray(increase.idle).astype(int).tolist(),
-        "images": short(thinned(contributions)),
+        "images": short(thinned(contributions), 4),
         "scored": contributions.shape[1],
     }
 
@@ -118,9 +118,9 @@ def _triples(interval: Interval) -> np.ndarray:
     )
 
 
-def short(values: np.ndarray) -> list:
-    """Nested lists of numbers of four significant digits; None for what is not a number."""
+def short(values: np.ndarray, digits: int = 6) -> list:
+    """Nested lists of numbers of so many significant digits; None for what is not a number."""
     if values.ndim > 1:
-        return [short(part) for part in values]
-    numbers = [float(f"{value:.4g}") for value in values.tolist()]
+        return [short(part, digits) for part in values]
+    numbers = [float(f"{value:.{digits}g}") for value in values.tolist()]
     return [number if math.isfinite(number) else None for number in numbers]
