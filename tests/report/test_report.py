@@ -1,6 +1,7 @@
 """The report: what it says is what was saved, it stands alone, and damaged results end in one line."""
 
 import base64
+import dataclasses
 import html.parser
 import os
 import re
@@ -463,3 +464,14 @@ def test_any_backend_of_the_environment_lets_matplotlib_be_imported(named, taken
     assert done.returncode == 0 and done.stderr == ""
     kept, used = done.stdout.strip().split("|")
     assert kept == named and taken in (used == named, None)
+
+
+@pytest.mark.parametrize(("timesteps", "inches"), [(2, 7.7), (8, 8.9), (24, 12.1), (50, 22.5)])
+def test_a_map_of_many_timesteps_is_no_wider_than_its_cells_need(models, timesteps, inches):
+    """Two panels of 24 timesteps fit a page of 12 inches; a cell is never narrower than 0.2."""
+    grid = models[0].lead
+    places = np.arange(timesteps) % len(grid.t)
+    ends = {end: getattr(grid.cells, end)[:, places] for end in ("estimate", "low", "high")}
+    taken = {"cells": dataclasses.replace(grid.cells, **ends), "p": grid.p[:, places]}
+    many = dataclasses.replace(grid, t=grid.t[places], log_snr=grid.log_snr[places], **taken)
+    assert maps.draw(style.LIGHT, [many, many], 10.0).get_figwidth() == pytest.approx(inches)
