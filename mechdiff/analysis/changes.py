@@ -34,7 +34,8 @@ def changes(
       Dataset of dims `model, component, t, image`: `delta_loss` and `pooled_delta_loss` of each model (%),
       `difference` and `pooled_difference` from the first to the last (percentage points), all with `_low`,
       `_high` and `_p`; by model `change`, the largest mean squared change of a prediction, `contribution`,
-      each image's share in the pooled effect (%), and `clean_loss`, the mean over images.
+      each image's share in the pooled effect (%; by `t` only where timesteps have different images), and
+      `clean_loss`, the mean over images.
 
     Raises:
       ConfigError: fewer than 2 sweeps, sweeps that can't be paired, or no component in common.
@@ -48,14 +49,15 @@ def changes(
     measured = [effects.measure(side, ablation) for side in sides]
     kept = [between.components.index(name) for name in names]
     cells, p = cell_differences(sides[0], sides[-1], ablation)
-    contributions = [_contributions(side, ablation) for side in sides]
+    contributions = np.stack([_contributions(side, ablation) for side in sides])
     by_cell, by_component = ("model", "component", "t"), ("model", "component")
+    of_images = by_cell if contributions.ndim == len(by_cell) + 1 else by_component
     variables = {
         **stacked("delta_loss", by_cell, [side.cells for side in measured]),
         "delta_loss_p": (by_cell, np.stack([side.p for side in measured])),
         **stacked("pooled_delta_loss", by_component, [side.pooled for side in measured]),
         "change": (by_component, np.stack([side.change for side in measured])),
-        "contribution": ((*by_component, "image"), np.stack(contributions)),
+        "contribution": ((*of_images, "image"), contributions),
         **_variables("difference", ("component", "t"), cells, p),
         **_variables("pooled_difference", ("component",), _rows(between.difference, kept), between.p[kept]),
         "clean_loss": (("model", "t"), np.stack([_clean_loss(side, ablation) for side in sides])),
@@ -146,8 +148,11 @@ def _names(sweep: xr.Dataset) -> list[str]:
 
 
 def _contributions(sweep: xr.Dataset, ablation: str) -> np.ndarray:
-    """Contribution of each image to the pooled effect, mean over timesteps, in %, `[component, image]`."""
-    return effects.increase_by_image(*effects.losses(sweep, ablation))[:, 0]
+    """Contribution of each image to the pooled effect, in %, `[component, image]`, or `[component, t, image]`
+    where timesteps have different images; see `effects.increase_by_image`."""
+    nested = effects.nested(sweep)
+    by_image = effects.increase_by_image(*effects.losses(sweep, ablation), nested)
+    return by_image if nested else by_image[:, 0]
 
 
 def _clean_loss(sweep: xr.Dataset, ablation: str) -> np.ndarray:

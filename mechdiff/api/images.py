@@ -6,6 +6,7 @@ from typing import Any
 from mechdiff.api.places import cache_folder
 from mechdiff.core import ranges
 from mechdiff.core.config import DRAWN, SweepConfig
+from mechdiff.core.errors import ConfigError, shorten
 from mechdiff.core.types import AnyArray
 from mechdiff.data.arrays import whole_array
 from mechdiff.data.collection import open_collection
@@ -72,6 +73,24 @@ def eval_images(model: Any, images: Given, n: int, reference: int = 0, *, brief:
         trained_on=_trained_on(model),
         sources=condition_sources.with_class_names(model.record, condition_sources.ConditionSources()),
     )
+
+
+def images_to_read(model: Any, images: Given, n: int | None, most: int) -> EvalImages:
+    """`n` images as `eval_images` prepares them; None: all that are given, at most `most`, and of what is
+    prepared already all.
+
+    Raises:
+      ConfigError: another `n` than there are in what is prepared already.
+      ConfigError, DataError: see `eval_images`.
+    """
+    there = how_many(model, images)
+    if isinstance(images, EvalImages) and n not in (None, there):
+        raise ConfigError(
+            f"n={shorten(n)}: {there} images are prepared already; leave n out, or prepare others"
+        )
+    if n is None:
+        n = most if there is None else max(1, min(most, there))
+    return eval_images(model, images, n)
 
 
 def _trained_on(model: Any) -> frozenset[str] | None:

@@ -253,15 +253,31 @@ class Model:
         )
 
     def activations(
-        self, images: Given = None, *, sites: str = ".*", timesteps: reading.Timesteps = None, n: int = 16
+        self,
+        images: Given = None,
+        *,
+        sites: str = ".*",
+        timesteps: reading.Timesteps = None,
+        n: int | None = None,
     ) -> xr.Dataset:
-        """Activations of sites on noised images; see `reading.activations`."""
+        """Activations of sites on `n` noised images; None: all that are given, at most 16.
+
+        See `reading.activations`.
+        """
         return reading.activations(self, images, sites=sites, timesteps=timesteps, n=n)
 
     def attention(
-        self, images: Given = None, *, heads: str = ".*", timesteps: reading.Timesteps = None, n: int = 4
+        self,
+        images: Given = None,
+        *,
+        heads: str = ".*",
+        timesteps: reading.Timesteps = None,
+        n: int | None = None,
     ) -> xr.Dataset:
-        """Attention patterns of heads on noised images; see `reading.attention`."""
+        """Attention patterns of heads on `n` noised images; None: all that are given, at most 4.
+
+        See `reading.attention`.
+        """
         return reading.attention(self, images, heads=heads, timesteps=timesteps, n=n)
 
     def component(self, name: str) -> Component:

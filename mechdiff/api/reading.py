@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from mechdiff.api.images import Given, eval_images
+from mechdiff.api.images import Given, images_to_read
 from mechdiff.api.replacing import replacements_of
 from mechdiff.core import keys, ranges
 from mechdiff.core.errors import ConfigError, shorten, unknown
@@ -23,6 +23,7 @@ from mechdiff.sweeps import activation_datasets
 from mechdiff.sweeps.activations import activations as patterns_of
 
 Timesteps = int | Sequence[int] | None
+ACTIVATIONS, PATTERNS_OF = 16, 4  # images at most, where no number is given
 
 
 def activations(
@@ -31,14 +32,15 @@ def activations(
     *,
     sites: str,
     timesteps: Timesteps = None,
-    n: int = 8,
+    n: int | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
     """Activations of sites, before their own gates act, on noised images.
 
     Args:
       model: a `Model`; its intervention acts.
-      images: see `images.eval_images`; `n` of them.
+      images: see `images.eval_images`.
+      n: how many of them; None: all that are given, at most 16, and of `EvalImages` all.
       sites: regular expression that whole names of sites match, such as `mid.*`.
       timesteps: one or more integers in [0, T); None: the one in the middle of log-SNR.
       seed: of the noise: image i has the same noise at every timestep.
@@ -50,7 +52,10 @@ def activations(
     """
     if not isinstance(sites, str):
         raise ConfigError(f"sites={shorten(sites)}: expected a regular expression")
-    shown, key = eval_images(model, images, n), keys.stream(jax.random.key(seed), "scored noise")
+    shown, key = (
+        images_to_read(model, images, n, ACTIVATIONS),
+        keys.stream(jax.random.key(seed), "scored noise"),
+    )
     parts = []
     for t in _watched(_timesteps(model.denoiser, timesteps), f"activations of {model.name}"):
         eval_set = shown.scored_set([t], key)
@@ -67,7 +72,7 @@ def attention(
     *,
     heads: str,
     timesteps: Timesteps = None,
-    n: int = 8,
+    n: int | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
     """Attention patterns, a variable a head: dims `t, image, query, key` (positions row by row), summing to 1
@@ -75,6 +80,7 @@ def attention(
 
     Args:
       heads: regular expression that whole names of heads match, such as `up1.attn1.head3`.
+      n, others: as of `activations`, but None: at most 4.
 
     Raises:
       ConfigError: a pattern that matches no head.
@@ -82,7 +88,10 @@ def attention(
     names = [part.name for part in model.denoiser.components() if part.component_type == "head"]
     chosen = _matching("head", heads, names)
     timesteps = _timesteps(model.denoiser, timesteps)
-    examined, key = eval_images(model, images, n), keys.stream(jax.random.key(seed), "scored noise")
+    examined, key = (
+        images_to_read(model, images, n, PATTERNS_OF),
+        keys.stream(jax.random.key(seed), "scored noise"),
+    )
     captured = [
         patterns_of(
             _acting(model, t),

@@ -100,7 +100,7 @@ def to_flags(context: click.Context, flags: Sequence[Any], common: Sequence[Any]
     """The typed options as flags of the launcher.
 
     Raises:
-      click.UsageError: a required option is missing.
+      click.UsageError: a required option is missing, or given both with and without its name.
     """
     values = {name: value for name, value in context.params.items() if _typed(context, name)}
     # Before --set, which is the more exact of the two and so has the last word.
@@ -108,7 +108,11 @@ def to_flags(context: click.Context, flags: Sequence[Any], common: Sequence[Any]
         f"--set={short.setting}={values[short.key]}" for short in shortcuts(flags) if short.key in values
     ]
     for flag in [*flags, *common]:
-        value = values.get(flag.name, values.get(f"argument_{flag.name}"))
+        value, unnamed = values.get(flag.name), values.get(f"argument_{flag.name}")
+        if value is not None and unnamed is not None:
+            both = f"{_shown(unnamed)}, and --{flag.name}={_shown(value)}; leave one of them out"
+            raise click.UsageError(f"{POSITIONAL[flag.name]} is given twice: {both}", context)
+        value = unnamed if value is None else value
         if value is None and flag.name in POSITIONAL and flag.name in context.command.needed:
             raise click.UsageError(f"{POSITIONAL[flag.name]} is missing", context)
         words += _words(flag.name, value)
@@ -124,6 +128,10 @@ def _shortcut_help(short: Shortcut) -> str:
 def _typed(context: click.Context, name: str) -> bool:
     typed = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     return typed and context.params[name] not in (None, ())
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _words(name: str, value: Any) -> list[str]:

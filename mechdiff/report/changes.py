@@ -113,7 +113,7 @@ def render(changed: Changed, figures: Path) -> str:
         facts=facts,
         alpha=ALPHA,
         shown=SHOWN,
-        data=page_data.as_json(_data(changed)),
+        data=page_data.as_json(data_of(changed)),
     )
 
 
@@ -147,9 +147,10 @@ def findings(changed: Changed) -> list[Markup]:
     return [*sentences, Markup(words).format(first, last)]
 
 
-def _data(changed: Changed) -> list[dict]:
+def data_of(changed: Changed) -> list[dict]:
     """The models, then the change as a further model, for report.js."""
     contributions = changed.dataset["contribution"].values
+    contributions = contributions.reshape(*contributions.shape[:2], -1)  # of all images, over all timesteps
     inputs = str(changed.dataset.attrs.get("inputs", "the same images"))
     common = {"inputs": inputs, "own": False, "attention": {"heads": [], "statistics": {}}, "examples": {}}
     models = []
@@ -212,7 +213,7 @@ def training(changed: Changed) -> Training:
         estimate=np.array([interval.estimate for interval in pooled]),
         low=np.array([interval.low for interval in pooled]),
         high=np.array([interval.high for interval in pooled]),
-        images=changed.difference.images,
+        counted=f"{changed.difference.images} images",
     )
 
 

@@ -15,6 +15,7 @@ from mechdiff.report.style import Theme
 from mechdiff.stats import ALPHA
 
 ROW = 0.155  # inches
+CELL, NARROW, WIDE = 0.40, 0.20, 4.8  # inches: a timestep, but narrower where a panel would be wider
 BREAK = 0.9  # rows between component types
 KEY = 4.7  # inches for the color scale and its key
 LEFT, RIGHT, TOP, BOTTOM = 2.0, 0.1, 0.35, 1.1  # inches around the panels
@@ -41,7 +42,8 @@ def draw(
     """
     order = rows(increases[0])
     edges = np.cumsum([0.0] + [BREAK if i is None else 1.0 for i in order])
-    wide = max(2.6, 0.40 * len(increases[0].t))
+    timesteps = len(increases[0].t)
+    wide = max(2.6, NARROW * timesteps, min(CELL * timesteps, WIDE))
     width = LEFT + max(len(increases) * (wide + 0.2), KEY) + RIGHT
     height = TOP + ROW * edges[-1] + BOTTOM
     figure = style.figure(width, height)

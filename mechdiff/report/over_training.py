@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
 from mechdiff.core.config import to_dict
-from mechdiff.report import style
+from mechdiff.report import findings, style
 from mechdiff.report.style import Theme
 from mechdiff.study.claims import across_seeds
 from mechdiff.study.examined_model import ExaminedModel
@@ -27,7 +27,7 @@ class Training:
       steps: of training, ascending.
       components, part: names and component types.
       estimate, low, high: `[step, component]`.
-      images: scored.
+      counted: numbers of images and people in words, see `findings.images`; by step where they differ.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Training:
     estimate: Float[np.ndarray, "steps components"]
     low: Float[np.ndarray, "steps components"]
     high: Float[np.ndarray, "steps components"]
-    images: int
+    counted: str
 
     @property
     def largest(self) -> Int[np.ndarray, " shown"]:
@@ -118,5 +118,14 @@ def _training(snapshots: dict[int, ExaminedModel]) -> Training:
         estimate=np.array([interval.estimate for interval in pooled]),
         low=np.array([interval.low for interval in pooled]),
         high=np.array([interval.high for interval in pooled]),
-        images=last.images,
+        counted=_counted(snapshots),
     )
+
+
+def _counted(snapshots: dict[int, ExaminedModel]) -> str:
+    steps: dict[str, list[str]] = {}
+    for step, model in snapshots.items():
+        steps.setdefault(findings.images(model), []).append(f"{step:,}")
+    if len(steps) == 1:
+        return f"{next(iter(steps))}, with the same noise"
+    return "; ".join(f"{images} (at step {' and '.join(at)})" for images, at in steps.items())

@@ -14,6 +14,8 @@ from mechdiff.report.numbers import attention_intervals
 from mechdiff.stats import Interval
 from mechdiff.study.examined_model import ExaminedModel
 
+MOST_IMAGES = 201  # marks in a card; at ranks so spaced, 5 %, 50 % and 95 % quantiles are those of all images
+
 
 def page_data(models: list[ExaminedModel]) -> Markup:
     """JSON of all models, safe inside a `<script>` element; see `of_model` for its entries."""
@@ -28,11 +30,12 @@ def as_json(models: list[dict]) -> Markup:
 
 
 def of_model(model: ExaminedModel) -> dict:
-    """One model's results, numbers of four digits, None where there is none.
+    """One model's results, numbers of six digits, those of single images of four, None where there is none.
 
     `ablations[name]` holds `pooled` (per component: estimate, low, high, in %), `cells` (per component and
     timestep: estimate, low, high, max-T p), `idle`, and `images` (per component: an image's contribution to
-    pooled ΔL/L, in %). `attention` holds `heads`, and per statistic its title and such triples per head and
+    pooled ΔL/L, in %; of more than `MOST_IMAGES` some, evenly by rank), `scored` being how many there are in
+    all. `attention` holds `heads`, and per statistic its title and such triples per head and
     timestep. `examples[name]` lists the images of a component's card, see `examples.figures`.
     """
     return {
@@ -63,7 +66,7 @@ def axes_of(increase: EffectGrid) -> dict:
 
 
 def of_grid(increase: EffectGrid, contributions: Float[np.ndarray, "component image"]) -> dict:
-    """One ablation of one model, see `of_model`."""
+    """One ablation of one model, see `of_model`; `contributions` of all images, over all timesteps."""
     triples = _triples(increase.cells)
     cells = np.concatenate([triples, increase.p[..., None]], axis=-1)
     return {
@@ -72,17 +75,27 @@ def of_grid(increase: EffectGrid, contributions: Float[np.ndarray, "component im
         "pooled": short(_triples(increase.pooled)),
         "cells": short(cells),
         "idle": np.asarray(increase.idle).astype(int).tolist(),
-        "images": short(contributions),
+        "images": short(thinned(contributions), 4),
+        "scored": contributions.shape[1],
     }
 
 
-def image_contributions(model: ExaminedModel, ablation: str) -> np.ndarray:
-    """Each image's contribution to pooled ΔL/L, in %, `[component, image]`; their mean is pooled ΔL/L.
+def image_contributions(model: ExaminedModel, ablation: str) -> Float[np.ndarray, "component image"]:
+    """Each image's contribution to pooled ΔL/L, in %; their mean is pooled ΔL/L.
 
-    The mean over timesteps of 100 (l(do) - l) / L0, l the image's loss and L0 the mean loss of the images.
+    As `effects.increase_by_image`: of a sweep whose timesteps have different images, all of these.
     """
     clean, losses = effects.losses(model.sweep, ablation)
-    return (100 * (losses - clean) / clean.mean(axis=-1, keepdims=True)).mean(axis=1)
+    return effects.increase_by_image(clean, losses, effects.nested(model.sweep)).reshape(len(losses), -1)
+
+
+def thinned(values: Float[np.ndarray, "component image"]) -> Float[np.ndarray, "component shown"]:
+    """The values; of more than `MOST_IMAGES` in a row so many, evenly by rank, the least and largest among
+    them."""
+    count = values.shape[1]
+    if count <= MOST_IMAGES:
+        return values
+    return np.sort(values, axis=1)[:, np.linspace(0, count - 1, MOST_IMAGES).round().astype(int)]
 
 
 def _attention(model: ExaminedModel) -> dict:
@@ -105,9 +118,9 @@ def _triples(interval: Interval) -> np.ndarray:
     )
 
 
-def short(values: np.ndarray) -> list:
-    """Nested lists of numbers of four significant digits; None for what is not a number."""
+def short(values: np.ndarray, digits: int = 6) -> list:
+    """Nested lists of numbers of so many significant digits; None for what is not a number."""
     if values.ndim > 1:
-        return [short(part) for part in values]
-    numbers = [float(f"{value:.4g}") for value in values.tolist()]
+        return [short(part, digits) for part in values]
+    numbers = [float(f"{value:.{digits}g}") for value in values.tolist()]
     return [number if math.isfinite(number) else None for number in numbers]

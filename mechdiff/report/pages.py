@@ -3,12 +3,14 @@
 import json
 import re
 from importlib import resources
+from typing import Any
 
 import jinja2
 import numpy as np
 
 from mechdiff.core.numerics import ROUNDING
 from mechdiff.report import findings, style
+from mechdiff.report.numbers import Value
 
 NUMBER_AND_UNIT = re.compile(r"(?<=\d) %(?![\w(])")  # a line that breaks between the two
 
@@ -31,6 +33,7 @@ def render(template: str, **content: object) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": style.number, "precise": findings.precise, "between": findings.between}
+    environment.filters["exact"] = _exact
     environment.filters["level"] = style.level_label
     environment.filters["pretty"] = _pretty
     environment.filters["uri"] = _png_uri
@@ -41,6 +44,13 @@ def render(template: str, **content: object) -> str:
 
 def _file(kind: str) -> str:
     return resources.files("mechdiff.report").joinpath(f"report.{kind}").read_text("utf-8")
+
+
+def _exact(value: Any) -> str:
+    """Numbers in seven digits for an attribute: one, several, or an estimate and the ends of its interval."""
+    if isinstance(value, Value):
+        value = (value.estimate, value.low, value.high)
+    return " ".join(f"{number:.7g}" for number in np.atleast_1d(value).tolist())
 
 
 def _pretty(data: object) -> str:

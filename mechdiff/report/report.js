@@ -120,7 +120,9 @@
       drawn += `<text x="54" y="${24 * k + 17}" text-anchor="end">${safe(name)}</text>`
         + ablation.images[i].map((v, m) => `<circle cx="${x(v)}" cy="${24 * k + 13 + 7 * (((m * 0.618) % 1) * 2 - 1)}" r="2.2" style="fill:${color};opacity:.6"/>`).join("");
     });
-    return `<p class="sample">Spread over images: each mark is one image’s contribution to ${measure(model).pooled}, ${measure(model).unit}.</p>
+    const shown = rows[0][1].images[i].length, all = rows[0][1].scored;
+    const thinned = shown < all ? `; ${shown} of ${all.toLocaleString("en")} images, evenly by rank` : "";
+    return `<p class="sample">Spread over images: each mark is one image’s contribution to ${measure(model).pooled}, ${measure(model).unit}${thinned}.</p>
       <svg viewBox="0 0 ${w} ${h}" role="img" aria-label="Spread over images of ${safe(model.name)}">${drawn}</svg>`;
   }
   function attention(model, name) {
@@ -160,9 +162,12 @@
     card.scrollTop = 0;
   }
   const go = (name) => { location.hash = `c=${encodeURIComponent(name)}`; };
+  function decoded(words) {
+    try { return decodeURIComponent(words); } catch { return words; }  // a broken link, such as #c=%
+  }
   function follow() {
     const match = location.hash.match(/^#c=(.+)$/);
-    if (match) openCard(decodeURIComponent(match[1]));
+    if (match) openCard(decoded(match[1]));
     else if (card.open) card.close();
   }
   card.addEventListener("close", () => {
@@ -205,10 +210,20 @@
     copy.querySelectorAll("br").forEach((line) => line.replaceWith("; "));
     return [copy.textContent.trim().replace(/[⇅↑↓]$/, "").trim(), extra];
   };
-  const number = (cell) => {
-    const words = plainCell(cell)[0].replace(/−/g, "-").replace(/,/g, "").replace(/^< /, "");
-    return words === "" || Number.isNaN(Number(words)) ? null : Number(words);
+  const plainMinus = (words) => words.replace(/−/g, "-");
+  const parsed = (words) => {
+    const value = Number(plainMinus(words).replace(/,/g, ""));
+    return words === "" || Number.isNaN(value) ? null : value;
   };
+  function stated(cell) {  // the numbers behind a cell: an estimate, the ends of its interval, p; or as its heading names
+    if (cell.dataset.v !== undefined) return cell.dataset.v.split(" ").map(Number);
+    const table = cell.closest("table"), j = table.tHead.rows[0].cells[cell.cellIndex]?.dataset.t;
+    if (j === undefined || cell.colSpan > 1) return null;
+    const model = modelOf(table), what = table.dataset.of, name = plainCell(cell.parentElement.cells[0])[0];
+    return what in model.ablations ? model.ablations[what].cells[indexIn(model, name)][j]
+      : model.attention.statistics[what][model.attention.heads.indexOf(name)][j];
+  }
+  const number = (cell) => stated(cell)?.[0] ?? parsed(plainCell(cell)[0].replace(/^< /, ""));  // to sort by
   const save = (name, kind, content) => {
     const link = Object.assign(document.createElement("a"), { download: name, href: URL.createObjectURL(new Blob([content], { type: kind })) });
     document.body.append(link);
@@ -222,17 +237,23 @@
     return made;
   };
   const slug = (words) => words.toLowerCase().replace(/[^\w.]+/g, "-").replace(/^-|-$/g, "").slice(0, 60);
-  const records = (table) => {
-    const heads = [...table.tHead.rows[0].cells].map((cell) => plainCell(cell).filter(Boolean).join(" "));
-    return [...table.tBodies[0].rows].map((row) => {
+  const records = (table) => {  // of the rows that are shown
+    const heads = [...table.tHead.rows[0].cells].map((cell, k) => cell.dataset.name || plainCell(cell)[0] || `column ${k + 1}`);
+    return [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => {
       const record = {};
       [...row.cells].forEach((cell, k) => {
-        const [words, extra] = plainCell(cell), value = number(cell), ends = extra.split(" … ");
-        let key = heads[k] || `column ${k + 1}`;
-        if (key in record) key = `${key} (${k + 1})`;
-        record[key] = value ?? words;
-        if (ends.length === 2) ["low", "high"].forEach((end, e) => { record[`${key}, ${end}`] = Number(ends[e].replace(/−/g, "-").replace(/,/g, "")); });
-        else if (extra) record[`${key}, note`] = extra;
+        if (cell.colSpan > 1) { record.note = "no prediction changed"; return; }
+        const names = heads[k].split("|"), [words, extra] = plainCell(cell), ends = extra.split(" … ").map(parsed);
+        if (names.length < 2) {
+          const key = names[0] in record ? `${names[0]} (${k + 1})` : names[0];
+          names.splice(0, 1, key, `${key}, low`, `${key}, high`, `${key}, p (max-T)`);
+        }
+        const values = stated(cell);
+        if (values) values.forEach((value, e) => { record[names[e]] = Number.isFinite(value) ? value : null; });
+        else record[names[0]] = /^[–—]?$/.test(words) ? null : parsed(words) ?? plainMinus(words);
+        if (values) return;
+        if (ends.length === 2) ends.forEach((end, e) => { record[names[e + 1]] = end; });
+        else if (extra) record[`${names[0]}, note`] = plainMinus(extra);
       });
       return record;
     });
@@ -265,17 +286,23 @@
     const holder = table.closest(".scroll") ?? table, tools = document.createElement("div");
     tools.className = "tools";
     const name = [...(table.closest("[data-model]") ? [modelOf(table).name] : []), holder.getAttribute("aria-label") ?? "table"].map(slug).join("-");
+    const saves = [
+      ["CSV", button("CSV", () => save(`${name}.csv`, "text/csv", csv(table)))],
+      ["JSON", button("JSON", () => save(`${name}.json`, "application/json", JSON.stringify(records(table), null, 1)))],
+    ];
     if (table.tBodies[0].rows.length > 7) {
       const search = Object.assign(document.createElement("input"), { type: "search", placeholder: "filter rows" });
       search.setAttribute("aria-label", `Filter rows: ${holder.getAttribute("aria-label") ?? "table"}`);
       search.addEventListener("input", () => {
         const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
-        for (const row of table.tBodies[0].rows) row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
+        const rows = [...table.tBodies[0].rows];
+        for (const row of rows) row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
+        const shown = rows.filter((row) => !row.hidden).length;
+        for (const [kind, act] of saves) act.textContent = shown < rows.length ? `${kind} of ${shown} ${shown === 1 ? "row" : "rows"}` : kind;
       });
       tools.append(search);
     }
-    tools.append(button("CSV", () => save(`${name}.csv`, "text/csv", csv(table))));
-    tools.append(button("JSON", () => save(`${name}.json`, "application/json", JSON.stringify(records(table), null, 1))));
+    tools.append(...saves.map(([, act]) => act));
     holder.before(tools);
   }
   for (const drawing of document.querySelectorAll(".drawing")) {

@@ -11,7 +11,7 @@ from mechdiff.data.images import DEFAULT
 from mechdiff.models import conditions, factories
 from mechdiff.models.denoiser import Denoiser, Examinable
 from mechdiff.study.condition_sources import ConditionSources, with_class_names
-from mechdiff.study.eval_images import EvalImages
+from mechdiff.study.eval_images import EvalImages, with_phases
 from mechdiff.study.held_out import held_out_images, own_samples
 from mechdiff.study.inputs import (
     TRAINING_IMAGES,
@@ -134,6 +134,7 @@ def _held_out_faces(
     if trained.data.name in ("celeba", "tfds"):
         return images
     label = f"CelebA images of {faces.path}; not known whether the model was trained on them"
+    label = with_phases(label, images.facts["preprocessing"])
     return dataclasses.replace(images, label=label, facts={**images.facts, "held_out": None})
 
 

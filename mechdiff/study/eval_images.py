@@ -120,6 +120,23 @@ class EvalImages:
         )
 
 
+def with_phases(label: str, preprocessing: str) -> str:
+    """The label of images, which says of images with random phases that they are no more what they were.
+
+    Args:
+      label: of which an older one does not say so.
+      preprocessing: in words, see `data_config.Preprocessing.description`.
+
+    Example:
+      >>> with_phases("held-out CelebA images; of unknown people", "no crop, bicubic, RGB, random phases")
+      'held-out CelebA images, phases scrambled; of unknown people'
+    """
+    if "random phases" not in preprocessing or "phases" in label:
+        return label
+    images, rest, further = label.partition(";")
+    return f"{images}, phases scrambled{rest}{further}"
+
+
 def images_to_evaluate(config: SweepConfig) -> int:
     """Images whose losses a sweep measures, over all timesteps."""
     return config.images * (config.timesteps if config.nested else 1)

@@ -21,6 +21,7 @@ from mechdiff.study.eval_images import (
     images_to_evaluate,
     settings_in_words,
     split_images,
+    with_phases,
 )
 from mechdiff.sweeps.execution.drawing import BRIEF_STEPS, draw_samples, sample_condition
 
@@ -60,7 +61,8 @@ def held_out_images(
         "held_out": True,
         "ids": [str(name) for split in splits for name in split.ids][:taken],
     }
-    images = split_images(to_float(pixels), config, f"held-out {NAMES.get(name, name)} images", people)
+    label = with_phases(f"held-out {NAMES.get(name, name)} images", facts["preprocessing"])
+    images = split_images(to_float(pixels), config, label, people)
     images = dataclasses.replace(images, facts=facts)
     if images.people is None and data.name in ("celeba", "tfds"):
         unknown = f"{images.label}; who is on them is not known, so intervals take them for independent"

@@ -112,7 +112,9 @@ def _held_out_rows(
     if not needed:
         left_out = len(images.rows) - len(rows)
         known = f" and {left_out} that {denoiser.name} was trained on" if left_out else ""
-        raise DataError(f"{images.name}: {len(rows)} different images{known}, {_too_few(config)}")
+        kept = {images.digests[row] for row in rows}  # of an array copies too
+        different = "different images" if len(kept) == len(rows) else "images"
+        raise DataError(f"{images.name}: {len(rows)} {different}{known}, {_too_few(config)}")
     return rows[:needed]
 
 

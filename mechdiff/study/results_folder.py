@@ -10,6 +10,7 @@ from mechdiff.core.config import from_dict
 from mechdiff.core.errors import CheckpointError, shorten
 from mechdiff.storage import files, image_grid, labelled
 from mechdiff.study import packing
+from mechdiff.study.eval_images import with_phases
 from mechdiff.study.examined_model import ExaminedModel
 from mechdiff.study.network_results import STATISTICS, NetworkResults
 from mechdiff.sweeps.activations import over_many_keys
@@ -90,11 +91,11 @@ def _check_same(folder: Path, about: dict, *results: xr.Dataset) -> None:
 
 
 def _model(about: dict, results: dict, samples: bytes) -> ExaminedModel:
-    config = from_dict(about["config"])
+    config, images_facts = from_dict(about["config"]), about.get("images", {})
     data = config.data
     return ExaminedModel(
         name=about["name"],
-        inputs=about["inputs"],
+        inputs=with_phases(about["inputs"], str(images_facts.get("preprocessing", ""))),
         seed=about["seed"],
         config=config,
         record=dict.fromkeys(RECORD) | about["record"],
@@ -107,7 +108,7 @@ def _model(about: dict, results: dict, samples: bytes) -> ExaminedModel:
             **results,
         ),
         samples=samples,
-        images_facts=about.get("images", {}),
+        images_facts=images_facts,
         load_check=about.get("load_check", {}),
     )
 

@@ -196,7 +196,21 @@ def test_patches_take_as_many_images_as_there_are(model, images):
 
 def test_patterns_of_prepared_images_are_of_all_of_them(model, images):
     prepared = eval_images(model, images, 3)
-    assert model.attention(prepared, heads=".*head0", n=2).sizes["image"] == 3
+    assert model.attention(prepared, heads=".*head0").sizes["image"] == 3
+    assert model.attention(prepared, heads=".*head0", n=3).sizes["image"] == 3
+    with pytest.raises(ConfigError, match="n=2: 3 images are prepared already"):
+        model.activations(prepared, sites="mid.attn0.head", n=2)
+
+
+def test_few_images_are_read_as_they_are_many_in_part(model, images):
+    site = "mid.attn0.head"
+    assert model.activations(images[:3], sites=site).sizes["image"] == 3
+    assert model.attention(images[:3], heads=".*head0").sizes["image"] == 3
+    assert model.attention(np.tile(images[:5], (2, 1, 1, 1)), heads=".*head0").sizes["image"] == 4
+    with pytest.raises(DataError, match=r"an array: 3 different images, but"):
+        model.activations(images[:3], sites=site, n=4)
+    with pytest.raises(DataError, match=r"an array: 6 images, but"):  # copies, which an array may hold
+        model.activations(np.tile(images[:3], (2, 1, 1, 1)), sites=site, n=7)
 
 
 def test_a_direction_of_one_head_is_named_with_its_number(model):

@@ -188,6 +188,11 @@ def test_what_is_missing_or_no_choice_is_refused(translate):
     assert "'best' is not one of 'exact', 'gradient'" in translate("a", "--ranking=best").output
 
 
+def test_what_is_given_with_its_name_and_without_is_refused(translate):
+    refused = translate("--model=a", "b", "c")
+    assert refused.code == 2 and "MODEL is given twice: b c, and --model=a; leave one" in refused.output
+
+
 def test_help_names_defaults_and_choices(translate):
     text = translate("--help").output
     assert "[default: 40]" in text and "[exact|gradient]" in text and "MODEL..." in text

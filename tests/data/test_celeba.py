@@ -29,7 +29,7 @@ from reference.celeba_packs import (
 )
 
 from mechdiff import data
-from mechdiff.core.config import DataConfig, SweepConfig
+from mechdiff.core.config import DataConfig, Preprocessing, SweepConfig
 from mechdiff.core.errors import DataError
 from mechdiff.data import cache, celeba
 from mechdiff.data.cache import load_split, stored
@@ -689,6 +689,14 @@ def test_people_travel_with_their_images(tmp_path):
         DataConfig(name="celeba", path=str(pack)), 16, SweepConfig(images=3, reference_images=1), tmp_path
     )
     assert single.labels["person"][0] == ("image",) and len(single.people) == 3
+
+
+def test_scrambled_images_are_called_so(tmp_path):
+    pack, few = write_pack(tmp_path / "pack"), SweepConfig(images=2, reference_images=1)
+    config = DataConfig(name="celeba", path=str(pack), preprocessing=Preprocessing(phases="random"))
+    unknown = "; who is on them is not known, so intervals take them for independent"
+    images = held_out.held_out_images(config, 16, few, tmp_path)
+    assert images.label == f"held-out CelebA images, phases scrambled{unknown}"
 
 
 def test_without_a_list_or_with_a_partial_one_nobody_is_known(tmp_path, caplog):

@@ -75,6 +75,19 @@ def test_a_change_of_one_component_is_a_change_of_that_one_alone(sweeps):
     assert "no p can fall below" in sentences  # five images allow no p below 0.05
 
 
+def test_images_of_different_timesteps_stay_apart(sweeps):
+    pair = [sweep.assign_attrs(nested=True) for sweep in (sweeps[0], sweeps[2])]
+    dataset = changes.changes(pair, ["one", "two"], "zero")
+    contribution = dataset["contribution"]
+    assert contribution.dims == ("model", "component", "t", "image")
+    np.testing.assert_allclose(contribution.mean(("t", "image")), dataset["pooled_delta_loss"], rtol=1e-9)
+    models = page_of.data_of(page_of.read(dataset))
+    for model, values in zip(models, contribution.values, strict=False):
+        quantiles = np.quantile(values.reshape(len(values), -1), effects.QUANTILES, axis=1)
+        shown = np.quantile(np.array(model["ablations"]["zero"]["images"]), effects.QUANTILES, axis=1)
+        np.testing.assert_allclose(shown, quantiles, rtol=1e-3, atol=1e-9)
+
+
 def test_steps_of_a_training_get_a_figure_of_their_course(sweeps, tmp_path):
     facts = {"steps": [1, 10, 100]}
     labelled.replace(
@@ -133,13 +146,27 @@ def test_the_table_is_filtered_and_saved(page, dataset):
     types = dataset["component_type"].sel(component=shown)
     assert shown and set(types.values.tolist()) == {"res"}
     with page.expect_download() as download:
-        page.locator("#components .tools button", has_text="CSV").click()
+        page.locator("#components .tools button", has_text=f"CSV of {len(shown)} rows").click()
     rows = list(csv.DictReader(io.StringIO(download.value.path().read_text("utf-8"))))
     saved = dataset.sel(component=[row["component"] for row in rows])
-    written = [float(row["change, points"]) for row in rows]
-    np.testing.assert_allclose(written, saved["pooled_difference"], rtol=0.01, atol=0.006)
+    assert [row["component"] for row in rows] == shown
+    key = "change of pooled ΔL/L, percentage points"
+    for end, name in (("", "pooled_difference"), (", low", "pooled_difference_low")):
+        np.testing.assert_allclose([float(row[key + end]) for row in rows], saved[name], rtol=1e-6)
+    np.testing.assert_allclose(
+        [float(row["p (Holm)"]) for row in rows], saved["pooled_difference_p"], rtol=1e-6
+    )
+    written = [float(row[key]) for row in rows]
     assert [abs(value) for value in written] == sorted(map(abs, written), reverse=True)
-    assert "change, points, low" in rows[0]
+    page.locator("#maps summary").click()
+    with page.expect_download() as download:
+        page.locator("#maps .tools button", has_text="CSV").click()
+    rows = list(csv.DictReader(io.StringIO(download.value.path().read_text("utf-8"))))
+    saved = dataset.sel(component=[row["component"] for row in rows]).isel(t=1)
+    key = f"change of ΔL/L at t = {T[1]}, percentage points"
+    for end, name in (("", ""), (", low", "_low"), (", high", "_high"), (", p (max-T)", "_p")):
+        values = [float(row[key + end]) for row in rows]
+        np.testing.assert_allclose(values, saved["difference" + name], rtol=1e-5, atol=1e-9)
 
 
 def test_a_phone_scrolls_downward_only_and_a_screen_reader_is_not_hindered(page):

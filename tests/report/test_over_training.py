@@ -61,7 +61,7 @@ def test_trainings_joins_snapshots_of_one_run_in_order():
     models = [examined(100), examined(10), examined(50, seed=1), examined(1000), examined(20, seed=1)]
     first, second = trainings(models)
     assert first.steps.tolist() == [10, 100, 1000] and second.steps.tolist() == [20, 50]
-    assert first.name == "faces" and first.images == IMAGES
+    assert first.name == "faces" and first.counted == f"{IMAGES} images, with the same noise"
     np.testing.assert_array_equal(first.estimate, np.outer([10, 100, 1000], np.arange(9)))
     np.testing.assert_array_equal(first.high - first.low, 3)
 

@@ -7,7 +7,10 @@ import html.parser
 import os
 import re
 import shutil
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -458,10 +461,34 @@ def test_networks_of_unlike_components_or_unknown_pictures_have_a_page_too(tmp_p
     assert "seeds-increase" not in document._together(models, tmp_path / "figures")["together"]
 
 
-def test_a_notebooks_backend_that_is_not_installed_is_forgotten(monkeypatch):
-    monkeypatch.setenv("MPLBACKEND", "module://no_such_package.backend_inline")
-    backend.forget_absent()
-    assert "MPLBACKEND" not in os.environ
-    monkeypatch.setenv("MPLBACKEND", "module://matplotlib.backends.backend_agg")
-    backend.forget_absent()
-    assert os.environ["MPLBACKEND"].endswith("agg")
+@pytest.mark.parametrize(
+    ("named", "taken"),
+    [
+        ("nonsense", False),
+        ("Qt4Agg", False),
+        ("module://no_such_package.backend_inline", None),  # a version of matplotlib may look for it or not
+        ("svg", True),
+        ("", False),
+    ],
+)
+def test_any_backend_of_the_environment_lets_matplotlib_be_imported(named, taken):
+    code = Path(backend.__file__).read_text("utf-8") + (
+        "\nmatplotlib = sys.modules['matplotlib']"
+        "\nprint(os.environ['MPLBACKEND'], dict.__getitem__(matplotlib.rcParams, 'backend'), sep='|')"
+    )
+    environment = {**os.environ, "MPLBACKEND": named}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    kept, used = done.stdout.strip().split("|")
+    assert kept == named and taken in (used == named, None)
+
+
+@pytest.mark.parametrize(("timesteps", "inches"), [(2, 7.7), (8, 8.9), (24, 12.1), (50, 22.5)])
+def test_a_map_of_many_timesteps_is_no_wider_than_its_cells_need(models, timesteps, inches):
+    """Two panels of 24 timesteps fit a page of 12 inches; a cell is never narrower than 0.2."""
+    grid = models[0].lead
+    places = np.arange(timesteps) % len(grid.t)
+    ends = {end: getattr(grid.cells, end)[:, places] for end in ("estimate", "low", "high")}
+    taken = {"cells": dataclasses.replace(grid.cells, **ends), "p": grid.p[:, places]}
+    many = dataclasses.replace(grid, t=grid.t[places], log_snr=grid.log_snr[places], **taken)
+    assert maps.draw(style.LIGHT, [many, many], 10.0).get_figwidth() == pytest.approx(inches)

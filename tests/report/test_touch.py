@@ -1,6 +1,7 @@
 """The report in a real browser: hover, click, keys, tables, links, downloads, dark, phone, print, access."""
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -151,8 +152,9 @@ def test_link_to_a_component_opens_its_card_and_an_unknown_one_nothing(page, mod
     page.locator("#card .next").click()
     wait_for_card(page, model.lead.components[3])
     page.keyboard.press("Escape")
-    page.evaluate("location.hash = 'c=nothing.of.the.kind'")
-    assert not page.locator("#card").is_visible()
+    for nothing in ("nothing.of.the.kind", "%"):  # the second is no link at all
+        page.evaluate(f"location.hash = 'c={nothing}'")
+        assert not page.locator("#card").is_visible()
 
 
 def test_keys_reach_a_component_and_open_its_card(page):
@@ -181,6 +183,10 @@ def test_tables_sort_filter_and_download(page, model, tmp_path):
     assert shown[0] == by_effect[0]
     page.locator("#maps input[type=search]").first.fill("head1")
     assert rows(page) and all("head1" in name for name, _ in rows(page))
+    with page.expect_download() as download:
+        page.locator("#maps .tools button", has_text=f"JSON of {len(rows(page))} rows").first.click()
+    saved = json.loads(download.value.path().read_text("utf-8"))
+    assert [row["component"] for row in saved] == [name for name, _ in rows(page)]
     page.locator("#maps input[type=search]").first.fill("")
     with page.expect_download() as download:
         page.locator("#maps .tools button", has_text="CSV").first.click()
@@ -189,9 +195,19 @@ def test_tables_sort_filter_and_download(page, model, tmp_path):
     np.testing.assert_allclose(
         [float(row["pooled ΔL/L, %"]) for row in table],
         increase.pooled.estimate[increase.order],
-        rtol=0.01,
-        atol=0.002,
+        rtol=1e-6,
     )
+    key, active = f"ΔL/L at t = {increase.t[1]}, %", increase.order[~increase.idle[increase.order]]
+    ends = ("", "estimate"), (", low", "low"), (", high", "high")
+    for end, name in ends:
+        of_cells = getattr(increase.cells, name)[active, 1]
+        values = [float(row[key + end]) for row in table if row[key]]
+        np.testing.assert_allclose(values, of_cells, rtol=1e-5)
+    p = [float(row[f"{key}, p (max-T)"]) for row in table if row[key]]
+    np.testing.assert_allclose(p, increase.p[active, 1], rtol=1e-5)
+    lowest = [float(row["0.05 quantile of images, %"]) for row in table if row[key]]
+    np.testing.assert_allclose(lowest, increase.quantiles[active, 0], rtol=1e-5)
+    assert not any(sign in word for word in table[0] for sign in "−|")
     with page.expect_download() as download:
         page.locator("#maps .tools button", has_text="JSON").first.click()
     assert [row["component"] for row in json.loads(download.value.path().read_text("utf-8"))] == shown
@@ -266,6 +282,24 @@ def test_contributions_of_images_average_to_the_pooled_effect(model):
     for ablation, increase in model.increases.items():
         contributions = page_data.image_contributions(model, ablation)
         np.testing.assert_allclose(contributions.mean(axis=1), increase.pooled.estimate, rtol=1e-9)
+
+
+@pytest.mark.parametrize("images", [page_data.MOST_IMAGES // 3, 840])  # all of them, and too many for a card
+def test_a_card_of_different_images_at_every_timestep_has_the_quantiles_of_all(model, images):
+    rng = np.random.default_rng(4)
+    some = model.sweep.isel(component=[0, 1]).drop_vars(["loss", "change", "clean_loss", "image"])
+    shape = 2, 2, some.sizes["t"], images
+    rare = 1 + 20 * (rng.uniform(size=shape) < 0.08)  # a mean over timesteps would hide these
+    losses = ("ablation", "component", "t", "image"), rare * rng.uniform(1, 2, shape)
+    clean = ("t", "image"), rng.uniform(0.5, 1, shape[2:])
+    sweep = some.assign(loss=losses, change=losses, clean_loss=clean).assign_attrs(nested=True)
+    nested = dataclasses.replace(model, results=dataclasses.replace(model.results, sweep=sweep))
+    contributions = page_data.image_contributions(nested, "zero")
+    marks = page_data.thinned(contributions)
+    assert contributions.shape == (2, shape[2] * images)
+    assert marks.shape == (2, min(page_data.MOST_IMAGES, contributions.shape[1]))
+    of_table = effects.measure(sweep, "zero", repeats=20).quantiles
+    np.testing.assert_allclose(np.quantile(marks, effects.QUANTILES, axis=1).T, of_table, rtol=0.02)
 
 
 def test_data_cannot_end_its_script_element(model):
