@@ -14,7 +14,7 @@ from mechdiff.report.numbers import attention_intervals
 from mechdiff.stats import Interval
 from mechdiff.study.examined_model import ExaminedModel
 
-MOST_IMAGES = 201  # marks in a card; at ranks so spaced, 5 %, 50 % and 95 % quantiles are those of all images
+MOST_IMAGES = 101  # marks in a card; at ranks so spaced, 5 %, 50 % and 95 % quantiles are those of all images
 
 
 def page_data(models: list[ExaminedModel]) -> Markup:

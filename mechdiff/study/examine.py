@@ -26,7 +26,7 @@ from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models import factories
 from mechdiff.models.denoiser import Examinable
 from mechdiff.models.load import check_known, load_denoiser, model_folder
-from mechdiff.storage import files, image_grid, labelled, locks
+from mechdiff.storage import files, image_grid, labelled, locks, run_log
 from mechdiff.study import examples, floor, load_check
 from mechdiff.study.eval_images import EvalImages
 from mechdiff.study.inputs import TRAINING_IMAGES
@@ -132,7 +132,8 @@ def _save_measurements(
         replacements=replacements,
         facts=facts,
     )
-    attention = activations.attention_stats(denoiser, eval_set)
+    with run_log.progress(1, desc=f"attention of {denoiser.name}", unit="pass"):
+        attention = activations.attention_stats(denoiser, eval_set)
     best = floor.best_denoiser(images, denoiser.schedule)
     facts = {**facts, "preprocessing": str(images.facts.get("preprocessing", "none"))}
     facts["reference_images"] = len(images.reference)
@@ -145,5 +146,6 @@ def _save_measurements(
         if sweep.sizes["image"] > 1:  # of a single image there is no interval
             sweep = with_effects(sweep)
         labelled.replace(folder / "sweep.zarr", sweep)
-    examples.save(folder / "examples.zarr", denoiser, images, sweep, seed, noise)
+    with run_log.progress(1, desc=f"examples of {denoiser.name}", unit="pass"):
+        examples.save(folder / "examples.zarr", denoiser, images, sweep, seed, noise)
     return sweep
