@@ -216,7 +216,7 @@
     return words === "" || Number.isNaN(value) ? null : value;
   };
   function stated(cell) {  // the numbers behind a cell: an estimate, the ends of its interval, p; or as its heading names
-    if (cell.dataset.v !== undefined) return cell.dataset.v.split(" ").map(Number);
+    if (cell.dataset.v !== undefined) return cell.dataset.v.split(" ").map(Number).map((v) => (Number.isFinite(v) ? v : null));
     const table = cell.closest("table"), j = table.tHead.rows[0].cells[cell.cellIndex]?.dataset.t;
     if (j === undefined || cell.colSpan > 1) return null;
     const model = modelOf(table), what = table.dataset.of, name = plainCell(cell.parentElement.cells[0])[0];

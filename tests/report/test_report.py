@@ -166,7 +166,8 @@ def test_each_number_of_the_table_is_that_of_the_sweep(page, models):
         cells = [numbers.value(increase.pooled, i), numbers.value(increase.pooled_losses, i)]
         cells.append(numbers.value(increase.rms, i))
         cells += [numbers.value(increase.cells, i, j) for j in range(len(T))]
-        assert f"<td>{100 * increase.hurt.estimate[i]:.0f}<small>" in row
+        hurt = 100 * increase.hurt.estimate[i]
+        assert re.search(rf'<td data-v="{hurt:.7g} [^"]*">{hurt:.0f}<small>', row)
         assert shown == [tuple(map(findings.precise, (v.estimate, v.low, v.high))) for v in cells]
 
 

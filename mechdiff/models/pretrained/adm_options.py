@@ -66,8 +66,9 @@ IGNORED = (  # of training, sampling, files and classifiers
     *("log_interval", "save_interval", "resume_checkpoint", "fp16_scale_growth", "iterations", "anneal_lr"),
     *("num_samples", "num_workers", "eval_interval", "eta", "seed", "device", "gpu", "range_t", "n", "name"),
     *("base_samples", "s_churn", "s_tmin", "s_tmax", "s_noise", "distillation", "begin", "end", "ref_batch"),
-    *("classifier_.*", "eval_.*", "wandb.*"),
-    rf"(?!.*({DECIDING}))((data|log_|save_|sample_|train_).*|(.*_)?(path|dir|root|file|name))",
+    *("classifier_.*", "eval_.*", "wandb.*", "(log|save)_.*"),
+    *("(.*_)?(lr|adam|optim)(_.*|izer.*)?", "(.*_)?beta[12]"),
+    rf"(?!.*({DECIDING}))((data|sample_|train_).*|(.*_)?(path|dir|root|file|name))",
 )
 
 

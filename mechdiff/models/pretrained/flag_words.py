@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from mechdiff.core.errors import ConfigError, shorten
-from mechdiff.models.pretrained.adm_options import TABLE, ignored
+from mechdiff.models.pretrained.adm_options import ALIASES, TABLE, ignored
 
 DASHES = "\u2010-\u2015\u2212\ufe58\ufe63\uff0d"  # that look like the hyphen of a flag
 FLAG = re.compile(r"--?([A-Za-z][\w-]*)(?:=(.*))?", re.DOTALL)
@@ -12,9 +12,9 @@ DASHED = re.compile(rf"-*[{DASHES}][-{DASHES}]*[A-Za-z]|--?[A-Za-z]")  # how a f
 HELD = re.compile(rf"(?<![\w-])--[A-Za-z]|^-*[{DASHES}][-{DASHES}]*[A-Za-z]")  # in a word that is no flag
 SETTING = re.compile(r"[+~]*[A-Za-z_][\w.@/-]*\+?=.*", re.DOTALL)  # of a shell, or of Hydra
 OUTSIDE = re.compile(r"-*(\$.|`)|.*`")  # begins with, or is in part, what is not in the text
-FILE = re.compile(r"@.+|.*\.(ya?ml|json|toml|ini|cfg|conf|gin|txt)")  # of options, perhaps
+FILE = re.compile(r"@.+|.*\.(ya?ml|json|toml|ini|cfg|conf|gin)")  # of options, perhaps
 NUMBERS = re.compile(r"[(\[]?[\d.,]+[)\]]?")
-REDIRECTION = re.compile(r"\d?(>>?|<)")  # its target is the next word
+REDIRECTION = re.compile(r"\d?(>>?|<)")  # its target is the next word, or the rest of this one
 
 
 def seems_flag(word: str) -> bool:
@@ -64,7 +64,7 @@ def _check_other(word: str, before: str, where: str) -> None:
     Args:
       before: the word in front, with its flag if it is a value.
     """
-    if REDIRECTION.fullmatch(before):
+    if REDIRECTION.fullmatch(before) or REDIRECTION.match(word):
         return
     _check_value("", word, where)
     if SETTING.fullmatch(word):
@@ -77,7 +77,7 @@ def _check_other(word: str, before: str, where: str) -> None:
             "value, or take it out"
         )
     name = before.partition(" ")[0].removeprefix("--")
-    if NUMBERS.fullmatch(word) and before.startswith("--") and not ignored(name):
+    if NUMBERS.fullmatch(word) and before.startswith("--") and name in (*TABLE, *ALIASES):
         raise ConfigError(
             f"{where}: {shorten(word)} follows {shorten(before)[1:-1]}, and is no flag; write a list with "
             "commas, 1,2,3"

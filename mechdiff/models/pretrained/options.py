@@ -15,7 +15,8 @@ from mechdiff.core.errors import ConfigError, shorten, unknown
 TRUE, FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")  # guided-diffusion's str2bool
 UNDERSCORED = (  # names that programs which read and write configs add to them, and remarks
     r"_(target|partial|convert|recursive|self|wandb)_?|_(class_name|diffusers_version|name_or_path|commit_hash)"
-    r"|_(use_default_values|ignore_files)|_+(comments?|notes?|doc|description|readme)_*"
+    r"|_(use_default_values|ignore_files|base|name)_?"
+    r"|_+(comment|note|doc|desc|readme|license|author|source|url|version|meta)\w*"
 )
 LARGEST = 2**31 - 1  # whole number that any size or count can be
 

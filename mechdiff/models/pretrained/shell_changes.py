@@ -13,7 +13,7 @@ DECLARING = ("export", "declare", "local", "readonly", "typeset")
 OUTPUT = re.compile(r"\"?(\$\(|`)")  # of a command, as a word
 # What only finds programs: virtual environments, modules, and files that a shell reads at its start.
 OF_PROGRAMS = re.compile(
-    r"(.*/)?(activate(\.\w+)?|(conda|mamba|micromamba|modules?|setvars|nvm)(\.\w+)?|"
+    r"(.*/)?((de)?activate(\.\w+)?|(conda|mamba|micromamba|modules?|setvars|nvm)(\.\w+)?|"
     r"\.?(bash|zsh|sh)?(rc|_profile|profile|env)|lmod.*|.*/init/\w+)|.*\b(conda|mamba|ssh-agent|modulecmd)\b.*"
 )
 
@@ -33,7 +33,8 @@ def changed(words: list[str]) -> frozenset[str] | None:
     first, rest = words[0], [unquoted(word) for word in words[1:]]
     if first in ("source", ".", "eval", *DECLARING):
         outside = first in ("source", ".") or any(map(OUTPUT.match, words[1:]))
-        return None if outside and not OF_PROGRAMS.fullmatch(" ".join(rest)) else frozenset()
+        said = " ".join(rest if first == "eval" else rest[:1])
+        return None if outside and not OF_PROGRAMS.fullmatch(said) else frozenset()
     if first == "let" or "((" in (first[:2], "".join(rest)[:2] if first == "for" else ""):
         matches = ARITHMETIC.finditer(" ".join([first.removeprefix("let"), *rest]))
         return frozenset(match[1] or match[2] for match in matches)

@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Iterable, Mapping
 
 from mechdiff.core.errors import ConfigError, DataError
+from mechdiff.models.pretrained.adm_options import ignored
+from mechdiff.models.pretrained.flag_words import flags_among
 from mechdiff.models.pretrained.shell_changes import DECLARING, OUTPUT, changed
 from mechdiff.models.pretrained.shell_words import length_of_array, split, unquoted
 
@@ -13,9 +15,9 @@ LARGEST = 2**20  # characters of a variable, which may be made of itself
 ASSIGNED = re.compile(r"([A-Za-z_]\w*)\+?=(.*)", re.DOTALL)
 VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?:\[[@*]\])?(?::?[-=]([^}]*))?\})")
 UTILITIES = re.compile(  # programs of a script that train and sample nothing
-    r"\.|\[+|cat|cd|chmod|conda|cp|curl|date|done|echo|esac|exit|fi|for|getopts|git|if|kill|let|ln|ls|"
+    r"\.|\[+|case|cat|cd|chmod|conda|cp|curl|date|done|echo|esac|exit|fi|for|getopts|git|if|kill|let|ln|ls|"
     r"mapfile|mkdir|module|mv|pip3?|popd|printf|pushd|pwd|read|readarray|rm|rsync|sed|select|shopt|sleep|"
-    r"source|tar|tee|test|touch|trap|ulimit|unset|unzip|wait|wget|\(\(.*|"
+    r"source|tar|tee|test|touch|trap|ulimit|unset|unzip|wait|wget|while|\(\(.*|"
     r"//.*|rem|REM"  # comments of other languages
 )
 
@@ -81,9 +83,9 @@ def expanded(commands: Iterable[list[str]], where: str) -> tuple[list[Expanded],
     """
     scope, done, conditions = Scope(where), [], []
     for words in commands:
-        if words[0] in ("if", "case"):
+        if words[0] in ("if", "case", "for", "while"):
             conditions.append(scope)
-        elif words[0] in ("fi", "esac") and conditions:
+        elif words[0] in ("fi", "esac", "done") and conditions:
             scope = _behind_condition(scope, conditions.pop())
         scope, rest = _assigned(scope, words)
         scope = _with_changes(scope, [*(word for word in words[:1] if word in DECLARING), *rest])
@@ -97,7 +99,19 @@ def expanded(commands: Iterable[list[str]], where: str) -> tuple[list[Expanded],
 
 def _behind_condition(scope: Scope, before: Scope) -> Scope:
     """The scope behind commands that may not have run; `before`: in front of them."""
-    return _without(scope, (name for name in scope.words if scope.words[name] != before.words.get(name)))
+    changed = (name for name in scope.words if scope.words[name] != before.words.get(name))
+    return _without(scope, [name for name in changed if not _adds_nothing(scope, before, name)])
+
+
+def _adds_nothing(scope: Scope, before: Scope, name: str) -> bool:
+    """Whether all that a variable got since `before` are flags without effect on the network."""
+    earlier, words = before.words.get(name), scope.words[name]
+    if earlier is None or words[: len(earlier)] != earlier:
+        return False
+    try:
+        return all(ignored(flag) for flag, _ in flags_among(list(words[len(earlier) :]), scope.where))
+    except ConfigError:
+        return False
 
 
 def _with_changes(scope: Scope, words: list[str]) -> Scope:

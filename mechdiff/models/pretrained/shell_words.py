@@ -28,16 +28,28 @@ LEXEME = re.compile(
 JOINED = re.compile(r"&&|\|\|")
 UNFINISHED = re.compile(r"--[A-Za-z][\w-]*")  # its value is perhaps on the next line
 ARRAY = re.compile(r"[A-Za-z_]\w*\+?=\(")
-# First words of a command behind which, and `&&`, the next one runs as a rule; behind others it may not.
-CERTAIN = re.compile(
-    r"\.|cd|conda|echo|export|git|mkdir|module|pip3?|pushd|set|source|[A-Za-z_]\w*\+?=.*", re.DOTALL
-)
-LEADING = ("$", "%", ">", "then", "do", "else", "if", "while", "!", "{", "(")  # prompts and a shell's words
+# First words of a command behind which, and `&&`, the next one runs or not; behind others it runs as a rule.
+TESTING = re.compile(r"\[\[?|test|grep|which|command|type|true|false|\(\(.*", re.DOTALL)
+PATTERN = re.compile(r"\(?[^()$=]*\)")  # in front of a branch of `case`
+LEADING = (
+    "$",
+    "%",
+    ">",
+    "then",
+    "do",
+    "else",
+    "if",
+    "while",
+    "until",
+    "!",
+    "{",
+    "(",
+)  # prompts and a shell's words
 
 
 def commands(text: str) -> Iterator[list[str]]:
     r"""The words of each command, quotes kept, without prompts and brackets. `if` and `fi` are commands of
-    their own, also around what runs on a condition behind `&&` or `||`.
+    their own, also around what runs on a condition behind `&&` or `||`, and so is `while`.
 
     Raises:
       ValueError: quotes that don't close.
@@ -47,9 +59,11 @@ def commands(text: str) -> Iterator[list[str]]:
       [['a.py', '--x', '1'], ["F='a b'"], ['cd', 'c']]
       >>> list(commands("[ a ] && A=1\nif b; then c; fi"))
       [['[', 'a', ']'], ['if'], ['A=1'], ['fi'], ['if'], ['b'], ['c'], ['fi']]
+      >>> list(commands("case $1 in -h|--help) A=1;; *) A=2;; esac"))
+      [['case', '$1', 'in'], ['A=1'], ['A=2'], ['esac']]
     """
     words: list[str] = []
-    place = on_condition = 0
+    place = on_condition = cases = 0
     while place < len(text):
         match = LEXEME.match(text, place)
         if not match:
@@ -58,7 +72,14 @@ def commands(text: str) -> Iterator[list[str]]:
         if match.lastgroup == "word":
             words.append(match[0])
         elif match.lastgroup == "end" and words and not _goes_on(words, match[0]):
-            yield from _with_if(words)
+            if words[0] == "case" and "in" in words:
+                head = words.index("in") + 1
+                yield words[:head]
+                words, cases = words[head:], cases + 1
+            if cases:
+                cases -= words[:1] == ["esac"]
+                words = _of_branch(words, match[0])
+            yield from _opened(words)
             if _is_condition(words, match[0]):
                 on_condition += 1
                 yield ["if"]
@@ -67,13 +88,23 @@ def commands(text: str) -> Iterator[list[str]]:
                 on_condition = 0
             words = []
     if words:
-        yield from _with_if(words)
+        yield from _opened(words)
 
 
-def _with_if(words: list[str]) -> Iterator[list[str]]:
-    """A command, behind an `if` that it begins with."""
-    if "if" in itertools.takewhile(LEADING.__contains__, words):
+def _of_branch(words: list[str], end: str) -> list[str]:
+    """The words of a command inside of `case`, without the pattern of its branch."""
+    if end == "|" and len(words) == 1:  # a pattern, of which there are others
+        return []
+    return words[1:] if words and PATTERN.fullmatch(words[0]) else words
+
+
+def _opened(words: list[str]) -> Iterator[list[str]]:
+    """A command, behind an `if` or `while` that it begins with."""
+    leading = [*itertools.takewhile(LEADING.__contains__, words)]
+    if "if" in leading:
         yield ["if"]
+    if "while" in leading or "until" in leading:
+        yield ["while"]
     if bare := _unbracketed(words):
         yield bare
 
@@ -83,7 +114,7 @@ def _is_condition(words: list[str], end: str) -> bool:
     joined = JOINED.search(end)
     if not joined:
         return False
-    return joined[0] == "||" or not CERTAIN.fullmatch("".join(_unbracketed(words)[:1]))
+    return joined[0] == "||" or bool(TESTING.fullmatch("".join(_unbracketed(words)[:1])))
 
 
 def _goes_on(words: list[str], end: str) -> bool:

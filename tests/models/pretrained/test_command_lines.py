@@ -87,7 +87,7 @@ def test_what_is_appended_on_a_condition_is_asked_about(append, command):
 
 
 def test_a_variable_of_training_that_is_set_on_a_condition_is_asked_about():
-    text = "TRAIN_FLAGS='--num_heads 2'\n[ $A ] && TRAIN_FLAGS+=' --lr 1'\npython a.py --lr 2 $TRAIN_FLAGS"
+    text = "TRAIN_FLAGS='--num_heads 2'\n[ $A ] && TRAIN_FLAGS+=' --num_heads 4'\npython a.py --lr 2 $TRAIN_FLAGS"
     assert "sets $TRAIN_FLAGS on a condition" in asked(text)
     assert f"uses $TRAIN_FLAGS, {OPEN}" in asked(f"export {text}".replace("&& ", "&& export "))
 
@@ -127,3 +127,35 @@ def test_values_without_bearing_may_be_open():
     flags = command_lines.read_text(f"NOW=`date +%F`\n{text}").flags
     assert (flags["num_heads"], flags["gpu"], flags["name"]) == ("2", "0", "`date +%F`")
     assert flags["save_dir"] == "$(a b)/c"
+
+
+@pytest.mark.parametrize(
+    "before, behind",
+    [
+        ("", ">log.txt 2>&1"),
+        ("", "2>err.txt"),
+        ("F='--lr 1'; [ -f c ] && F=\"$F --resume_checkpoint c\"; ", "$F"),
+        ("F='--lr 1'; source activate guided; ", "$F"),
+        ("F='--lr 1'; source setvars.sh --force; ", "$F"),
+        ("wget x && unzip x && F='--lr 1'; ", "$F"),
+        ("case $1 in\n-h|--help) exit;;\nesac\n", ""),
+        ("python make_list.py files.txt; ", ""),
+        ("while true; do sleep 1; done; ", ""),
+    ],
+)
+def test_what_decides_nothing_is_read(before, behind):
+    flags = command_lines.read_text(f"{before}python image_train.py --num_heads 2 {behind}").flags
+    assert flags["num_heads"] == "2"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "while x; do HEADS=4; done",
+        "for i in 1 2; do HEADS=4; done",
+        "case x in\nsmall) HEADS=4;;\nesac",
+        "case x in small) HEADS=4;; esac",
+    ],
+)
+def test_a_variable_set_in_a_loop_or_branch_is_asked_about(change):
+    assert "$HEADS" in asked(f"HEADS=2\n{change}\npython image_train.py --num_heads $HEADS")
