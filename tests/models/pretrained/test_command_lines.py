@@ -87,7 +87,8 @@ def test_what_is_appended_on_a_condition_is_asked_about(append, command):
 
 
 def test_a_variable_of_training_that_is_set_on_a_condition_is_asked_about():
-    text = "TRAIN_FLAGS='--num_heads 2'\n[ $A ] && TRAIN_FLAGS+=' --num_heads 4'\npython a.py --lr 2 $TRAIN_FLAGS"
+    append = "[ $A ] && TRAIN_FLAGS+=' --num_heads 4'"
+    text = f"TRAIN_FLAGS='--num_heads 2'\n{append}\npython a.py --lr 2 $TRAIN_FLAGS"
     assert "sets $TRAIN_FLAGS on a condition" in asked(text)
     assert f"uses $TRAIN_FLAGS, {OPEN}" in asked(f"export {text}".replace("&& ", "&& export "))
 
