@@ -112,14 +112,14 @@ def check_examining(launcher: str) -> None:
     examined: only how these are prepared, and CelebA's classes, are settings."""
     folders = [name for name in ("images", "celeba") if name in FLAGS and FLAGS[name].flag_type() == "string"]
     ways = " or ".join(f"--{name}=FOLDER" for name in folders)
-    given = [name for name in folders if FLAGS[name].value]
+    named = [name for name in folders if FLAGS[name].value]
     for word, name in zip(FLAGS.set or (), settings_given(), strict=True):
         section = name.partition(".")[0]
         if section in OF_NETWORKS:
             raise flags.Error(
                 f"--set={word} has no effect on a network that is trained already; leave it out"
             )
-        followed = (name.startswith(PREPROCESSING) and given) or (name == CLASSES and "celeba" in given)
+        followed = (name.startswith(PREPROCESSING) and named) or (name == CLASSES and "celeba" in named)
         if section == "data" and not followed:
             images = f"its images are those of {ways}" if ways else "it takes no images"
             raise flags.Error(f"--set={word} has no effect in {launcher}: {images}")

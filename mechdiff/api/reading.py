@@ -23,7 +23,7 @@ from mechdiff.sweeps import activation_datasets
 from mechdiff.sweeps.activations import activations as patterns_of
 
 Timesteps = int | Sequence[int] | None
-ACTIVATIONS, PATTERNS_OF = 16, 4  # images at most, where no number is given
+MOST_WITH_ACTIVATIONS, MOST_WITH_PATTERNS = 16, 4  # images, where no number is given
 
 
 def activations(
@@ -52,10 +52,8 @@ def activations(
     """
     if not isinstance(sites, str):
         raise ConfigError(f"sites={shorten(sites)}: expected a regular expression")
-    shown, key = (
-        images_to_read(model, images, n, ACTIVATIONS),
-        keys.stream(jax.random.key(seed), "scored noise"),
-    )
+    shown = images_to_read(model, images, n, MOST_WITH_ACTIVATIONS)
+    key = keys.stream(jax.random.key(seed), "scored noise")
     parts = []
     for t in _watched(_timesteps(model.denoiser, timesteps), f"activations of {model.name}"):
         eval_set = shown.scored_set([t], key)
@@ -88,10 +86,8 @@ def attention(
     names = [part.name for part in model.denoiser.components() if part.component_type == "head"]
     chosen = _matching("head", heads, names)
     timesteps = _timesteps(model.denoiser, timesteps)
-    examined, key = (
-        images_to_read(model, images, n, PATTERNS_OF),
-        keys.stream(jax.random.key(seed), "scored noise"),
-    )
+    examined = images_to_read(model, images, n, MOST_WITH_PATTERNS)
+    key = keys.stream(jax.random.key(seed), "scored noise")
     captured = [
         patterns_of(
             _acting(model, t),

@@ -18,7 +18,7 @@ from mechdiff.models.pretrained.adm_options import (
     WHAT,
     check_deciding,
 )
-from mechdiff.models.pretrained.adm_rules import Found, Given, inferred, switch
+from mechdiff.models.pretrained.adm_rules import Derived, Evidence, inferred, switch
 from mechdiff.models.pretrained.adm_sections import check_steps, flattened
 from mechdiff.models.pretrained.adm_tensors import shapes_say
 from mechdiff.models.pretrained.imported import Stated
@@ -26,7 +26,7 @@ from mechdiff.models.pretrained.options import Options, read_options
 
 # Flags that need more than their default in `adm_options.TABLE`, and what finds them; in this order, as later
 # rules read what earlier ones found.
-RULES: dict[str, Callable[[Given], Found]] = {
+RULES: dict[str, Callable[[Evidence], Derived]] = {
     "num_channels": partial(inferred, "num_channels"),
     "use_scale_shift_norm": partial(switch, "use_scale_shift_norm"),
     "resblock_updown": partial(switch, "resblock_updown"),
@@ -76,15 +76,15 @@ def flags(config: Mapping[str, Any], state: tensors.State, stated: Stated, text:
     options = _with_statements(
         read_options(_in_scripts_spelling(flat), TABLE, what=WHAT, ignored=IGNORED), stated
     )
-    given = Given(options, shapes_say(state), conditioning.table_rows(state, LABELS), stated, by_class)
+    evidence = Evidence(options, shapes_say(state), conditioning.table_rows(state, LABELS), stated, by_class)
     read_off: list[str] = []
     for rule in RULES.values():
-        found = rule(given)
-        read_off += found.read_off
-        given = given._replace(options=_with_values(given.options, found.values))
-    assumed = _assumed(given)
+        derived = rule(evidence)
+        read_off += derived.read_off
+        evidence = evidence._replace(options=_with_values(evidence.options, derived.values))
+    assumed = _assumed(evidence)
     notes = (*left_out, *_notes(read_off, assumed, options.passed_over))
-    return Flags(given.options.values, notes, assumed)
+    return Flags(evidence.options.values, notes, assumed)
 
 
 def _in_scripts_spelling(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,9 +130,9 @@ def _with_values(options: Options, values: Mapping[str, Any]) -> Options:
     return dataclasses.replace(options, values={**options.values, **values})
 
 
-def _assumed(given: Given) -> tuple[str, ...]:
+def _assumed(evidence: Evidence) -> tuple[str, ...]:
     """Flags that decide numbers and are neither given, stated nor inferred from tensors."""
-    options, stated = given.options, given.stated
+    options, stated = evidence.options, evidence.stated
     known = {ours for ours in ASKED if getattr(stated, ASKED[ours]) is not None}
     if stated.prediction or "model_mean_type" in options.stated:
         known |= {"predict_xstart"}

@@ -2,7 +2,7 @@
 
 from mechdiff.core.errors import ConfigError
 from mechdiff.models.pretrained.adm_options import WHAT
-from mechdiff.models.pretrained.adm_rules import Found, Given
+from mechdiff.models.pretrained.adm_rules import Derived, Evidence
 
 MULTIPLIERS = {  # if channel_mult is empty; 32 is improved-diffusion's, 128 and 512 guided-diffusion's
     512: (0.5, 1, 1, 2, 2, 4, 4),
@@ -17,27 +17,27 @@ OF_CLASS = (1, 2, 4, 8)  # default of the network's class
 Read = tuple[str, ...]  # what was read off the tensors, for the note
 
 
-def levels(given: Given) -> Found:
+def levels(evidence: Evidence) -> Derived:
     """`widths`, `blocks` and `attends`, one of each per level."""
-    width = given.options["num_channels"]
+    width = evidence.options["num_channels"]
     if width is None:
         raise ConfigError(f"{WHAT} option num_channels is absent, and the tensors don't tell")
-    factors, of_factors = _factors(given)
-    blocks, of_blocks = _blocks(given, len(factors))
-    attends, of_attends = _attends(given, len(factors))
+    factors, of_factors = _factors(evidence)
+    blocks, of_blocks = _blocks(evidence, len(factors))
+    attends, of_attends = _attends(evidence, len(factors))
     widths = tuple(int(width * factor) for factor in factors)
-    found = {"widths": widths, "blocks": blocks, "attends": attends}
-    return Found(found, (*of_factors, *of_blocks, *of_attends))
+    values = {"widths": widths, "blocks": blocks, "attends": attends}
+    return Derived(values, (*of_factors, *of_blocks, *of_attends))
 
 
-def _factors(given: Given) -> tuple[tuple[float, ...], Read]:
+def _factors(evidence: Evidence) -> tuple[tuple[float, ...], Read]:
     """Each level's width in units of `num_channels`."""
-    options = given.options
+    options = evidence.options
     if options["channel_mult"] != "":
         return options["channel_mult"], ()
     side = options["image_size"]
-    usual = OF_CLASS if given.by_class else _of_scripts(side, bool(options["large_size"]))
-    by_widths = tuple(width / options["num_channels"] for width in given.said.get("widths", ()))
+    usual = OF_CLASS if evidence.by_class else _of_scripts(side, bool(options["large_size"]))
+    by_widths = tuple(width / options["num_channels"] for width in evidence.said.get("widths", ()))
     shown = [float(factor) for factor in by_widths]
     if not {"image_size", "large_size"} & options.stated and by_widths and by_widths != usual:
         raise ConfigError(
@@ -56,10 +56,10 @@ def _of_scripts(side: int, super_resolution: bool) -> tuple[float, ...] | None:
     return (MULTIPLIERS | (SUPER_RESOLUTION if super_resolution else {})).get(side)
 
 
-def _blocks(given: Given, count: int) -> tuple[tuple[int, ...], Read]:
+def _blocks(evidence: Evidence, count: int) -> tuple[tuple[int, ...], Read]:
     """Residual blocks of each of `count` levels."""
-    stated = given.options["num_res_blocks"]
-    blocks = given.said.get("blocks") if stated is None else stated
+    stated = evidence.options["num_res_blocks"]
+    blocks = evidence.said.get("blocks") if stated is None else stated
     if blocks is None or len(blocks) not in (1, count):
         shown = "absent" if blocks is None else f"={list(blocks)}"
         raise ConfigError(
@@ -69,14 +69,14 @@ def _blocks(given: Given, count: int) -> tuple[tuple[int, ...], Read]:
     return tuple(blocks) * (count if len(blocks) == 1 else 1), read_off
 
 
-def _attends(given: Given, count: int) -> tuple[tuple[bool, ...], Read]:
+def _attends(evidence: Evidence, count: int) -> tuple[tuple[bool, ...], Read]:
     """Whether each of `count` levels has attention. The scripts' flag names sides of maps, the class's names
     factors of downsampling."""
-    side, named = given.options["image_size"], given.options["attention_resolutions"]
+    side, named = evidence.options["image_size"], evidence.options["attention_resolutions"]
     if named is not None:
-        rates = named if given.by_class else tuple(side // resolution for resolution in named)
+        rates = named if evidence.by_class else tuple(side // resolution for resolution in named)
         return tuple(2**level in rates for level in range(count)), ()
-    attends = given.said.get("attends", ())
+    attends = evidence.said.get("attends", ())
     if len(attends) != count:
         raise ConfigError(f"{WHAT} option attention_resolutions is absent, and the tensors don't tell")
     sides = [side // 2**level for level, here in enumerate(attends) if here]
