@@ -112,7 +112,11 @@ def lower(config, images):
     arguments = (denoiser, layout.by_pass(plan, stacked, identity), layout.by_block(plan, inputs), shared)
     with jax.default_matmul_precision(devices.precision()):
         lowered = passes.run_passes.lower(
-            *jax.tree.map(of_shape, arguments), joins=plan.joins, mesh=plan.mesh, reduction=passes.losses
+            *jax.tree.map(of_shape, arguments),
+            joins=plan.joins,
+            changed_skips=plan.changed_skips,
+            mesh=plan.mesh,
+            reduction=passes.losses,
         )
     return plan, footprint.pass_bytes(unet, plan.joins, plan.block), lowered
 

@@ -12,11 +12,12 @@ from jaxtyping import Array, Float
 from mechdiff.core import devices
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.errors import ConfigError, unknown
-from mechdiff.core.types import AnyArray, Images, PRNGKey, PyTree, Timesteps
+from mechdiff.core.types import AnyArray, Features, Images, PRNGKey, PyTree, Timesteps
 from mechdiff.interventions.components import VECTORS, site_stage, site_type
-from mechdiff.interventions.gates import CAPTURED, COLLECTIONS, NAMED_COLLECTIONS
+from mechdiff.interventions.gates import CAPTURED, COLLECTIONS, NAMED_COLLECTIONS, Gate
 from mechdiff.interventions.record import Intervention, directions_in_window, in_window
 from mechdiff.models import blocks, conditions, layers
+from mechdiff.models.skip_parts import Division, SkipParts, divide, params_beside, skip_parts
 from mechdiff.models.stages import Stage
 
 STREAMS = "streams"  # collection of the whole feature maps that leave stages, by the stage's name
@@ -160,17 +161,70 @@ def run_stage(
       the next stream, and collection -> site -> captured value.
     """
     inputs, skips = stage_inputs(stage, stream, mode.dropout_key is not None)
-    variables = {"params": params.get(stage.name, {})}
-    for collection in (*COLLECTIONS, *NAMED_COLLECTIONS):
-        variables[collection] = _of_stage(stage, collection, getattr(intervention, collection))
+    layer, of_layer = module(config, stage, mode.dtype), params.get(stage.name, {})
+    if stage.pop and isinstance(stream.skips[-1], SkipParts):
+        division = _division(config, of_layer, stream.h.shape[-1])
+        layer = layer.clone(first_groups=division.together // division.depth)
+        of_layer = params_beside(of_layer, division)
+    variables = {"params": of_layer} | _variables(stage, intervention)
     rngs = {} if mode.dropout_key is None else {"dropout": mode.dropout_key}
     with jax.default_matmul_precision(devices.precision()):
-        layer = module(config, stage, mode.dtype)
         h, sown = layer.apply(variables, *inputs, mutable=list(capture), rngs=rngs)
     captured = {name: to_sites(stage, name, sown.get(name, {})) for name in capture}
     if STREAMS in captured:
         captured[STREAMS] = {stage.name: h}
     return next_stream(stage, h, skips, stream.embeddings), captured
+
+
+def comes_apart(config: UNetConfig, stage: Stage, params: PyTree, channels: int) -> bool:
+    """Whether the skip that a stage takes has parts that do not depend on the stream: a group of channels of
+    its own, and a projection (without one it is added to the result channel by channel).
+
+    Args:
+      channels: of the stream.
+    """
+    of_layer = params[stage.name]
+    all_channels = of_layer["norm1"]["scale"].shape[0]
+    return "shortcut" in of_layer and _division(config, of_layer, channels).together < all_channels
+
+
+def take_apart(
+    config: UNetConfig,
+    stage: Stage,
+    params: PyTree,
+    intervention: Intervention,
+    skip: Features,
+    channels: int,
+) -> SkipParts:
+    """Of the skip that a stage takes, after its gate: the parts that do not depend on the stream.
+
+    `run_stage` takes them, for as many rows as the stream has, in place of the skip.
+
+    Args:
+      intervention: as in `run_stage`, leaves for the rows of `skip`.
+      channels: of the stream.
+    """
+    of_layer = params[stage.name]
+    gates = {
+        name: values["skip"] for name, values in _variables(stage, intervention).items() if "skip" in values
+    }
+    with jax.default_matmul_precision(devices.precision()):
+        gated = Gate(name="skip").apply(gates, skip)
+        return skip_parts(of_layer, gated, _division(config, of_layer, channels), config.norm_eps)
+
+
+def _division(config: UNetConfig, params: PyTree, stream: int) -> Division:
+    """The division of a block's channels, `stream` of them those of the stream."""
+    skip = params["norm1"]["scale"].shape[0] - stream
+    return divide(stream, skip, config.norm_groups)
+
+
+def _variables(stage: Stage, intervention: Intervention) -> dict[str, dict[str, dict]]:
+    """The collections of one stage's module."""
+    return {
+        collection: _of_stage(stage, collection, getattr(intervention, collection))
+        for collection in (*COLLECTIONS, *NAMED_COLLECTIONS)
+    }
 
 
 def _of_stage(stage: Stage, collection: str, leaves: Mapping[str, AnyArray]) -> dict[str, dict]:

@@ -144,6 +144,7 @@ class Engine:
                 layout.by_block(plan, inputs),
                 passes.CommonInputs(batch.t, batch.key, common, shared),
                 joins=plan.joins,
+                changed_skips=plan.changed_skips,
                 mesh=plan.mesh,
                 reduction=reduction,
             )

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,10 @@ from mechdiff.core.config import UNetConfig
 from mechdiff.core.types import AnyArray, PyTree
 from mechdiff.interventions.components import has_rows, site_stage
 from mechdiff.interventions.record import Intervention
-from mechdiff.models.stage_modules import Stream, run_stage
+from mechdiff.models.skip_parts import SkipParts
+from mechdiff.models.stage_modules import Stream, comes_apart, run_stage, take_apart
 from mechdiff.models.stages import Stage
+from mechdiff.sweeps.execution import shared_skips
 from mechdiff.sweeps.execution.footprint import CPU_BLOCK
 
 
@@ -26,48 +29,95 @@ def run_rows(
     stream: Stream,
     batch: int,
     rows: int,
+    changed_skips: int | None = None,
 ) -> Stream:
     """`run_stage` for all `rows`; those that join at this stage start as copies of the clean ones.
 
     On a CPU it runs a few rows at a time, so that activations between its layers stay in cache: a block at
     32x32 then takes half the time, one at 16x16 nine tenths. If rows run one at a time, the copies are not
     made: they would take most of the memory of a large network.
+
+    Args:
+      changed_skips: of `PassPlan`, for this stage; None: every row's skip is computed anew.
     """
-    block = _block(stage, rows, *stream.h.shape[1:]) if jax.default_backend() == "cpu" else rows
+    block, parts = _block(stage, rows, *stream.h.shape[1:]), None
+    if stage.pop and changed_skips is not None and comes_apart(config, stage, params, stream.h.shape[-1]):
+        made = len(stream.skips[-1])
+        if made + changed_skips * batch <= shared_skips.MOST_OWN * rows:
+            own = shared_skips.find_own(stage, intervention, batch, rows, made, changed_skips)
+            parts = _parts_of_skips(config, stage, params, intervention, stream, batch, own.rows)
+            stream = stream._replace(skips=(*stream.skips[:-1], own.of_each_row))
     if block > 1 or rows == 1:
         stream = _joined(stage, stream, batch, rows)
-    if block == rows:
-        intervention = _of_images(intervention, np.arange(rows) % batch)
-        return run_stage(config, stage, params, intervention, stream)[0]
     kept, taken = (stream.skips[:-1], stream.skips[-1:]) if stage.pop else (stream.skips, ())
     gates = intervention.gate, intervention.temperature, intervention.pattern, intervention.add
-    leaves = (stream.h, taken, stream.embeddings, *gates)
+
+    def run_block(leaves, images):
+        h, skips, embeddings, gate, temperature, pattern, add = leaves
+        if parts is not None:
+            skips = (shared_skips.of_rows(parts, *skips),)
+        changed = dataclasses.replace(
+            intervention, gate=gate, temperature=temperature, pattern=pattern, add=add
+        )
+        changed = _of_images(changed, images)
+        return run_stage(config, stage, params, changed, Stream(h, skips, embeddings))[0].h
+
+    h = _in_blocks(run_block, (stream.h, taken, stream.embeddings, *gates), batch, rows, block)
+    return Stream(h, (*kept, h) if stage.push else kept, stream.embeddings)
+
+
+def _parts_of_skips(
+    config: UNetConfig,
+    stage: Stage,
+    params: PyTree,
+    intervention: Intervention,
+    stream: Stream,
+    batch: int,
+    own: Int[Array, " own"],
+) -> SkipParts:
+    """Parts of the skips of the rows that have one of their own: see `shared_skips`."""
+    skip, gates = stream.skips[-1], shared_skips.at_skip(stage, intervention, own)
+    skip = extended(skip, batch, len(own))
+
+    def run_block(leaves, images):
+        skip, gate, add = leaves
+        changed = _of_images(dataclasses.replace(gates, gate=gate, add=add), images)
+        return take_apart(config, stage, params, changed, skip, stream.h.shape[-1])
+
+    block = _block(stage, len(own), *skip.shape[1:])
+    return _in_blocks(run_block, (skip, gates.gate, gates.add), batch, len(own), block)
+
+
+def _in_blocks(
+    run: Callable[[PyTree, Int[AnyArray, " block"]], PyTree],
+    leaves: PyTree,
+    batch: int,
+    rows: int,
+    block: int,
+) -> PyTree:
+    """`run` for all `rows`, `block` at a time: a function of their leaves and their images."""
+    if block == rows:
+        return run(leaves, np.arange(rows) % batch)
 
     def run_block(start):
         def sliced(leaf):  # rows that have not joined are those of the clean pass
             first = jnp.where(start < len(leaf), start, start % batch)
             return jax.lax.dynamic_slice_in_dim(leaf, first, block)
 
-        part = jax.tree.map(sliced, leaves)
-        h, skips, embeddings, gate, temperature, pattern, add = part
-        changed = dataclasses.replace(
-            intervention, gate=gate, temperature=temperature, pattern=pattern, add=add
-        )
-        changed = _of_images(changed, (start + np.arange(block)) % batch)
-        return run_stage(config, stage, params, changed, Stream(h, skips, embeddings))[0].h
+        return run(jax.tree.map(sliced, leaves), (start + np.arange(block)) % batch)
+
+    def in_order(parts):
+        whole = parts.reshape(-1, *parts.shape[2:])
+        repeated = len(whole) - rows
+        return jnp.concatenate([whole[:-block], whole[repeated - block :]]) if repeated else whole
 
     # The last block may overlap the one before it.
     starts = np.minimum(np.arange(0, rows, block), rows - block)
-    parts = jax.lax.map(run_block, starts)
-    h = parts.reshape(-1, *parts.shape[2:])
-    if repeated := len(h) - rows:
-        h = jnp.concatenate([h[:-block], h[repeated - block :]])
-    return Stream(h, (*kept, h) if stage.push else kept, stream.embeddings)
+    return jax.tree.map(in_order, jax.lax.map(run_block, starts))
 
 
 def _of_images(intervention: Intervention, images: Int[AnyArray, " rows"]) -> Intervention:
     """Replacements that differ between images, taken for each row from its image."""
-
     return dataclasses.replace(
         intervention,
         replacement=_taken(intervention.replacement, images),
@@ -83,7 +133,10 @@ def _taken(replacements: PyTree, images: Int[AnyArray, " rows"]) -> PyTree:
 
 
 def _block(stage: Stage, rows: int, *shape: int) -> int:
-    """Rows of a stage that run at a time: as many as `CPU_BLOCK` holds, or fewer that divide better."""
+    """Rows of a stage that run at a time: on a CPU as many as `CPU_BLOCK` holds, or fewer that divide better;
+    elsewhere all."""
+    if jax.default_backend() != "cpu":
+        return rows
     most = max(1, CPU_BLOCK // (4 * max(stage.resolution**2 * stage.width, math.prod(shape))))
     if rows <= most:
         return rows

@@ -27,13 +27,14 @@ class Layout(NamedTuple):
 
     Attributes:
       mesh: the devices, passes x images.
-      joins: number of interventions of a pass that join at each stage, see `PassPlan`.
+      joins, changed_skips: of `PassPlan`.
       order: index of the intervention of each row of each pass.
       places: index of the image at each place of each block.
     """
 
     mesh: Mesh
     joins: tuple[int, ...]
+    changed_skips: tuple[int, ...]
     order: Int[np.ndarray, "passes width"]
     places: Int[np.ndarray, "blocks block"]
 
@@ -59,7 +60,7 @@ def lay_out(plan: PassPlan, images: int, block: int, devices: Sequence[Any]) -> 
     mesh = _mesh(devices, blocks)
     places = np.arange(blocks * block).reshape(blocks, block)
     places = np.minimum(_padded(places, mesh.shape["images"]), images - 1)
-    return Layout(mesh, plan.joins, _padded(plan.order, mesh.shape["passes"]), places)
+    return Layout(mesh, plan.joins, plan.changed_skips, _padded(plan.order, mesh.shape["passes"]), places)
 
 
 def _mesh(devices: Sequence[Any], blocks: int) -> Mesh:

@@ -110,7 +110,7 @@ def _mean_square(x: Float[Array, "*rows height width channels"]) -> Float[Array,
     return jnp.mean(x * x, axis=(-3, -2, -1))
 
 
-@functools.partial(jax.jit, static_argnames=("joins", "mesh", "reduction"))
+@functools.partial(jax.jit, static_argnames=("joins", "changed_skips", "mesh", "reduction"))
 def run_passes(
     denoiser: Examinable,
     stacked: Intervention,
@@ -118,6 +118,7 @@ def run_passes(
     common: CommonInputs,
     *,
     joins: tuple[int, ...],
+    changed_skips: tuple[int, ...],
     mesh: Mesh,
     reduction: Reduction,
 ) -> tuple[PyTree, PyTree]:
@@ -125,14 +126,14 @@ def run_passes(
 
     Args:
       stacked: interventions without replacements, leaves `(passes, rows, ...)`.
-      joins: number of interventions that join at each stage, see `shared_prefix.plan_passes`.
+      joins, changed_skips: of `shared_prefix.plan_passes`.
       mesh: devices, passes x images.
     Returns:
       Results of `reduction`: leaves `(passes, rows, blocks, block, ...)` and `(passes, blocks, block, ...)`.
     """
 
     def local(denoiser, stacked, images, common):
-        run_block = functools.partial(_run_block, denoiser, joins, reduction, stacked, common)
+        run_block = functools.partial(_run_block, denoiser, joins, changed_skips, reduction, stacked, common)
         changed, clean = jax.lax.map(run_block, images)
         # `map` puts the axis of blocks first; it must be where the images are sharded.
         changed = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 2), changed)
@@ -146,6 +147,7 @@ def run_passes(
 def _run_block(
     denoiser: Examinable,
     joins: tuple[int, ...],
+    changed_skips: tuple[int, ...],
     reduction: Reduction,
     stacked: Intervention,
     common: CommonInputs,
@@ -158,7 +160,9 @@ def _run_block(
 
     def run_pass(stacked: Intervention) -> tuple[PyTree, PyTree]:
         stacked = dataclasses.replace(stacked, **replacements)
-        clean, eps = shared_prefix.forward(denoiser, joins, stacked, x_t, common.t, images.condition)
+        clean, eps = shared_prefix.forward(
+            denoiser, joins, stacked, x_t, common.t, images.condition, changed_skips
+        )
         outputs = PassOutputs(
             denoiser.schedule,
             common.t,

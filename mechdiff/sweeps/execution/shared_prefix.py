@@ -37,10 +37,13 @@ class PassPlan(NamedTuple):
       order: the interventions of each pass; places left over hold repeats.
       joins: interventions that join at each stage, or at each site of a traced function, the same in every
         pass.
+      changed_skips: for each stage, of the interventions that joined after the skip that it takes was made,
+        how many change it: the most of all passes. Empty for traced functions.
     """
 
     order: Int[np.ndarray, "passes width"]
     joins: tuple[int, ...]
+    changed_skips: tuple[int, ...] = ()
 
 
 def joining_stages(config: UNetConfig, stacked: Intervention) -> Int[np.ndarray, " interventions"]:
@@ -52,9 +55,14 @@ def joining_stages(config: UNetConfig, stacked: Intervention) -> Int[np.ndarray,
     place = {stage.name: i for i, stage in enumerate(stages(config))}
     count = stack_size(stacked)
     first = np.full(count, len(place) - 1)
-    for site, changed in _changes(stacked, count, lambda site: 1 if site_type(site) in VECTORS else 3):
+    for site, changed in _changes(stacked, count, _rank):
         first = np.where(changed, np.minimum(first, place[site_stage(site)]), first)
     return first
+
+
+def _rank(site: str) -> int:
+    """Axes of one row of the activation at a UNet's site."""
+    return 1 if site_type(site) in VECTORS else 3
 
 
 def joining_sites(network: TracedNetwork, stacked: Intervention) -> Int[np.ndarray, " interventions"]:
@@ -117,7 +125,27 @@ def plan_passes(
     joins = tuple(np.bincount(first[order[0]], minlength=places).tolist())
     if counts and isinstance(network, UNetConfig):
         joins = row_counts.few_row_counts(joins, row_counts.stage_costs(stages(network)), counts)
-    return PassPlan(order, joins)
+    if not isinstance(network, UNetConfig):
+        return PassPlan(order, joins)
+    return PassPlan(order, joins, _changed_skips(network, stacked, order, joins))
+
+
+def _changed_skips(
+    config: UNetConfig, stacked: Intervention, order: Int[np.ndarray, "passes width"], joins: tuple[int, ...]
+) -> tuple[int, ...]:
+    """`changed_skips` of a plan."""
+    count, joined = stack_size(stacked), np.cumsum(joins)
+    changing = {stage.name: np.zeros(count, bool) for stage in stages(config)}
+    for site, changed in _changes(stacked, count, _rank):
+        if site_type(site) == "skip":
+            changing[site_stage(site)] |= changed
+    joined_when_made, counts = [], []
+    for stage, so_far in zip(stages(config), joined, strict=True):
+        late = order[:, joined_when_made.pop() :] if stage.pop else order[:, :0]
+        counts.append(int(changing[stage.name][late].sum(axis=1).max()))
+        if stage.push:
+            joined_when_made.append(so_far)
+    return tuple(counts)
 
 
 def forward(
@@ -127,6 +155,7 @@ def forward(
     x_t: Images,
     t: Int[AnyArray, ""],
     condition: PyTree = None,
+    changed_skips: tuple[int, ...] = (),
 ) -> tuple[Images, Float[Array, "interventions batch height width channels"]]:
     """Predicted noise without and with each intervention, as `denoiser.predict` would give it.
 
@@ -136,6 +165,7 @@ def forward(
         windows stacked; replacements shared, with or without an axis of images.
       x_t: noisy images at timestep `t`, each seen by every intervention.
       condition: what each image is denoised under, leaves `(batch, ...)`.
+      changed_skips: of `plan_passes`; static. Empty: every row's skip is computed anew.
     """
     if isinstance(denoiser, TracedDenoiser):
         return predict_each(denoiser, joins, stacked, x_t, jnp.full(len(x_t), t), condition)
@@ -144,10 +174,11 @@ def forward(
     batch, count = x_t.shape[0], sum(joins)
     stacked = at_timesteps(stacked, jnp.full(count, t))
     stream, joined = enter(config, params, x_t, jnp.full(batch, t), condition=condition), 0
-    for stage, joining in zip(stages(config), joins, strict=True):
+    of_stages = changed_skips or (None,) * len(joins)
+    for stage, joining, changed in zip(stages(config), joins, of_stages, strict=True):
         joined += joining
         at_stage, rows = rows_at_stage(stage, stacked, batch, joined), (1 + joined) * batch
-        stream = run_rows(config, stage, params, at_stage, stream, batch, rows)
+        stream = run_rows(config, stage, params, at_stage, stream, batch, rows, changed)
     rows = (1 + count) * batch
     tiled = extended(x_t, batch, rows)
     eps = to_eps(config.prediction, schedule, tiled, jnp.full(rows, t), extended(stream.h, batch, rows))

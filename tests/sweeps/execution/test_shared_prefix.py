@@ -220,23 +220,39 @@ def test_a_plan_holds_every_intervention_and_lets_none_join_late(seed, count, si
     assert (joined_at == first[wave.order].min(axis=0)).all()
     if count <= rows:  # there is room for all: nothing joins early either
         assert (joined_at == first[wave.order]).all()
+    _check_changed_skips(wave, members, known)
     passes = len(wave.order)
     early = np.sort(first)[::passes][: len(joined_at)]  # each as early as the one before its round's end
     assert sorted(joined_at) == sorted(early)
     assert wave.order.size - count < passes  # hardly any place is left over
 
 
+def _check_changed_skips(wave, members, known):
+    """Counted one by one: a skip is taken in the reverse of the order in which skips were made."""
+    listed = stages(preset("tiny").unet)
+    made = [place for place, stage in enumerate(listed) if stage.push]
+    taken = [place for place, stage in enumerate(listed) if stage.pop]
+    expected = [0] * len(listed)
+    for source, place in zip(reversed(made), taken, strict=True):
+        columns = [i for i, c in enumerate(known) if c.site == f"{listed[place].name}.skip"]
+        joined = sum(wave.joins[: source + 1])
+        late = [sum(members[i, columns].any() for i in order[joined:]) for order in wave.order]
+        expected[place] = max(late)
+    assert wave.changed_skips == tuple(expected)
+
+
 def test_the_wave_costs_about_half_of_whole_passes(network, everything, images):
     """By XLA's own count of operations, which nothing else here looks at."""
     wave = shared_prefix.plan_passes(network.unet, everything, 1000)
     x_t, t = images[:1], jnp.int32(T)
-    run = jax.jit(shared_prefix.forward, static_argnums=1)
+    run = jax.jit(shared_prefix.forward, static_argnums=1, static_argnames="changed_skips")
     whole = (wave.order.size, *([0] * (len(wave.joins) - 1)))
     flops = [
-        run.lower(network, joins, everything, x_t, t).cost_analysis()["flops"]
-        for joins in (wave.joins, whole)
+        run.lower(network, joins, everything, x_t, t, changed_skips=skips).cost_analysis()["flops"]
+        for joins, skips in ((wave.joins, wave.changed_skips), (wave.joins, ()), (whole, ()))
     ]
-    assert 0.35 < flops[0] / flops[1] < 0.7
+    assert 0.35 < flops[1] / flops[2] < 0.7
+    assert 0.75 < flops[0] / flops[1] < 0.95  # of a skip the same is not computed twice either
 
 
 def test_ablations_of_one_image_do_not_leak_into_another_row(network, images):
