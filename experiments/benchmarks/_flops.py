@@ -11,10 +11,10 @@ from experiments.benchmarks import _harness
 from mechdiff.core import devices
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.types import PyTree
-from mechdiff.interventions.record import Intervention
-from mechdiff.models.stage_modules import enter, run_stage
+from mechdiff.interventions.record import Intervention, stack_size
+from mechdiff.models.stage_modules import comes_apart, enter, run_stage, take_apart
 from mechdiff.models.stages import stages
-from mechdiff.sweeps.execution.shared_prefix import joining_stages
+from mechdiff.sweeps.execution.shared_prefix import plan_passes
 
 
 def of_stages(config: UNetConfig, params: PyTree, identity: Intervention) -> list[int]:
@@ -37,11 +37,35 @@ def of_stages(config: UNetConfig, params: PyTree, identity: Intervention) -> lis
     return flops
 
 
-def needed(config: UNetConfig, stages: list[int], stacked: Intervention) -> int:
-    """FLOPs for one image under a stack of interventions when nothing before a site is computed twice:
-    the clean pass, and of every intervention what comes after it has joined."""
-    rest = np.cumsum(stages[::-1])[::-1]
-    return int(rest[0] + rest[joining_stages(config, stacked)].sum())
+def needed(
+    config: UNetConfig, params: PyTree, identity: Intervention, flops: list[int], stacked: Intervention
+) -> int:
+    """FLOPs for one image under a stack of interventions when nothing is computed twice: the clean pass, of
+    every intervention what comes after it has joined, and parts of skips once for each skip that differs.
+
+    Args:
+      flops: `of_stages`.
+    """
+    rest = np.cumsum(flops[::-1])[::-1]
+    plan = plan_passes(config, stacked, stack_size(stacked))
+    whole = rest[0] + sum(joining * rest[place] for place, joining in enumerate(plan.joins))
+    joined, made, channels, saved = np.cumsum(plan.joins), [], config.in_channels, 0
+    for place, stage in enumerate(stages(config)):
+        if stage.pop:
+            source = made.pop()
+            sharing = joined[place] - joined[source] - plan.changed_skips[place]
+            if comes_apart(config, stage, params, channels):
+                skip = stages(config)[source]
+                shape = jax.ShapeDtypeStruct((1, skip.resolution, skip.resolution, skip.width), jnp.float32)
+
+                def parts(params, identity, skip, stage=stage, channels=channels):
+                    return take_apart(config, stage, params, identity, skip, channels)
+
+                saved += sharing * of_jaxpr(jax.make_jaxpr(parts)(params, identity, shape).jaxpr)
+        if stage.push:
+            made.append(place)
+        channels = stage.width
+    return int(whole - saved)
 
 
 def ceiling() -> str:

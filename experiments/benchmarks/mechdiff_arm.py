@@ -93,7 +93,11 @@ def flops(task, images, config):
     if task == "forward_sweep":
         ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), identity)
         stacked = leave_one_out(ones, components(config.unet))[1]
-        facts["needed"] = _flops.needed(config.unet, stage_flops, stacked) * config.sweep.timesteps * images
+        facts["needed"] = (
+            _flops.needed(config.unet, params, identity, stage_flops, stacked)
+            * config.sweep.timesteps
+            * images
+        )
     return facts
 
 
