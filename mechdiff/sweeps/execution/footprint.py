@@ -19,7 +19,7 @@ from mechdiff.models import attention, conditions
 from mechdiff.models.stages import Stage, stages
 from mechdiff.models.traced.denoiser import TracedNetwork
 from mechdiff.models.unet import forward, init_shapes
-from mechdiff.sweeps.execution import memory
+from mechdiff.sweeps.execution import memory, shared_skips
 
 Network = UNetConfig | TracedNetwork  # the part of a denoiser that is static in compiled programs
 
@@ -81,11 +81,13 @@ class _Flow(NamedTuple):
       entering: what goes in: the stream and, if the stage takes one, a skip.
       out: what comes out.
       inside: what is alive at the widest point between.
+      inside_apart: the same where the skip is taken apart, see `shared_skips`.
     """
 
     entering: int
     out: int
     inside: int
+    inside_apart: int
 
 
 def _flows(config: UNetConfig) -> list[_Flow]:
@@ -102,34 +104,42 @@ def _flows(config: UNetConfig) -> list[_Flow]:
         elif stage.op == "upsample":
             inside = (stream + (1 + splits) * 4 * stream + out) // shrink
         else:
-            at_first_convolution = (2 + splits) * entering + (1 + splits) * out
-            after_it = entering + (3 + splits) * out
-            inside = max(at_first_convolution, after_it) // shrink
-        flows.append(_Flow(entering, out, inside))
+            inside = _inside_block(entering, out, splits) // shrink
+        # What each row takes of the parts is written out, in float32.
+        apart = _inside_block(stream, out, splits) // shrink + (1 + splits) * out
+        flows.append(_Flow(entering, out, inside, apart))
         stream = out
         if stage.push:
             skips.append(out)
     return flows
 
 
+def _inside_block(entering: int, out: int, splits: int) -> int:
+    at_first_convolution = (2 + splits) * entering + (1 + splits) * out
+    return max(at_first_convolution, entering + (3 + splits) * out)
+
+
 def _pass_bytes_on_accelerator(config: UNetConfig, joins: Sequence[int], batch: int = 1) -> int:
     """`pass_bytes` where a stage runs all rows at once."""
-    rows, peak, skips = batch, 0, []
+    rows, peak = batch, 0
+    skips: list[_Skip] = []
     for stage, flow, joining in zip(stages(config), _flows(config), joins, strict=True):
         rows += joining * batch
-        if stage.pop:
-            skips.pop()
-        peak = max(peak, sum(skips) + rows * flow.inside)
+        inside = flow.inside
+        # About as many rows have a skip of their own as had joined when it was made.
+        if stage.pop and skips.pop().rows <= shared_skips.MOST_OWN * rows:
+            inside = flow.inside_apart
+        peak = max(peak, sum(skip.row * skip.rows for skip in skips) + rows * inside)
         if stage.push:
-            skips.append(rows * flow.out)
+            skips.append(_Skip(flow.out, rows))
     return peak
 
 
 class _Skip(NamedTuple):
-    """Bytes of one row of a skip, and of all rows that had joined where it was pushed."""
+    """Bytes of one row of a skip, and the rows that had joined where it was pushed."""
 
     row: int
-    all_rows: int
+    rows: int
 
 
 def pass_bytes(config: Network, joins: Sequence[int], batch: int = 1) -> int:
@@ -151,13 +161,13 @@ def pass_bytes(config: Network, joins: Sequence[int], batch: int = 1) -> int:
     for stage, joining in zip(stages(config), joins, strict=True):
         before, rows = rows, rows + joining * batch
         out = _output_bytes(stage)
-        held = sum(skip.all_rows for skip in skips)
+        held = sum(skip.row * skip.rows for skip in skips)
         taken = skips.pop().row if stage.pop else 0
         one_by_one = max(stream, out) > CPU_BLOCK // 2  # then rows that join here need not be copied
         entering = before * stream if one_by_one else (before + rows) * stream + rows * taken
         peak = max(peak, held + LOOP_COPIES * (entering + rows * out) + LIVE_MAPS * max(stream, out))
         if stage.push:
-            skips.append(_Skip(out, rows * out))
+            skips.append(_Skip(out, rows))
         stream = out
     return peak
 
