@@ -1,8 +1,9 @@
 """Many interventions in one pass through the network, in which nothing before a site is computed twice.
 
 The batch grows on its way through the stages: the clean rows go first, and the rows of an intervention
-join, as copies of the clean ones, at the first stage that it changes. A leave-one-out sweep is one program
-of about half the operations of one pass per component, compiled once whatever the number of sweeps. Where
+join, as copies of the clean ones, at the first stage that it changes; what the decoder computes of a skip
+that rows have in common is computed once, too (`shared_skips`). A leave-one-out sweep is one program of about
+half the operations of one pass per component, compiled once whatever the number of sweeps. Where
 memory holds only a part of the rows at a time, they take turns in the same program (`plan_passes`).
 In a function with named values, sites take the place of stages, see `models.traced.joining`.
 """
