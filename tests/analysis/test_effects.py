@@ -7,6 +7,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mechdiff import stats
 from mechdiff.analysis import agreement, changes, effects, paired, precision, saved_effects, variation
 from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.stats import Units
@@ -268,21 +269,32 @@ def test_the_least_p_counts_the_units_that_are_flipped(own, flipped):
     assert between.p.min() >= between.least_p and (own or between.p.min() == between.least_p)
 
 
-@pytest.mark.parametrize("change, least, most", [(0.0, 0.0, 0.12), (0.05, 0.8, 1.0)])
-def test_p_of_a_comparison_errs_as_rarely_as_it_says_where_clean_losses_differ(change, least, most):
-    """Ablation costs 30 % in both, or 5 points more; clean losses of an image correlate by .95, costs not."""
+@pytest.mark.parametrize(
+    "change, spread, grows, least, most",
+    [(0.0, 0.5, 0, 0.0, 0.12), (0.05, 0.5, 0, 0.8, 1.0), (0.0, 1.3, 1, 0.0, 0.08)],
+)
+def test_p_of_a_comparison_errs_as_rarely_as_it_says_where_clean_losses_differ(
+    change, spread, grows, least, most
+):
+    """Ablation costs 30 % in both, or 5 points more; clean losses of an image correlate by .95, costs not, or
+    they grow with a skewed clean loss."""
     rng = np.random.default_rng(0)
-    small = {"pooled": [], "cells": []}
-    for _ in range(100):
-        shared, own = rng.normal(size=(1, 1, 16)), rng.normal(size=(2, 2, 16))
-        clean = np.exp(0.5 * (np.sqrt(0.95) * shared + np.sqrt(0.05) * own))
-        cost = np.array([0.3, 0.3 + change])[:, None, None] * (1 + 0.05 * rng.normal(size=(2, 2, 16)))
-        before, after = (
-            sweep([[side + extra * np.mean(side)]], side) for side, extra in zip(clean, cost, strict=True)
-        )
-        small["pooled"].append(paired.paired_difference(before, after, "zero", repeats=20).p[0] <= 0.05)
-        small["cells"].append(changes.cell_differences(before, after, "zero")[1].min() <= 0.05)
-    assert all(least <= np.mean(found) <= most for found in small.values()), small
+    shared, own = rng.normal(size=(500, 1, 1, 2, 16)), rng.normal(size=(500, 2, 1, 2, 16))
+    clean = np.exp(spread * (np.sqrt(0.95) * shared + np.sqrt(0.05) * own))
+    cost = np.array([0.3, 0.3 + change])[:, None, None, None] * (1 + 0.05 * rng.normal(size=own.shape))
+    mean = clean.mean(axis=(-2, -1), keepdims=True)
+    cost *= (clean / mean * np.exp(0.5 * rng.normal(size=own.shape))) ** grows
+    loss = clean + cost * mean
+    sides = [(clean[:, i], loss[:, i]) for i in (0, 1)]
+    pooled, cells = (paired.contributions_to_change(*sides, pooled=each)[:, 0] for each in (True, False))
+    pooled = pooled.mean(axis=-2)
+    found = [(stats.permutation_test(values, 199) <= 0.05).mean() for values in (pooled, cells)]
+    assert all(least <= each <= most for each in found), found
+    np.testing.assert_allclose(pooled.mean(axis=-1), cells.mean(axis=(1, 2)))
+    before, after = (sweep([[loss[0, i, 0]]], clean[0, i, 0]) for i in (0, 1))
+    p = paired.paired_difference(before, after, "zero", repeats=20).p, stats.permutation_test(pooled[:1])
+    np.testing.assert_allclose(*p)
+    np.testing.assert_allclose(changes.cell_differences(before, after, "zero")[1], stats.max_t(cells[:1]))
 
 
 def test_excess_relative_increase_is_relative_to_what_could_still_be_gained():
