@@ -90,7 +90,8 @@ class Effects(EffectGrid):
     Attributes:
       pooled_losses: as the module defines it.
       effective: effective number of components, exp(entropy of the shares of |pooled|).
-      rms, hurt: root mean square over timesteps, and share of images hurt, `[component]`.
+      rms: root mean square over timesteps, `[component]`.
+      hurt: share of images hurt, `[component]`, with an exact interval (`stats.share_interval`).
       quantiles: over images, `[component, QUANTILES]`.
       precision_error: largest error of a relative loss increase by reduced precision of products, in points,
         `[component]`; 0 in full precision. Intervals of relative loss increases are wider by it at both ends,
@@ -218,7 +219,6 @@ def measure(
     clean, loss = losses(sweep, ablation)
     units = stats.units_of(sweep)
     by_image = increase_by_image(clean, loss, nested(sweep))
-    raised = (by_image > 0).astype(np.float64)
 
     def interval(statistic: stats.intervals.Statistic) -> Interval:
         return stats.bootstrap_units(statistic, units, repeats=repeats, seed=seed, confidence=confidence)
@@ -240,12 +240,26 @@ def measure(
         effective=interval(lambda w: effective_number(pooled_relative_increase(clean, loss, w))),
         change=_largest_change(sweep, ablation),
         rms=interval(lambda w: rms_relative_increase(clean, loss, w)),
-        hurt=interval(lambda w: stats.weighted_mean(raised, w).mean(axis=1)),
+        hurt=hurt_share(sweep, clean, loss, confidence),
         quantiles=np.quantile(by_image, QUANTILES, axis=(1, 2)).T,
         precision_error=error,
         images=sweep.sizes["image"],
         people=units.people,
     )
+
+
+def hurt_share(
+    sweep: xr.Dataset, clean: CleanLossArray, loss: LossArray, confidence: float = 0.95
+) -> Interval:
+    """Share of images hurt under an ablation, with its exact interval; 0 where no prediction changed.
+
+    Args:
+      clean, loss: of `losses`.
+    """
+    hurt = increase_by_image(clean, loss, nested(sweep)) > 0
+    interval = stats.share_interval(hurt, stats.units_of(sweep), confidence)
+    idle = (loss == clean).all(axis=(1, 2))
+    return dataclasses.replace(interval, high=np.where(idle, 0.0, interval.high))
 
 
 def pooled_interval(sweep: xr.Dataset, ablation: str, seed: int = 0) -> Interval:
