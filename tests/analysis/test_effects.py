@@ -185,6 +185,25 @@ def test_an_interval_of_rank_agreement_covers_what_noise_hides_and_contains_its_
     assert np.mean(covered) > 0.9 and np.mean(before) < 0.1
 
 
+@pytest.mark.parametrize("link, shared", [(0.9, False), (0.0, True)])
+def test_rank_agreement_allows_for_noise_larger_than_effects(link, shared):
+    """That of 8 images hides a correlation, or makes one where both sides have the same images."""
+    rng = np.random.default_rng(0)
+    covered, units = [], [Units(np.arange(8), 8, False)]
+    for _ in range(20):
+        first, second = rng.normal(size=(2, 40))
+        effect = 0.05 * np.exp(0.7 * np.stack([first, link * first + np.sqrt(1 - link**2) * second]))
+        noise = rng.normal(size=(2, 40, 1, 8))
+        noise[1] = noise[0] if shared else noise[1]
+        clean = np.exp(0.3 * rng.normal(size=(1, 8)))
+        sides = [(clean, clean + effect[i][:, None, None] + 0.4 * noise[i]) for i in (0, 1)]
+        interval = agreement.ranked(sides, units if shared else units * 2, repeats=100)
+        truth = scipy.stats.spearmanr(*effect).statistic
+        assert -1 <= interval.low <= interval.estimate <= interval.high <= 1
+        covered.append(interval.low <= truth <= interval.high)
+    assert np.mean(covered) > 0.8
+
+
 def test_rank_agreement_of_people_counts_people_and_leaves_out_each():
     data = random_sweep(2, images=12)
     with_people = data.assign_coords(person=("image", np.repeat(np.arange(4), 3)))
