@@ -91,7 +91,7 @@ def cell_differences(before: xr.Dataset, after: xr.Dataset, ablation: str) -> tu
         first, last = (effects.relative_loss_increase(*side, weights) for side in losses)
         return last - first
 
-    interval = stats.bootstrap_units(difference, units)
+    interval = stats.bootstrap_units(difference, units, student=True)
     contributions = paired.contributions_to_change(*losses, pooled=False)
     return interval, stats.max_t(units.sums(contributions))
 

@@ -220,8 +220,9 @@ def measure(
     units = stats.units_of(sweep)
     by_image = increase_by_image(clean, loss, nested(sweep))
 
-    def interval(statistic: stats.intervals.Statistic) -> Interval:
-        return stats.bootstrap_units(statistic, units, repeats=repeats, seed=seed, confidence=confidence)
+    def interval(statistic: stats.intervals.Statistic, student: bool = True) -> Interval:
+        drawn = {"repeats": repeats, "seed": seed, "confidence": confidence}
+        return stats.bootstrap_units(statistic, units, student=student, **drawn)
 
     error = precision.relative_error(sweep, ablation)
     cells = _widened(interval(lambda w: relative_loss_increase(clean, loss, w)), error[:, None])
@@ -237,9 +238,11 @@ def measure(
         p=np.where(lost(cells, error[:, None]), 1.0, stats.max_t(units.sums(loss - clean), seed=seed)),
         pooled=_widened(interval(lambda w: pooled_relative_increase(clean, loss, w)), error),
         pooled_losses=_widened(interval(lambda w: pooled_loss_ratio_increase(clean, loss, w)), error),
-        effective=interval(lambda w: effective_number(pooled_relative_increase(clean, loss, w))),
+        effective=interval(
+            lambda w: effective_number(pooled_relative_increase(clean, loss, w)), student=False
+        ),
         change=_largest_change(sweep, ablation),
-        rms=interval(lambda w: rms_relative_increase(clean, loss, w)),
+        rms=interval(lambda w: rms_relative_increase(clean, loss, w), student=False),
         hurt=hurt_share(sweep, clean, loss, confidence),
         quantiles=np.quantile(by_image, QUANTILES, axis=(1, 2)).T,
         precision_error=error,
@@ -273,7 +276,10 @@ def pooled_interval(sweep: xr.Dataset, ablation: str, seed: int = 0) -> Interval
     """
     clean, loss = losses(sweep, ablation)
     return stats.bootstrap_units(
-        lambda weights: pooled_relative_increase(clean, loss, weights), stats.units_of(sweep), seed=seed
+        lambda weights: pooled_relative_increase(clean, loss, weights),
+        stats.units_of(sweep),
+        seed=seed,
+        student=True,
     )
 
 

@@ -123,7 +123,11 @@ def paired_difference(
 
     units = stats.units_of(before)
     interval = stats.bootstrap_units(
-        lambda weights: pooled(1, weights) - pooled(0, weights), units, repeats=repeats, seed=seed
+        lambda weights: pooled(1, weights) - pooled(0, weights),
+        units,
+        repeats=repeats,
+        seed=seed,
+        student=True,
     )
     differences = by_unit(before, contributions_to_change(*losses, pooled=True))
     p = stats.holm(stats.permutation_test(differences, seed=seed))
