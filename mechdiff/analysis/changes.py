@@ -92,8 +92,9 @@ def cell_differences(before: xr.Dataset, after: xr.Dataset, ablation: str) -> tu
         return last - first
 
     interval = stats.bootstrap_units(difference, units, student=True)
-    contributions = paired.contributions_to_change(*losses, pooled=False)
-    return interval, stats.max_t(units.sums(contributions))
+    p = stats.max_t(units.sums(paired.contributions_to_change(*losses, pooled=False)))
+    error = paired.errors(before, after, ablation)[:, None]
+    return effects.widened(interval, error), np.where(effects.lost(interval, error), 1.0, p)
 
 
 def grid_of(changed: xr.Dataset, place: int) -> EffectGrid:

@@ -225,7 +225,7 @@ def measure(
         return stats.bootstrap_units(statistic, units, student=student, **drawn)
 
     error = precision.relative_error(sweep, ablation)
-    cells = _widened(interval(lambda w: relative_loss_increase(clean, loss, w)), error[:, None])
+    cells = widened(interval(lambda w: relative_loss_increase(clean, loss, w)), error[:, None])
     return Effects(
         ablation=ablation,
         components=tuple(str(name) for name in sweep["component"].values),
@@ -236,8 +236,8 @@ def measure(
         log_snr=sweep["log_snr"].values.astype(np.float64),
         cells=cells,
         p=np.where(lost(cells, error[:, None]), 1.0, stats.max_t(units.sums(loss - clean), seed=seed)),
-        pooled=_widened(interval(lambda w: pooled_relative_increase(clean, loss, w)), error),
-        pooled_losses=_widened(interval(lambda w: pooled_loss_ratio_increase(clean, loss, w)), error),
+        pooled=widened(interval(lambda w: pooled_relative_increase(clean, loss, w)), error),
+        pooled_losses=widened(interval(lambda w: pooled_loss_ratio_increase(clean, loss, w)), error),
         effective=interval(
             lambda w: effective_number(pooled_relative_increase(clean, loss, w)), student=False
         ),
@@ -293,5 +293,6 @@ def lost(interval: Interval, error: Float[np.ndarray, "..."]) -> Bool[np.ndarray
     return (error > 0) & (np.abs(interval.estimate) <= error)
 
 
-def _widened(interval: Interval, error: Float[np.ndarray, "..."]) -> Interval:
+def widened(interval: Interval, error: Float[np.ndarray, "..."]) -> Interval:
+    """An interval that reaches further by `error` at both ends."""
     return dataclasses.replace(interval, low=interval.low - error, high=interval.high + error)

@@ -19,7 +19,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from mechdiff import stats
-from mechdiff.analysis import effects
+from mechdiff.analysis import effects, precision
 from mechdiff.core.errors import ConfigError
 from mechdiff.stats import Interval
 
@@ -35,7 +35,8 @@ class PairedDifference:
       components: that both have, in the order of the first.
       before, after: pooled relative loss increases, %, `[component]`.
       difference: after - before.
-      p: two-sided sign-flip p values of the differences, Holm-adjusted over components.
+      p: two-sided sign-flip p values of the differences, Holm-adjusted over components; 1 where the error of
+        reduced precision, by which intervals are wider, may be all of a difference.
       flipped: units whose signs p flips: images of all timesteps together, or people where they are known.
       effective: what the n images or people count as, see `stats.Units.effective`.
       n: images, or people where they are known.
@@ -130,17 +131,24 @@ def paired_difference(
         student=True,
     )
     differences = by_unit(before, contributions_to_change(*losses, pooled=True))
-    p = stats.holm(stats.permutation_test(differences, seed=seed))
+    error = errors(*sides, ablation)
+    interval = effects.widened(interval, error)
+    p = np.where(effects.lost(interval, error), 1.0, stats.permutation_test(differences, seed=seed))
     before_even, after_even = (pooled(side, units.even())[:, 0] for side in range(2))
     return PairedDifference(
         components=tuple(names),
         before=before_even,
         after=after_even,
         difference=interval,
-        p=p,
+        p=stats.holm(p),
         flipped=differences.shape[-1],
         effective=units.effective,
     )
+
+
+def errors(before: xr.Dataset, after: xr.Dataset, ablation: str) -> Float[np.ndarray, " component"]:
+    """Error of the change of relative loss increases by reduced precision, in points: that of both sides."""
+    return precision.relative_error(before, ablation) + precision.relative_error(after, ablation)
 
 
 def _check_paired(before: xr.Dataset, after: xr.Dataset) -> None:

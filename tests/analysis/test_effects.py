@@ -360,6 +360,17 @@ def test_error_of_precision_widens_intervals_and_takes_certainty_away():
     assert (after.p[0] == 1).all() and (after.p[1] == before.p[1]).all()
     assert after.pooled.low[0] < 0 < after.pooled.low[1]
     assert precision.statement(exact, before.pooled, before.precision_error) is None
+    uneven, half = np.array([4.0, 0.0, 0.0]), np.array([5.0, 1.0, 5.0])  # sampling errors of 1, 1, 5 points
+    pooled = stats.Interval(estimate=uneven, low=uneven - half, high=uneven + half, confidence=0.95, n=24)
+    assert "sampling 1 (" in (precision.statement(reduced, pooled, uneven) or "")
+    between, doubtful = (
+        paired.paired_difference(exact, exact.assign(loss=other.loss * 1.04, **more), "zero", repeats=20)
+        for other, more in ((exact, {}), (reduced, {"precision_error": reduced.precision_error}))
+    )
+    np.testing.assert_allclose(doubtful.difference.high - between.difference.high, 5)
+    assert (between.p < 0.01).all() and doubtful.p[0] == 1
+    pairs = [changes.cell_differences(side, reduced, "zero")[0] for side in (exact, reduced)]
+    np.testing.assert_allclose(pairs[0].low - pairs[1].low, 5)
     line = precision.statement(reduced, after.pooled, after.precision_error)
     assert line.startswith("products in tf32: precision 5 points, sampling 0.") and "8 images x 4" in line
 
