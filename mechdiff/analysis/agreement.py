@@ -13,7 +13,7 @@ first): now at least .90 in each of 360 such designs of 4, 8, 16 and 84 images, 
 have the same noise, and often [-1, 1], which says that so few images do not show it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -81,13 +81,7 @@ def _shared(*sides: tuple[xr.Dataset, str]) -> list[str]:
 
 
 def ranked(sides: list[Side], units: list[stats.Units], repeats: int = 2000, seed: int = 0) -> Interval:
-    """Rank correlation of two sides with its 95 % interval, within [-1, 1]; it contains the estimate.
-
-    Its ends lie Student's quantile times the standard error outside of the estimate and of twice the estimate
-    less the mean of resamples; its degrees of freedom are those of as many units as people count as
-    (`stats.Units.effective`). The standard error is the jackknife's, or that of resamples if larger: leaving
-    out one unit can leave all ranks of few components as they are. Where one side is less than `RELIABLE`,
-    they also lie as far outside of the correlation `without_noise`, whose error is larger.
+    """Rank correlation of pooled relative loss increases of two sides, see `rank_interval`.
 
     Args:
       sides: losses of the components that both have.
@@ -98,16 +92,41 @@ def ranked(sides: list[Side], units: list[stats.Units], repeats: int = 2000, see
         both = zip(sides, (weights[0], weights[-1]), strict=True)
         return [pooled_relative_increase(*side, of_side) for side, of_side in both]
 
+    return rank_interval(effects, units, repeats=repeats, seed=seed)
+
+
+def rank_interval(
+    effects: Callable[[list[np.ndarray]], Sequence[Draws]],
+    units: list[stats.Units],
+    correlate: Callable[[Draws, Draws], Float[np.ndarray, " m"]] = rank_correlation,
+    *,
+    repeats: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Rank correlation of two measured quantities with its 95 % interval, within [-1, 1]; it contains the
+    estimate.
+
+    Its ends lie Student's quantile times the standard error outside of the estimate and of twice the estimate
+    less the mean of resamples; its degrees of freedom are those of as many units as people count as
+    (`stats.Units.effective`). The standard error is the jackknife's, or that of resamples if larger: leaving
+    out one unit can leave all ranks of few components as they are. Where one side is less than `RELIABLE`,
+    they also lie as far outside of the correlation `without_noise`, whose error is larger.
+
+    Args:
+      effects: maps weights of images, for each of `units`, to both quantities, `[component, m]` each.
+      units: of each side; or one, if both were measured on the same images.
+      correlate: the rank correlation.
+    """
     even = [side.even() for side in units]
     of_even = effects(even)
-    estimate = float(rank_correlation(*of_even)[0])
+    estimate = float(correlate(*of_even)[0])
     shares = [stats.bootstrap_weights(side.count, repeats, seed + i) for i, side in enumerate(units)]
     of_drawn = effects([side.weights(share) for side, share in zip(units, shares, strict=True)])
-    drawn = rank_correlation(*of_drawn)
+    drawn = correlate(*of_drawn)
     variance = 0.0
     for i, side in enumerate(units):
         without_each = side.weights((1.0 - np.eye(side.count)) / (side.count - 1))
-        values = rank_correlation(*np.broadcast_arrays(*effects([*even[:i], without_each, *even[i + 1 :]])))
+        values = correlate(*np.broadcast_arrays(*effects([*even[:i], without_each, *even[i + 1 :]])))
         variance += float(stats.jackknife_error(values)) ** 2
     n = min(side.count for side in units)
     error = np.sqrt(max(variance, stats.resampled_variance(drawn, n)[0]))
@@ -115,7 +134,7 @@ def ranked(sides: list[Side], units: list[stats.Units], repeats: int = 2000, see
     quantile = scipy.special.stdtrit(max(count_as - 1, 1), 0.975)
     middles, reach = [estimate, 2 * estimate - float(drawn.mean())], [quantile * error] * 2
     pairs = [np.broadcast_arrays(*pair) for pair in zip(of_even, of_drawn, strict=True)]
-    own = [float(rank_correlation(*pair).mean()) for pair in pairs]
+    own = [float(correlate(*pair).mean()) for pair in pairs]
     corrected = without_noise(estimate, float(drawn.mean()), own, n, shared=len(units) == 1)
     if min(corrected.reliability) < RELIABLE:
         middles.append(corrected.estimate)
