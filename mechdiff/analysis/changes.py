@@ -84,17 +84,17 @@ def cell_differences(before: xr.Dataset, after: xr.Dataset, ablation: str) -> tu
     Returns:
       the interval and sign-flip p values, max-T over components and timesteps; both `[component, t]`.
     """
-    clean_before, loss_before = effects.losses(before, ablation)
-    clean_after, loss_after = effects.losses(after, ablation)
+    losses = [effects.losses(side, ablation) for side in (before, after)]
     units = stats.units_of(before)
 
     def difference(weights: np.ndarray) -> np.ndarray:
-        increase_before = effects.relative_loss_increase(clean_before, loss_before, weights)
-        return effects.relative_loss_increase(clean_after, loss_after, weights) - increase_before
+        first, last = (effects.relative_loss_increase(*side, weights) for side in losses)
+        return last - first
 
-    interval = stats.bootstrap_units(difference, units)
-    flipped = interval.estimate[..., None] + paired.influence_on_change(before, after, ablation)
-    return interval, stats.max_t(units.sums(flipped))
+    interval = stats.bootstrap_units(difference, units, student=True)
+    p = stats.max_t(units.sums(paired.contributions_to_change(*losses, pooled=False)))
+    error = paired.errors(before, after, ablation)[:, None]
+    return effects.widened(interval, error), np.where(effects.lost(interval, error), 1.0, p)
 
 
 def grid_of(changed: xr.Dataset, place: int) -> EffectGrid:

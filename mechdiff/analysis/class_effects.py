@@ -7,7 +7,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 
 from mechdiff import stats
-from mechdiff.analysis import effects
+from mechdiff.analysis import effects, precision
 from mechdiff.core.errors import ConfigError
 
 CLASS = "class_label"  # coordinate of a result: the class of each image; dims `image`, or `t, image`
@@ -29,7 +29,7 @@ def class_effects(
 
     The estimand is that of `effects.Effects.pooled` with the mean over images taken within a class. Intervals
     are bootstrapped over images (or people) of all classes together, and widened for as many as the class has
-    (`fewest_units`).
+    (`fewest_units`); by the error of reduced precision, over all classes, they are wider at both ends.
 
     Args:
       sweep: of `sweeps.ablation_sweep`, with the coordinate `class_label`.
@@ -62,6 +62,8 @@ def class_effects(
         )
         for label in classes
     ]
+    error = precision.relative_error(sweep, ablation)
+    columns = [effects.widened(interval, error) for interval in columns]
     axes = ("component", CLASS)
     values = {
         name: (axes, np.stack([getattr(interval, name) for interval in columns], 1), {"units": "%"})

@@ -90,7 +90,8 @@ class Effects(EffectGrid):
     Attributes:
       pooled_losses: as the module defines it.
       effective: effective number of components, exp(entropy of the shares of |pooled|).
-      rms, hurt: root mean square over timesteps, and share of images hurt, `[component]`.
+      rms: root mean square over timesteps, `[component]`.
+      hurt: share of images hurt, `[component]`, with an exact interval (`stats.share_interval`).
       quantiles: over images, `[component, QUANTILES]`.
       precision_error: largest error of a relative loss increase by reduced precision of products, in points,
         `[component]`; 0 in full precision. Intervals of relative loss increases are wider by it at both ends,
@@ -218,13 +219,13 @@ def measure(
     clean, loss = losses(sweep, ablation)
     units = stats.units_of(sweep)
     by_image = increase_by_image(clean, loss, nested(sweep))
-    raised = (by_image > 0).astype(np.float64)
 
-    def interval(statistic: stats.intervals.Statistic) -> Interval:
-        return stats.bootstrap_units(statistic, units, repeats=repeats, seed=seed, confidence=confidence)
+    def interval(statistic: stats.intervals.Statistic, student: bool = True) -> Interval:
+        drawn = {"repeats": repeats, "seed": seed, "confidence": confidence}
+        return stats.bootstrap_units(statistic, units, student=student, **drawn)
 
     error = precision.relative_error(sweep, ablation)
-    cells = _widened(interval(lambda w: relative_loss_increase(clean, loss, w)), error[:, None])
+    cells = widened(interval(lambda w: relative_loss_increase(clean, loss, w)), error[:, None])
     return Effects(
         ablation=ablation,
         components=tuple(str(name) for name in sweep["component"].values),
@@ -235,17 +236,33 @@ def measure(
         log_snr=sweep["log_snr"].values.astype(np.float64),
         cells=cells,
         p=np.where(lost(cells, error[:, None]), 1.0, stats.max_t(units.sums(loss - clean), seed=seed)),
-        pooled=_widened(interval(lambda w: pooled_relative_increase(clean, loss, w)), error),
-        pooled_losses=_widened(interval(lambda w: pooled_loss_ratio_increase(clean, loss, w)), error),
-        effective=interval(lambda w: effective_number(pooled_relative_increase(clean, loss, w))),
+        pooled=widened(interval(lambda w: pooled_relative_increase(clean, loss, w)), error),
+        pooled_losses=widened(interval(lambda w: pooled_loss_ratio_increase(clean, loss, w)), error),
+        effective=interval(
+            lambda w: effective_number(pooled_relative_increase(clean, loss, w)), student=False
+        ),
         change=_largest_change(sweep, ablation),
-        rms=interval(lambda w: rms_relative_increase(clean, loss, w)),
-        hurt=interval(lambda w: stats.weighted_mean(raised, w).mean(axis=1)),
+        rms=interval(lambda w: rms_relative_increase(clean, loss, w), student=False),
+        hurt=hurt_share(sweep, clean, loss, confidence),
         quantiles=np.quantile(by_image, QUANTILES, axis=(1, 2)).T,
         precision_error=error,
         images=sweep.sizes["image"],
         people=units.people,
     )
+
+
+def hurt_share(
+    sweep: xr.Dataset, clean: CleanLossArray, loss: LossArray, confidence: float = 0.95
+) -> Interval:
+    """Share of images hurt under an ablation, with its exact interval; 0 where no prediction changed.
+
+    Args:
+      clean, loss: of `losses`.
+    """
+    hurt = increase_by_image(clean, loss, nested(sweep)) > 0
+    interval = stats.share_interval(hurt, stats.units_of(sweep), confidence)
+    idle = (loss == clean).all(axis=(1, 2))
+    return dataclasses.replace(interval, high=np.where(idle, 0.0, interval.high))
 
 
 def pooled_interval(sweep: xr.Dataset, ablation: str, seed: int = 0) -> Interval:
@@ -259,7 +276,10 @@ def pooled_interval(sweep: xr.Dataset, ablation: str, seed: int = 0) -> Interval
     """
     clean, loss = losses(sweep, ablation)
     return stats.bootstrap_units(
-        lambda weights: pooled_relative_increase(clean, loss, weights), stats.units_of(sweep), seed=seed
+        lambda weights: pooled_relative_increase(clean, loss, weights),
+        stats.units_of(sweep),
+        seed=seed,
+        student=True,
     )
 
 
@@ -273,5 +293,6 @@ def lost(interval: Interval, error: Float[np.ndarray, "..."]) -> Bool[np.ndarray
     return (error > 0) & (np.abs(interval.estimate) <= error)
 
 
-def _widened(interval: Interval, error: Float[np.ndarray, "..."]) -> Interval:
+def widened(interval: Interval, error: Float[np.ndarray, "..."]) -> Interval:
+    """An interval that reaches further by `error` at both ends."""
     return dataclasses.replace(interval, low=interval.low - error, high=interval.high + error)

@@ -2,8 +2,13 @@
 
 Once over all heads, and again of ranks within layers, since layers of few keys have low entropies, and layers
 differ in effects. Entropies are normalized, H / ln Nk. The test by intervention is `entropy_causality`.
+
+Intervals allow for noise of the images, which hides a correlation (`agreement.rank_interval`). Percentiles of
+resamples, used until 2026-11-30, covered one of -.9 in 0 to .45 of simulated sets of 8 images whose effects
+scatter by .5 to 6 times their mean size, and in .01 to .91 of 84; now in .96 or more.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +18,7 @@ from jaxtyping import Float
 
 from mechdiff import stats
 from mechdiff.analysis import effects
-from mechdiff.analysis.agreement import rank_correlation
+from mechdiff.analysis.agreement import rank_correlation, rank_interval
 from mechdiff.analysis.roles import selectivity, target_groups
 from mechdiff.analysis.roles.matching import layers_of
 from mechdiff.core.errors import ConfigError
@@ -26,7 +31,7 @@ class EntropyCorrelation:
     """Rank correlation of entropy with another quantity over the heads of one network.
 
     Attributes:
-      overall: Spearman's, with its percentile interval over images (`n` of them), or people.
+      overall: Spearman's, with its interval over images (`n` of them), or people.
       within: the same of ranks within layers, less each layer's mean.
       p: of `overall`, two-sided, heads shuffled anywhere; `p_within`: of `within`, shuffled within layers.
       heads: number of heads.
@@ -69,9 +74,10 @@ def correlation(
         raise ConfigError(
             f"{len(x)} heads have an entropy, {len(y)} the other quantity; compare the same heads"
         )
-    draws = {"repeats": repeats, "seed": seed, "method": "percentile"}
-    overall = stats.bootstrap_units(lambda w: rank_correlation(*both(w)), units, **draws)
-    within = stats.bootstrap_units(lambda w: within_layers(*both(w), layers), units, **draws)
+    overall, within = (
+        rank_interval(lambda weights: both(weights[0]), [units], correlate, repeats=repeats, seed=seed)
+        for correlate in (rank_correlation, functools.partial(within_layers, layers=layers))
+    )
     rng = np.random.default_rng(seed)
     anywhere = np.stack([rng.permutation(x[:, 0]) for _ in range(repeats)], axis=1)
     inside = np.tile(x, (1, repeats))

@@ -4,12 +4,12 @@ The unit is the image (or the person, where known): its pooled relative loss inc
 the difference of these between two denoisers. Sign flips of units test them; the training seeds are fixed, so
 that nothing here speaks of other trainings.
 
-Between two denoisers both clean losses are as uncertain as those under ablation. So what is flipped is the
-change plus each unit's influence on it (`stats.ratio_influence`), whose spread is that of the change. Until
-2026-11-30 both means were taken as fixed: of 16 images whose losses correlate by .95 in two denoisers, p was
-at most .05 in .44 of comparisons without any change, while intervals covered it in .93. Where clean losses
-are strongly skewed over images p is still too small: at log-sd 1 it is at most .05 in .13 of such comparisons
-of 8 images, .11 of 16, .09 of 32 (at log-sd .3 in .05).
+Between two denoisers both clean losses are as uncertain as those under ablation. So what is flipped is what
+each unit would add to the change if there were none: its losses beside those of a relative loss increase that
+both denoisers share (score contributions, Hemerik, Goeman & Finos 2020, JRSS B 82:841). Until 2026-11-30 the
+increase was each denoiser's own, whose error goes with skewed clean losses: of 8 images at log-sd 1, p was at
+most .05 in .16 of comparisons without any change (.12 of 16, .10 of 32); now in .05 of each. Where ablation
+adds to losses what does not go with the clean ones, it is in .04 to .07 (log-sd up to 1), .05 to .10 (1.3).
 """
 
 from dataclasses import dataclass
@@ -19,10 +19,11 @@ import xarray as xr
 from jaxtyping import Float
 
 from mechdiff import stats
-from mechdiff.analysis import effects
+from mechdiff.analysis import effects, precision
 from mechdiff.core.errors import ConfigError
 from mechdiff.stats import Interval
 
+Losses = Float[np.ndarray, "*#component t image"]
 PAIRED_BY = ("images_sha256", "noise_seed")  # attributes that must agree where both sweeps have them
 
 
@@ -34,7 +35,8 @@ class PairedDifference:
       components: that both have, in the order of the first.
       before, after: pooled relative loss increases, %, `[component]`.
       difference: after - before.
-      p: two-sided sign-flip p values of the differences, Holm-adjusted over components.
+      p: two-sided sign-flip p values of the differences, Holm-adjusted over components; 1 where the error of
+        reduced precision, by which intervals are wider, may be all of a difference.
       flipped: units whose signs p flips: images of all timesteps together, or people where they are known.
       effective: what the n images or people count as, see `stats.Units.effective`.
       n: images, or people where they are known.
@@ -79,12 +81,22 @@ def pooled_p(sweep: xr.Dataset, ablation: str, seed: int = 0) -> Float[np.ndarra
     return stats.max_t(by_unit(sweep, cells), seed=seed)
 
 
-def influence_on_change(
-    before: xr.Dataset, after: xr.Dataset, ablation: str
-) -> Float[np.ndarray, "component t image"]:
-    """What each image adds to the change of relative loss increases, in points; mean 0 over images."""
-    first, last = (stats.ratio_influence(*effects.losses(side, ablation)) for side in (before, after))
-    return last - first
+def contributions_to_change(
+    before: tuple[Losses, Losses], after: tuple[Losses, Losses], pooled: bool
+) -> Float[np.ndarray, "*component t image"]:
+    """What each image adds to the change of relative loss increases, in points, under the null that there is
+    none; the mean over images is the change.
+
+    Args:
+      before, after: clean losses, and those under an ablation; see `effects.losses`.
+      pooled: whether the change is that of the mean over timesteps, or of each timestep.
+    """
+    own = [(loss - clean).mean(axis=-1) / clean.mean(axis=-1) for clean, loss in (before, after)]
+    half = 50 * (own[1] - own[0])[..., None]
+    half = half.mean(axis=-2, keepdims=True) if pooled else half
+    # Half of the change is added to one side and taken from the other: the nearest effects without a change.
+    first = stats.ratio_influence(*before, 100 * own[0][..., None] + half)
+    return stats.ratio_influence(*after, 100 * own[1][..., None] - half) - first
 
 
 def paired_difference(
@@ -112,21 +124,31 @@ def paired_difference(
 
     units = stats.units_of(before)
     interval = stats.bootstrap_units(
-        lambda weights: pooled(1, weights) - pooled(0, weights), units, repeats=repeats, seed=seed
+        lambda weights: pooled(1, weights) - pooled(0, weights),
+        units,
+        repeats=repeats,
+        seed=seed,
+        student=True,
     )
-    flipped = interval.estimate[:, None, None] + influence_on_change(*sides, ablation)
-    differences = by_unit(before, flipped)
-    p = stats.holm(stats.permutation_test(differences, seed=seed))
+    differences = by_unit(before, contributions_to_change(*losses, pooled=True))
+    error = errors(*sides, ablation)
+    interval = effects.widened(interval, error)
+    p = np.where(effects.lost(interval, error), 1.0, stats.permutation_test(differences, seed=seed))
     before_even, after_even = (pooled(side, units.even())[:, 0] for side in range(2))
     return PairedDifference(
         components=tuple(names),
         before=before_even,
         after=after_even,
         difference=interval,
-        p=p,
+        p=stats.holm(p),
         flipped=differences.shape[-1],
         effective=units.effective,
     )
+
+
+def errors(before: xr.Dataset, after: xr.Dataset, ablation: str) -> Float[np.ndarray, " component"]:
+    """Error of the change of relative loss increases by reduced precision, in points: that of both sides."""
+    return precision.relative_error(before, ablation) + precision.relative_error(after, ablation)
 
 
 def _check_paired(before: xr.Dataset, after: xr.Dataset) -> None:

@@ -33,7 +33,7 @@ def statement(sweep: xr.Dataset, pooled: Interval, error: Float[np.ndarray, " co
     """
     if "precision_error" not in sweep:
         return None
-    sampling = np.median(pooled.high - pooled.low) / 2 - np.median(error)
+    sampling = np.median((pooled.high - pooled.low) / 2 - error)
     facts = sweep.attrs
     return (
         f"products in {facts['precision']}: precision {error.max():.2g} points, sampling "

@@ -14,6 +14,7 @@ from mechdiff.analysis import effects
 
 TENTH = 0.1  # of the images
 COLUMNS = ["over_timesteps", "over_images", "hurt", "top_tenth"]
+INTERVALS = {"hurt": ["hurt_low", "hurt_high"]}
 
 
 def variation(sweep: xr.Dataset, ablation: str) -> pd.DataFrame:
@@ -25,9 +26,10 @@ def variation(sweep: xr.Dataset, ablation: str) -> pd.DataFrame:
     Returns:
       `component` and `COLUMNS`: `over_timesteps`, root mean square over timesteps of the relative loss
       increase (%); `over_images`, the same over images of each one's contribution to the pooled one (%);
-      `hurt`, images whose loss rises (%); `top_tenth`, share (%) of all contributions, by size, that comes
-      from the tenth of the images that are affected most: 10 where all are affected alike, 100 where none of
-      the others is, NaN where none is at all. All others are 0 where no prediction changed.
+      `hurt`, images whose loss rises (%), with `hurt_low` and `hurt_high`, the ends of its 95 % interval
+      (`stats.share_interval`); `top_tenth`, share (%) of all contributions, by size, that comes from the
+      tenth of the images that are affected most: 10 where all are affected alike, 100 where none of the
+      others is, NaN where none is at all. All others are 0 where no prediction changed.
 
     Raises:
       ConfigError, CheckpointError: see `effects.losses`.
@@ -37,13 +39,16 @@ def variation(sweep: xr.Dataset, ablation: str) -> pd.DataFrame:
     """
     clean, loss = effects.losses(sweep, ablation)
     by_image = effects.increase_by_image(clean, loss, effects.nested(sweep)).reshape(len(loss), -1)
+    hurt = effects.hurt_share(sweep, clean, loss)
     even = stats.equal_weights(clean.shape[-1])
     return pd.DataFrame(
         {
             "component": sweep["component"].values.astype(str),
             "over_timesteps": effects.rms_relative_increase(clean, loss, even)[:, 0],
             "over_images": np.sqrt((by_image**2).mean(axis=1)),
-            "hurt": 100 * (by_image > 0).mean(axis=1),
+            "hurt": 100 * hurt.estimate,
+            "hurt_low": 100 * hurt.low,
+            "hurt_high": 100 * hurt.high,
             "top_tenth": 100 * top_share(by_image, TENTH),
         }
     )

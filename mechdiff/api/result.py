@@ -94,7 +94,8 @@ class Result:
             return self.frame.head(n)
         if by not in variation.COLUMNS:
             raise ConfigError(unknown("order", by, ["delta_loss", *variation.COLUMNS]))
-        frame = self.frame.merge(self.variation[["component", by]], on="component")
+        columns = ["component", by, *variation.INTERVALS.get(by, [])]
+        frame = self.frame.merge(self.variation[columns], on="component")
         return frame.sort_values(by, ascending=False, kind="stable", ignore_index=True).head(n)
 
     def save(self, path: str | Path) -> None:

@@ -110,7 +110,7 @@ def interaction_table(
     def in_percent(weights):
         return 100 * (interaction @ weights.T / (clean @ weights.T)).mean(1)
 
-    interval = stats.bootstrap_units(in_percent, units, seed=seed, confidence=confidence)
+    interval = stats.bootstrap_units(in_percent, units, seed=seed, confidence=confidence, student=True)
 
     def increase(loss):
         at_t = stats.percent_increase(loss.mean("image"), exact.clean_loss.mean("image"))

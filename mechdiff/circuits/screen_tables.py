@@ -26,7 +26,7 @@ def effect_intervals(screen: VerifiedScreen, units: stats.Units) -> stats.Interv
         means = stats.weighted_mean(loss, weights), stats.weighted_mean(screen.clean_loss, weights)
         return stats.percent_increase(*means).mean(axis=1)
 
-    verified = stats.bootstrap_units(increase, units)
+    verified = stats.bootstrap_units(increase, units, student=True)
     low, high = np.full((2, len(done)), np.nan)
     low[done] = verified.low - screen.precision_error[done]
     high[done] = verified.high + screen.precision_error[done]

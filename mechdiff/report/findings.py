@@ -141,14 +141,17 @@ def _hidden(model: ExaminedModel) -> Markup | None:
     rare = active[(increase.quantiles[:, -1] - increase.quantiles[:, 1])[active].argmax()]
     words = (
         "<b>Variation,</b> {} ablation: <code>{}</code> varies most over timesteps, root mean square of ΔL/L "
-        "{} at a mean of {}; <code>{}</code> most over images: the loss rises on {:.0f} % of them; median "
+        "{} at a mean of {}; <code>{}</code> most over images: the loss rises on {} of them; median "
         "{} %, 95 % quantile {} %."
     )
     median, highest = (precise(increase.quantiles[rare, i]) for i in (1, -1))
     rms = between(numbers.value(increase.rms, varied), " %")
     mean = between(numbers.value(increase.pooled, varied), " %")
     names = [increase.components[i] for i in (varied, rare)]
-    raised = 100 * increase.hurt.estimate[rare]
+    hurt = numbers.value(increase.hurt, rare)
+    raised = Markup('<span class="n">{:.0f} % [{:.0f}, {:.0f}]</span>').format(
+        *(100 * share for share in (hurt.estimate, hurt.low, hurt.high))
+    )
     return Markup(words).format(increase.ablation, names[0], rms, mean, names[1], raised, median, highest)
 
 

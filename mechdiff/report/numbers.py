@@ -193,7 +193,7 @@ def component_type_means(model: ExaminedModel, ablation: str) -> dict[str, tuple
             def mean(weights: np.ndarray, rows: np.ndarray = rows) -> np.ndarray:
                 return effects.pooled_relative_increase(clean, loss[rows], weights).mean(axis=0)
 
-            means[component_type] = len(rows), value(stats.bootstrap_units(mean, units))
+            means[component_type] = len(rows), value(stats.bootstrap_units(mean, units, student=True))
     return dict(sorted(means.items(), key=lambda item: -item[1][1].estimate))
 
 

@@ -23,6 +23,7 @@ from mechdiff.stats.intervals import (
 )
 from mechdiff.stats.jackknife import jackknife_error, jackknife_interval, pseudo_values, ratio_influence
 from mechdiff.stats.sequential import confidence_sequence, skewed_sequence
+from mechdiff.stats.shares import share_interval
 from mechdiff.stats.significance import (
     ALPHA,
     FLIPS,
@@ -74,6 +75,7 @@ __all__ = [
     "ratio_influence",
     "resampled_variance",
     "satterthwaite",
+    "share_interval",
     "skewed_sequence",
     "student_mean",
     "units_from",

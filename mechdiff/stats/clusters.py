@@ -157,16 +157,20 @@ def bootstrap_units(
     confidence: float = 0.95,
     method: Literal["bca", "percentile"] = "bca",
     effective: float | None = None,
+    student: bool = False,
 ) -> Interval:
     """Bootstrap interval whose resamples draw units, see `intervals.bootstrap`.
 
     Args:
       statistic: maps weights of images, `[m, image]` or `[m, t, image]`, to `[*cells, m]`.
       effective: number of units that the interval is widened for; None: `units.effective`.
+      student: see `intervals.bootstrap`.
 
     Returns:
       Interval whose `n` counts units.
     """
     shares = bootstrap_weights(units.count, repeats, seed)
     count = units.effective if effective is None else effective
-    return bootstrap(lambda drawn: statistic(units.weights(drawn)), shares, confidence, method, count)
+    return bootstrap(
+        lambda drawn: statistic(units.weights(drawn)), shares, confidence, method, count, student
+    )

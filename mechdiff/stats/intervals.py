@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Num
 from scipy import special
 
 from mechdiff.core.errors import ConfigError
-from mechdiff.stats.weights import bootstrap_weights, check_units, hierarchical_weights
+from mechdiff.stats.weights import MANY, bootstrap_weights, check_units, hierarchical_weights
 
 Cells = Num[np.ndarray | Array, "*cells units"]
 Arm = Num[np.ndarray | Array, "*#cells units"]  # cells broadcast between the arms of a comparison
@@ -66,8 +66,14 @@ def bootstrap(
     confidence: float = 0.95,
     method: Literal["bca", "percentile"] = "bca",
     effective: float | None = None,
+    student: bool = False,
 ) -> Interval:
     """Bootstrap interval of any function of weighted units.
+
+    Resamples of n units lie between the numbers that were seen, which a mean does not in 2 of 2^n cases: from
+    4 images intervals of effects cover .88 (normal), .84 and .75 (lognormal over images, log-sd .5 and 1)
+    instead of .95, from 2 half of all. With `student` they cover .95, .91 and .82 from 4, .95, .94 and .89
+    from 2, .95, .93 and .86 from 8 (.93, .91, .85); of log-sd 1 so few images don't show enough.
 
     Args:
       statistic: maps weights `[m, *units]`, each of the m rows summing to 1, to `[*cells, m]`.
@@ -77,6 +83,8 @@ def bootstrap(
         `bca` takes a single axis of units. Both read the tails of `expanded_level`, since resamples of few
         units spread too little.
       effective: number of units that the level is expanded for, where some weigh more than others; None: all.
+      student: whether ends of fewer than `MANY` units lie at least as far out as those of Student's interval
+        with the jackknife's standard error (Tukey 1958); with `bca`, of a statistic without bounds.
 
     Raises:
       ConfigError: a confidence outside (0, 1), or fewer than 2 units.
@@ -86,12 +94,18 @@ def bootstrap(
     units = weights.shape[1:]
     estimate = statistic(np.full((1, *units), 1 / np.prod(units)))[..., 0]
     draws = statistic(weights)
-    wide = expanded_level(confidence, check_units(units[0]) if effective is None else effective)
+    count = check_units(units[0]) if effective is None else effective
+    wide = expanded_level(confidence, count)
     tails = np.array([(1 - wide) / 2, (1 + wide) / 2])
-    if method == "bca":
-        tails = _bca_tails(estimate, draws, _jackknife(statistic, units[0]), tails)
-    ends = _quantiles(draws, np.broadcast_to(tails, (*estimate.shape, 2)))
-    return _interval(estimate, ends[..., 0], ends[..., 1], confidence, units[0])
+    without_each = _jackknife(statistic, units[0]) if method == "bca" else None
+    if without_each is not None:
+        tails = _bca_tails(estimate, draws, without_each, tails)
+    low, high = np.moveaxis(_quantiles(draws, np.broadcast_to(tails, (*estimate.shape, 2))), -1, 0)
+    if student and without_each is not None and count < MANY:
+        error = np.sqrt((units[0] - 1) * without_each.var(axis=-1))
+        half = special.stdtrit(count - 1, (1 + confidence) / 2) * error
+        low, high = np.minimum(low, estimate - half), np.maximum(high, estimate + half)
+    return _interval(estimate, low, high, confidence, units[0])
 
 
 def expanded_level(confidence: float, n: float) -> float:

@@ -50,7 +50,9 @@ def jackknife_error(values: Float[np.ndarray, "*cells unit"]) -> Float[np.ndarra
     return np.asarray(np.sqrt((n - 1) * values.var(axis=-1)))
 
 
-def ratio_influence(baseline: Arm, changed: Arm) -> Float[np.ndarray, "*cells unit"]:
+def ratio_influence(
+    baseline: Arm, changed: Arm, increase: Float[np.ndarray, "*#cells 1"] | None = None
+) -> Float[np.ndarray, "*cells unit"]:
     """What each unit adds to 100 (mean changed / mean baseline - 1), in %: the jackknife's first order.
 
     100 (x - r b) / mean b of a unit's values x and b, with r the ratio of means (delta method, Efron &
@@ -59,6 +61,8 @@ def ratio_influence(baseline: Arm, changed: Arm) -> Float[np.ndarray, "*cells un
 
     Args:
       baseline: of positive mean; cells broadcast.
+      increase: the relative increase (%) that a null hypothesis states, whose ratio is then taken for r; the
+        mean of what is returned is by how much the observed one exceeds it. None: the observed one.
 
     Example:
       >>> ratio_influence(np.array([1.0, 3.0]), np.array([2.0, 6.0]))
@@ -66,7 +70,8 @@ def ratio_influence(baseline: Arm, changed: Arm) -> Float[np.ndarray, "*cells un
     """
     base = baseline.mean(axis=-1, keepdims=True)
     added = changed - baseline
-    return 100 * (added - added.mean(axis=-1, keepdims=True) / base * baseline) / base
+    ratio = added.mean(axis=-1, keepdims=True) / base if increase is None else increase / 100
+    return 100 * (added - ratio * baseline) / base
 
 
 def pseudo_values(

@@ -6,6 +6,7 @@ from jaxtyping import Float, Int
 from mechdiff.core.errors import ConfigError
 
 FEW = 8  # images or people, below which intervals are too narrow and are said to be
+MANY = 16  # from which quantiles of resamples are wide enough without Student's, see `intervals.bootstrap`
 
 
 def check_units(n: int) -> int:

@@ -45,6 +45,9 @@ def test_the_estimate_is_the_pooled_increase_of_the_classs_own_images(labels):
     alike = result.sel(component="b")  # the null: no difference between the classes
     assert alike["low"].max() < 20 < alike["high"].min()
     assert result["images"].values.tolist() == [(labels == 0).sum(), (labels == 1).sum()]
+    reduced = sweep.assign(precision_error=(("ablation", "component"), np.array([[3.0, 0.0]])))
+    wider = class_effects(reduced, "zero", repeats=200)["high"] - result["high"]
+    np.testing.assert_allclose(wider.mean(CLASS), [3, 0], atol=1e-9)
 
 
 def test_a_sweep_without_classes_or_with_too_few_images_of_one_is_refused():

@@ -7,6 +7,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mechdiff import stats
 from mechdiff.analysis import agreement, changes, effects, paired, precision, saved_effects, variation
 from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.stats import Units
@@ -184,6 +185,25 @@ def test_an_interval_of_rank_agreement_covers_what_noise_hides_and_contains_its_
     assert np.mean(covered) > 0.9 and np.mean(before) < 0.1
 
 
+@pytest.mark.parametrize("link, shared", [(0.9, False), (0.0, True)])
+def test_rank_agreement_allows_for_noise_larger_than_effects(link, shared):
+    """That of 8 images hides a correlation, or makes one where both sides have the same images."""
+    rng = np.random.default_rng(0)
+    covered, units = [], [Units(np.arange(8), 8, False)]
+    for _ in range(20):
+        first, second = rng.normal(size=(2, 40))
+        effect = 0.05 * np.exp(0.7 * np.stack([first, link * first + np.sqrt(1 - link**2) * second]))
+        noise = rng.normal(size=(2, 40, 1, 8))
+        noise[1] = noise[0] if shared else noise[1]
+        clean = np.exp(0.3 * rng.normal(size=(1, 8)))
+        sides = [(clean, clean + effect[i][:, None, None] + 0.4 * noise[i]) for i in (0, 1)]
+        interval = agreement.ranked(sides, units if shared else units * 2, repeats=100)
+        truth = scipy.stats.spearmanr(*effect).statistic
+        assert -1 <= interval.low <= interval.estimate <= interval.high <= 1
+        covered.append(interval.low <= truth <= interval.high)
+    assert np.mean(covered) > 0.8
+
+
 def test_rank_agreement_of_people_counts_people_and_leaves_out_each():
     data = random_sweep(2, images=12)
     with_people = data.assign_coords(person=("image", np.repeat(np.arange(4), 3)))
@@ -268,21 +288,32 @@ def test_the_least_p_counts_the_units_that_are_flipped(own, flipped):
     assert between.p.min() >= between.least_p and (own or between.p.min() == between.least_p)
 
 
-@pytest.mark.parametrize("change, least, most", [(0.0, 0.0, 0.12), (0.05, 0.8, 1.0)])
-def test_p_of_a_comparison_errs_as_rarely_as_it_says_where_clean_losses_differ(change, least, most):
-    """Ablation costs 30 % in both, or 5 points more; clean losses of an image correlate by .95, costs not."""
+@pytest.mark.parametrize(
+    "change, spread, grows, least, most",
+    [(0.0, 0.5, 0, 0.0, 0.12), (0.05, 0.5, 0, 0.8, 1.0), (0.0, 1.3, 1, 0.0, 0.08)],
+)
+def test_p_of_a_comparison_errs_as_rarely_as_it_says_where_clean_losses_differ(
+    change, spread, grows, least, most
+):
+    """Ablation costs 30 % in both, or 5 points more; clean losses of an image correlate by .95, costs not, or
+    they grow with a skewed clean loss."""
     rng = np.random.default_rng(0)
-    small = {"pooled": [], "cells": []}
-    for _ in range(100):
-        shared, own = rng.normal(size=(1, 1, 16)), rng.normal(size=(2, 2, 16))
-        clean = np.exp(0.5 * (np.sqrt(0.95) * shared + np.sqrt(0.05) * own))
-        cost = np.array([0.3, 0.3 + change])[:, None, None] * (1 + 0.05 * rng.normal(size=(2, 2, 16)))
-        before, after = (
-            sweep([[side + extra * np.mean(side)]], side) for side, extra in zip(clean, cost, strict=True)
-        )
-        small["pooled"].append(paired.paired_difference(before, after, "zero", repeats=20).p[0] <= 0.05)
-        small["cells"].append(changes.cell_differences(before, after, "zero")[1].min() <= 0.05)
-    assert all(least <= np.mean(found) <= most for found in small.values()), small
+    shared, own = rng.normal(size=(500, 1, 1, 2, 16)), rng.normal(size=(500, 2, 1, 2, 16))
+    clean = np.exp(spread * (np.sqrt(0.95) * shared + np.sqrt(0.05) * own))
+    cost = np.array([0.3, 0.3 + change])[:, None, None, None] * (1 + 0.05 * rng.normal(size=own.shape))
+    mean = clean.mean(axis=(-2, -1), keepdims=True)
+    cost *= (clean / mean * np.exp(0.5 * rng.normal(size=own.shape))) ** grows
+    loss = clean + cost * mean
+    sides = [(clean[:, i], loss[:, i]) for i in (0, 1)]
+    pooled, cells = (paired.contributions_to_change(*sides, pooled=each)[:, 0] for each in (True, False))
+    pooled = pooled.mean(axis=-2)
+    found = [(stats.permutation_test(values, 199) <= 0.05).mean() for values in (pooled, cells)]
+    assert all(least <= each <= most for each in found), found
+    np.testing.assert_allclose(pooled.mean(axis=-1), cells.mean(axis=(1, 2)))
+    before, after = (sweep([[loss[0, i, 0]]], clean[0, i, 0]) for i in (0, 1))
+    p = paired.paired_difference(before, after, "zero", repeats=20).p, stats.permutation_test(pooled[:1])
+    np.testing.assert_allclose(*p)
+    np.testing.assert_allclose(changes.cell_differences(before, after, "zero")[1], stats.max_t(cells[:1]))
 
 
 def test_excess_relative_increase_is_relative_to_what_could_still_be_gained():
@@ -329,6 +360,17 @@ def test_error_of_precision_widens_intervals_and_takes_certainty_away():
     assert (after.p[0] == 1).all() and (after.p[1] == before.p[1]).all()
     assert after.pooled.low[0] < 0 < after.pooled.low[1]
     assert precision.statement(exact, before.pooled, before.precision_error) is None
+    uneven, half = np.array([4.0, 0.0, 0.0]), np.array([5.0, 1.0, 5.0])  # sampling errors of 1, 1, 5 points
+    pooled = stats.Interval(estimate=uneven, low=uneven - half, high=uneven + half, confidence=0.95, n=24)
+    assert "sampling 1 (" in (precision.statement(reduced, pooled, uneven) or "")
+    between, doubtful = (
+        paired.paired_difference(exact, exact.assign(loss=other.loss * 1.04, **more), "zero", repeats=20)
+        for other, more in ((exact, {}), (reduced, {"precision_error": reduced.precision_error}))
+    )
+    np.testing.assert_allclose(doubtful.difference.high - between.difference.high, 5)
+    assert (between.p < 0.01).all() and doubtful.p[0] == 1
+    pairs = [changes.cell_differences(side, reduced, "zero")[0] for side in (exact, reduced)]
+    np.testing.assert_allclose(pairs[0].low - pairs[1].low, 5)
     line = precision.statement(reduced, after.pooled, after.precision_error)
     assert line.startswith("products in tf32: precision 5 points, sampling 0.") and "8 images x 4" in line
 

@@ -40,6 +40,17 @@ def test_a_quantity_that_follows_entropy_is_seen_to():
     assert sizes.overall.estimate > 0.9  # the size of the effect, whatever its sign
 
 
+def test_noise_of_the_images_hides_no_correlation_from_its_interval():
+    entropy, rng = np.random.default_rng(2).uniform(0, 1, HEADS), np.random.default_rng(4)
+    noisy = [entropy[:, None, None] + rng.normal(size=(HEADS, LEVELS, IMAGES)) for _ in range(15)]
+    results = [
+        entropy_correlation.correlation(attention(entropy), mean_of(values), repeats=50) for values in noisy
+    ]
+    for interval in [each.overall for each in results] + [each.within for each in results]:
+        assert -1 <= interval.low <= interval.estimate <= interval.high <= 1
+    assert np.mean([each.overall.high > 0.99 for each in results]) > 0.9  # it is 1
+
+
 def test_a_difference_between_layers_is_not_one_within():
     layer = np.repeat([0.2, 0.5, 0.8], 4)
     rng = np.random.default_rng(3)

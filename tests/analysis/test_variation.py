@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 import xarray as xr
 
 from mechdiff.analysis import variation
@@ -28,6 +29,9 @@ def test_what_hides_in_a_mean_is_shown():
     np.testing.assert_allclose(frame.over_timesteps, [4, 30, 0], atol=1e-9)
     np.testing.assert_allclose(frame.over_images, [4, 0, np.sqrt(0.1 * 90**2 + 0.9 * 10**2)], atol=1e-9)
     np.testing.assert_allclose(frame.hurt[["c0", "c2"]], [100, 10])
+    exact = [scipy.stats.binomtest(count, 20).proportion_ci() for count in (20, 2)]
+    ends = frame.loc[["c0", "c2"], ["hurt_low", "hurt_high"]]
+    np.testing.assert_allclose(ends, [[100 * each.low, 100 * each.high] for each in exact])
     np.testing.assert_allclose(frame.top_tenth[["c0", "c2"]], [10, 50])
 
 

@@ -123,3 +123,18 @@ def test_intervals_cover_where_one_person_has_half_of_the_images():
             truth = np.exp(0.125)
             covered[name].append((got.low <= truth) & (truth <= got.high))
     assert np.mean(covered["count"]) < 0.9 < 0.93 < np.mean(covered["kish"])
+
+
+@pytest.mark.parametrize("share, within", [(0.05, 0.6), (0.5, 0.6), (0.5, 0.02), (1.0, 0.02)])
+def test_the_interval_of_a_share_covers_for_people(share, within):
+    """A bootstrap over people has no width where all images that were seen have the property."""
+    rng = np.random.default_rng(0)
+    units = clusters.Units(np.repeat(np.arange(7), 4), 7, True)
+    odds = 1 / within - 1  # of beta distributions, whose images of one person correlate by `within`
+    chance = rng.beta(share * odds, (1 - share) * odds, (500, 7)) if share < 1 else np.ones((500, 7))
+    having = rng.random((500, 1, 28)) < chance[:, None, units.member]
+    interval = stats.share_interval(having, units)
+    assert ((interval.low <= share) & (share <= interval.high)).mean() > 0.93
+    assert (interval.low < interval.high).all() and (interval.low >= 0).all() and (interval.high <= 1).all()
+    images = stats.share_interval(having, clusters.Units(np.arange(28), 28, False))
+    assert (interval.high - interval.low >= images.high - images.low - 1e-9).all()

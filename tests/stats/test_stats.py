@@ -372,3 +372,19 @@ def test_margins_and_levels_out_of_range_are_refused():
     for level in (0.0, 1.0):
         with pytest.raises(ConfigError, match="confidence"):
             stats.bootstrap_mean(np.arange(4.0), level)
+
+
+@pytest.mark.parametrize(
+    "n, plain, student", [(2, (0.4, 0.6), 0.93), (4, (0.7, 0.9), 0.93), (16, None, None)]
+)
+def test_intervals_of_few_units_reach_beyond_what_was_seen(n, plain, student):
+    """Of 2 of 2^n samples every number lies on one side of the mean; from 16 on nothing changes."""
+    values = np.random.default_rng(n).normal(size=(1000, n))
+    weights = stats.bootstrap_weights(n, 200)
+    intervals = [stats.bootstrap(lambda w: values @ w.T, weights, student=each) for each in (False, True)]
+    covered = [((each.low <= 0) & (each.high >= 0)).mean() for each in intervals]
+    if plain is None:
+        np.testing.assert_array_equal(intervals[0].low, intervals[1].low)
+        np.testing.assert_array_equal(intervals[0].high, intervals[1].high)
+    else:
+        assert plain[0] < covered[0] < plain[1] and student < covered[1] < 0.98, covered
