@@ -9,13 +9,15 @@ an interruption. Prints the ten largest changes. Results: WORKDIR/compare.html, 
 compare.zarr; compare.csv and compare.png, of steps also course.csv and course.png.
 """
 
+import dataclasses
+
 from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 from mechdiff.api.compare import Comparison, compare
 from mechdiff.api.course import compare_steps
-from mechdiff.core.config import to_dict
+from mechdiff.core.config import DataConfig, Preprocessing, to_dict
 from mechdiff.core.devices import use_all_cores
 from mechdiff.stats import few_images
 from mechdiff.storage import files, manifest
@@ -26,10 +28,13 @@ BEFORE = flags.DEFINE_string("before", None, _flags.MODEL_HELP, required=True)
 AFTER = flags.DEFINE_string("after", None, "The model that it is compared with; as --before.")
 STEPS = flags.DEFINE_enum("steps", None, ("all",), "Compare all exported steps of one training instead.")
 IMAGES = flags.DEFINE_string("images", None, _flags.IMAGES_HELP)
-FOLLOWED = "it follows -n, --timesteps, --ablations and --seed alone"
+FOLLOWED = "it follows -n, --timesteps, --ablations, --seed and data.preprocessing.background alone"
+BACKGROUND = "data.preprocessing.background"  # what is followed of the settings of data
+OF_DATA = [f"data.{each.name}" for each in dataclasses.fields(DataConfig) if each.name != "preprocessing"]
+OF_DATA += [f"data.preprocessing.{each.name}" for each in dataclasses.fields(Preprocessing)]
 idle = dict.fromkeys(
     (
-        "data",
+        *(name for name in OF_DATA if name != BACKGROUND),
         "sweep.nested",
         "sweep.reference_images",
         "sweep.image_block",
@@ -57,6 +62,7 @@ def main(config, workdir):
         "ablation": config.sweep.ablations[0],
         "seed": config.seed,
         "folder": workdir / "sweeps",
+        "background": config.data.preprocessing.background,
     }
     if STEPS.value:
         course = compare_steps(BEFORE.value, IMAGES.value, **settings)

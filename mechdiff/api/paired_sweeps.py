@@ -10,8 +10,8 @@ import xarray as xr
 
 from mechdiff.analysis.changes import changes
 from mechdiff.api.classes import check_labels, for_other
-from mechdiff.api.images import Given, eval_images
-from mechdiff.api.result import Result, references, sweep
+from mechdiff.api.images import Given, eval_images, number_wanted
+from mechdiff.api.result import IMAGES, Result, references, sweep
 from mechdiff.core.config import UNetConfig, to_dict
 from mechdiff.core.errors import ConfigError
 from mechdiff.storage import files, labelled
@@ -20,22 +20,25 @@ from mechdiff.study.eval_images import EvalImages
 SHARED = ("inputs", "images_sha256", "noise_seed", "preprocessing", "schedule")  # by all that are compared
 
 
-def swept(models: Sequence[Any], images: Given, chooser: Any, settings: dict[str, Any]) -> list[Result]:
+def swept(
+    models: Sequence[Any], images: Given, chooser: Any, settings: dict[str, Any], background: str = ""
+) -> list[Result]:
     """Sweeps of all models on the same images; where none are given, on those of `chooser`.
 
     Args:
       chooser: the model whose own images are taken then.
       settings: of `result.sweep`.
+      background: under transparent pixels, see `images.eval_images`.
 
     Raises:
       ConfigError: the models would be swept on different images, or on images of other classes.
     """
-    n = settings.get("n", 16)
+    n = number_wanted(images, settings.get("n"), IMAGES)
     if images is None:
         images = eval_images(chooser, None, n, n)
     reference = references(settings.get("ablation", "zero"), n)
     # All are prepared before the first sweep: whether they are the same is known before anything is computed.
-    shown = [eval_images(model, images, n, reference) for model in models]
+    shown = [eval_images(model, images, n, reference, background=background) for model in models]
     if isinstance(images, EvalImages):
         shown = [for_other(images, chooser, model) for model in models]
     for model, own in zip(models[1:], shown[1:], strict=True):

@@ -95,8 +95,33 @@ def test_loading_imports_nothing_that_only_draws():
 
 def test_a_screen_is_the_same_whether_it_is_compiled_beside_its_images_or_after_them(model):
     beside = model.screen(n=4, timesteps=2)
-    after = model.screen(eval_images(model, None, 4).scored, n=4, timesteps=2)
+    prepared = eval_images(model, None, 4)
+    after = model.screen(prepared.scored, n=4, timesteps=2)
     pd.testing.assert_frame_equal(beside.frame, after.frame)
+    pd.testing.assert_frame_equal(beside.frame, model.screen(prepared, timesteps=2).frame)
+
+
+@pytest.mark.parametrize(
+    "measure", [Model.sweep, Model.screen, lambda model, *a, **k: compare(model, model, *a, **k)]
+)
+def test_a_number_that_prepared_images_do_not_have_is_refused(model, measure):
+    with pytest.raises(ConfigError, match="n=3: 4 images are prepared already"):
+        measure(model, eval_images(model, None, 4), n=3, timesteps=2)
+
+
+def test_transparent_images_are_compared_over_the_background_that_is_given(model, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for red in range(3):
+        Image.new("RGBA", (16, 16), (red, 9, 9, 0)).save(images / f"{red}.png")
+    settings = {"n": 2, "timesteps": 1, "components": "mid.block0.res", "folder": tmp_path / "sweeps"}
+    with pytest.raises(MechdiffError, match="has transparent pixels"):
+        compare(model, model, images, **settings)
+    with pytest.raises(ConfigError, match="background 'pink'"):
+        compare(model, model, images, background="pink", **settings)
+    compared = compare(model, model, images, background="white", **settings)
+    assert "over white" in compared.before.dataset.attrs["preprocessing"]
+    assert eval_images(model, images, 2, background="white").scored.min() == 1
 
 
 def test_a_model_compared_with_itself_has_not_changed(model, images, result, tmp_path):
