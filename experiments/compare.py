@@ -17,6 +17,7 @@ from rich.table import Table
 
 from mechdiff.api.compare import Comparison, compare
 from mechdiff.api.course import compare_steps
+from mechdiff.cli.tables import number
 from mechdiff.core.config import DataConfig, Preprocessing, to_dict
 from mechdiff.core.devices import use_all_cores
 from mechdiff.stats import few_images
@@ -84,9 +85,9 @@ def print_top(comparison: Comparison) -> None:
     for head in ("before %", "after %", "change, points", "95 % interval", "p (Holm)"):
         table.add_column(head, justify="right", no_wrap=True)
     for row in comparison.top(10).to_dict("records"):
-        sides = (f"{row[side]:.3g}" for side in ("before", "after"))
-        interval = f"[{row['low']:.3g}, {row['high']:.3g}]"
-        table.add_row(row["component"], *sides, f"{row['difference']:+.3g}", interval, f"{row['p']:.2g}")
+        sides = (number(row[side]) for side in ("before", "after"))
+        interval = f"[{number(row['low'])}, {number(row['high'])}]"
+        table.add_row(row["component"], *sides, number(row["difference"], "+"), interval, f"{row['p']:.2g}")
     paired = comparison.paired
     print(f"{comparison.title}: largest changes{few_images(paired.n, paired.effective)}")
     Console(width=100, highlight=False, markup=False).print(table)

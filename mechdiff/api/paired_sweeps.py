@@ -1,5 +1,6 @@
 """Sweeps of models on the same images and noise: whether they can be paired, what is saved of them."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def swept(
     """
     n = number_wanted(images, settings.get("n"), IMAGES)
     if images is None:
-        images = eval_images(chooser, None, n, n)
+        images = _of_one(chooser, models, eval_images(chooser, None, n, n))
     reference = references(settings.get("ablation", "zero"), n)
     # All are prepared before the first sweep: whether they are the same is known before anything is computed.
     shown = [eval_images(model, images, n, reference, background=background) for model in models]
@@ -45,6 +46,16 @@ def swept(
         _check_same_images(models[0].name, shown[0], model.name, own)
         check_labels(shown[0], models[0], own, model)
     return [sweep(model, own, **settings) for model, own in zip(models, shown, strict=True)]
+
+
+def _of_one(chooser: Any, models: Sequence[Any], images: EvalImages) -> EvalImages:
+    """Its own images, which say so where another of the models was trained on other data."""
+    known = [None if model.config is None else model.config.data for model in models]
+    if len({data and (data.name, data.complexity) for data in known}) == 1 or chooser.name in images.label:
+        return images
+    return dataclasses.replace(
+        images, label=f"{images.label}, of the data that {chooser.name} was trained on"
+    )
 
 
 def _check_same_images(name: str, images: EvalImages, other: str, others: EvalImages) -> None:

@@ -124,6 +124,14 @@ def test_transparent_images_are_compared_over_the_background_that_is_given(model
     assert eval_images(model, images, 2, background="white").scored.min() == 1
 
 
+def test_images_of_one_s_own_data_say_whose_where_the_other_has_others(model):
+    images = eval_images(model, None, 2)
+    other = Model(model.denoiser, model.intervention, config=override(model.config, ["data.complexity=1"]))
+    assert paired_sweeps._of_one(model, [model, model], images).label == images.label
+    label = paired_sweeps._of_one(model, [model, other], images).label
+    assert label == "held-out synthetic images, of the data that tiny was trained on"
+
+
 def test_a_model_compared_with_itself_has_not_changed(model, images, result, tmp_path):
     twin = Model(dataclasses.replace(model.denoiser, name="twin"), model.intervention)
     settings = {"n": 6, "timesteps": 2, "components": "mid.*", "folder": tmp_path}
