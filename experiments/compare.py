@@ -9,13 +9,16 @@ an interruption. Prints the ten largest changes. Results: WORKDIR/compare.html, 
 compare.zarr; compare.csv and compare.png, of steps also course.csv and course.png.
 """
 
+import dataclasses
+
 from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 from mechdiff.api.compare import Comparison, compare
 from mechdiff.api.course import compare_steps
-from mechdiff.core.config import to_dict
+from mechdiff.cli.tables import number
+from mechdiff.core.config import DataConfig, Preprocessing, to_dict
 from mechdiff.core.devices import use_all_cores
 from mechdiff.stats import few_images
 from mechdiff.storage import files, manifest
@@ -26,10 +29,13 @@ BEFORE = flags.DEFINE_string("before", None, _flags.MODEL_HELP, required=True)
 AFTER = flags.DEFINE_string("after", None, "The model that it is compared with; as --before.")
 STEPS = flags.DEFINE_enum("steps", None, ("all",), "Compare all exported steps of one training instead.")
 IMAGES = flags.DEFINE_string("images", None, _flags.IMAGES_HELP)
-FOLLOWED = "it follows -n, --timesteps, --ablations and --seed alone"
+FOLLOWED = "it follows -n, --timesteps, --ablations, --seed and data.preprocessing.background alone"
+BACKGROUND = "data.preprocessing.background"  # what is followed of the settings of data
+OF_DATA = [f"data.{each.name}" for each in dataclasses.fields(DataConfig) if each.name != "preprocessing"]
+OF_DATA += [f"data.preprocessing.{each.name}" for each in dataclasses.fields(Preprocessing)]
 idle = dict.fromkeys(
     (
-        "data",
+        *(name for name in OF_DATA if name != BACKGROUND),
         "sweep.nested",
         "sweep.reference_images",
         "sweep.image_block",
@@ -57,6 +63,7 @@ def main(config, workdir):
         "ablation": config.sweep.ablations[0],
         "seed": config.seed,
         "folder": workdir / "sweeps",
+        "background": config.data.preprocessing.background,
     }
     if STEPS.value:
         course = compare_steps(BEFORE.value, IMAGES.value, **settings)
@@ -78,9 +85,9 @@ def print_top(comparison: Comparison) -> None:
     for head in ("before %", "after %", "change, points", "95 % interval", "p (Holm)"):
         table.add_column(head, justify="right", no_wrap=True)
     for row in comparison.top(10).to_dict("records"):
-        sides = (f"{row[side]:.3g}" for side in ("before", "after"))
-        interval = f"[{row['low']:.3g}, {row['high']:.3g}]"
-        table.add_row(row["component"], *sides, f"{row['difference']:+.3g}", interval, f"{row['p']:.2g}")
+        sides = (number(row[side]) for side in ("before", "after"))
+        interval = f"[{number(row['low'])}, {number(row['high'])}]"
+        table.add_row(row["component"], *sides, number(row["difference"], "+"), interval, f"{row['p']:.2g}")
     paired = comparison.paired
     print(f"{comparison.title}: largest changes{few_images(paired.n, paired.effective)}")
     Console(width=100, highlight=False, markup=False).print(table)

@@ -115,7 +115,9 @@ class Comparison:
         return f"{table('Comparison', facts)}{rows}<small>{UNITS}{self._few}</small>"
 
 
-def compare(before: Any, after: Any, images: Given = None, **settings: Any) -> Comparison:
+def compare(
+    before: Any, after: Any, images: Given = None, *, background: str = "", **settings: Any
+) -> Comparison:
     """Effects of ablating each component in two models, on the same images, timesteps and noise.
 
     Args:
@@ -123,6 +125,7 @@ def compare(before: Any, after: Any, images: Given = None, **settings: Any) -> C
       images: see `images.eval_images`; None: those that `before` would be examined on, for both. Labels of
         these, and of what `eval_images` returned, are of the classes of `before`; `after` is given its own
         classes of the same names.
+      background: `white` or `black`, put under transparent pixels of image files.
       settings: of `result.sweep`.
 
     Raises:
@@ -139,7 +142,8 @@ def compare(before: Any, after: Any, images: Given = None, **settings: Any) -> C
     """
     before, after = _model(before), _model(after)
     paired_sweeps.check_comparable(before, after)
-    swept_before, swept_after = paired_sweeps.swept([before, after], images, before, settings)
+    models = [before, after]
+    swept_before, swept_after = paired_sweeps.swept(models, images, before, settings, background)
     return compared(swept_before, swept_after, paired_sweeps.common_unet([before, after]))
 
 

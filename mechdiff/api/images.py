@@ -1,16 +1,17 @@
 """Which images a model is examined on."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from mechdiff.api.places import cache_folder
 from mechdiff.core import ranges
 from mechdiff.core.config import DRAWN, SweepConfig
-from mechdiff.core.errors import ConfigError, shorten
+from mechdiff.core.errors import ConfigError, shorten, unknown
 from mechdiff.core.types import AnyArray
 from mechdiff.data.arrays import whole_array
 from mechdiff.data.collection import open_collection
-from mechdiff.data.images import DEFAULT
+from mechdiff.data.images import BACKGROUNDS, DEFAULT
 from mechdiff.models import factories
 from mechdiff.models.load import check_known
 from mechdiff.study import condition_sources
@@ -34,7 +35,9 @@ def how_many(model: Any, images: Given) -> int | None:
     return len(rows_to_examine(there, _trained_on(model)))
 
 
-def eval_images(model: Any, images: Given, n: int, reference: int = 0, *, brief: bool = False) -> EvalImages:
+def eval_images(
+    model: Any, images: Given, n: int, reference: int = 0, *, brief: bool = False, background: str = ""
+) -> EvalImages:
     """`n` images to examine a model on, and `reference` others, prepared as those it was trained on.
 
     Args:
@@ -45,12 +48,16 @@ def eval_images(model: Any, images: Given, n: int, reference: int = 0, *, brief:
         was trained on these, and samples of the model's own for any other.
       brief: for a first answer: None means the samples that are stored with the model, if there are any; its
         own samples are drawn in few steps, see `held_out.own_samples`.
+      background: `white` or `black`, put under transparent pixels of image files; empty: that with which the
+        model was trained, without which they are refused.
 
     Raises:
       DataError: too few images, or any that can't be read without a guess.
-      ConfigError: an imported network whose noise levels were not stated.
+      ConfigError: an imported network whose noise levels were not stated, or another background.
     """
     check_known(model.record, model.name)
+    if background and background not in BACKGROUNDS:
+        raise ConfigError(unknown("background", background, BACKGROUNDS))
     if isinstance(images, EvalImages):
         return images
     n = ranges.whole("n", n, 1, meaning="how many images")
@@ -65,14 +72,31 @@ def eval_images(model: Any, images: Given, n: int, reference: int = 0, *, brief:
         return drawn_images(model.denoiser, trained.data, config, cache_folder())
     if images is None:
         return own_samples(model.denoiser, config, seed=0, brief=brief)
+    prepared = DEFAULT if trained is None else trained.data.preprocessing
     return images_from(
         images if isinstance(images, str | Path) else whole_array(images),
         model.denoiser,
         config,
-        preprocessing=DEFAULT if trained is None else trained.data.preprocessing,
+        preprocessing=dataclasses.replace(prepared, background=background or prepared.background),
         trained_on=_trained_on(model),
         sources=condition_sources.with_class_names(model.record, condition_sources.ConditionSources()),
     )
+
+
+def number_wanted(images: Given, n: int | None, default: int) -> int:
+    """`n`, how many images are wanted; None: of what is prepared already all, of others `default`.
+
+    Raises:
+      ConfigError: another `n` than there are in what is prepared already.
+    """
+    if not isinstance(images, EvalImages):
+        return default if n is None else n
+    there = len(images.scored)
+    if n not in (None, there):
+        raise ConfigError(
+            f"n={shorten(n)}: {there} images are prepared already; leave n out, or prepare others"
+        )
+    return there
 
 
 def images_to_read(model: Any, images: Given, n: int | None, most: int) -> EvalImages:
@@ -84,12 +108,7 @@ def images_to_read(model: Any, images: Given, n: int | None, most: int) -> EvalI
       ConfigError, DataError: see `eval_images`.
     """
     there = how_many(model, images)
-    if isinstance(images, EvalImages) and n not in (None, there):
-        raise ConfigError(
-            f"n={shorten(n)}: {there} images are prepared already; leave n out, or prepare others"
-        )
-    if n is None:
-        n = most if there is None else max(1, min(most, there))
+    n = number_wanted(images, n, most if there is None else max(1, min(most, there)))
     return eval_images(model, images, n)
 
 

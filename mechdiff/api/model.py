@@ -186,7 +186,7 @@ class Model:
         self,
         images: Given = None,
         *,
-        n: int = 16,
+        n: int | None = None,
         ablation: str = "zero",
         components: What | None = None,
         timesteps: int = 8,
@@ -198,7 +198,7 @@ class Model:
         Args:
           images: a folder, file or array; None: held-out images where they can be made, else the model's own
             samples; see `images.eval_images`.
-          n: how many images, each at every timestep.
+          n: how many images, each at every timestep; None: 16, of prepared ones all.
           ablation: `zero`, `mean`, `resample`, `noise` or `optimal`.
           components: as `what` of `ablate`; None: all.
           timesteps: how many, evenly spread in log-SNR.
@@ -226,7 +226,7 @@ class Model:
         self,
         images: Given = None,
         *,
-        n: int = 8,
+        n: int | None = None,
         timesteps: int = 4,
         seed: int = 0,
         random_vectors: int = 4,
@@ -235,7 +235,8 @@ class Model:
         """A first ranking of all components by gradients; its time does not grow with their number.
 
         Args:
-          images, n, timesteps, seed: as in `sweep`; None: samples that are stored with the model, if any are.
+          images, timesteps, seed: as in `sweep`; None: samples that are stored with the model, if any are.
+          n: how many images; None: 8, of prepared ones all.
           random_vectors: their number, for estimates of curvature; more are steadier and take longer.
           precision: of products, see `core.devices`; what it changes is measured and stated with the scores.
 

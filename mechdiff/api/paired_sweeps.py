@@ -1,5 +1,6 @@
 """Sweeps of models on the same images and noise: whether they can be paired, what is saved of them."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import xarray as xr
 
 from mechdiff.analysis.changes import changes
 from mechdiff.api.classes import check_labels, for_other
-from mechdiff.api.images import Given, eval_images
-from mechdiff.api.result import Result, references, sweep
+from mechdiff.api.images import Given, eval_images, number_wanted
+from mechdiff.api.result import IMAGES, Result, references, sweep
 from mechdiff.core.config import UNetConfig, to_dict
 from mechdiff.core.errors import ConfigError
 from mechdiff.storage import files, labelled
@@ -20,28 +21,41 @@ from mechdiff.study.eval_images import EvalImages
 SHARED = ("inputs", "images_sha256", "noise_seed", "preprocessing", "schedule")  # by all that are compared
 
 
-def swept(models: Sequence[Any], images: Given, chooser: Any, settings: dict[str, Any]) -> list[Result]:
+def swept(
+    models: Sequence[Any], images: Given, chooser: Any, settings: dict[str, Any], background: str = ""
+) -> list[Result]:
     """Sweeps of all models on the same images; where none are given, on those of `chooser`.
 
     Args:
       chooser: the model whose own images are taken then.
       settings: of `result.sweep`.
+      background: under transparent pixels, see `images.eval_images`.
 
     Raises:
       ConfigError: the models would be swept on different images, or on images of other classes.
     """
-    n = settings.get("n", 16)
+    n = number_wanted(images, settings.get("n"), IMAGES)
     if images is None:
-        images = eval_images(chooser, None, n, n)
+        images = _of_one(chooser, models, eval_images(chooser, None, n, n))
     reference = references(settings.get("ablation", "zero"), n)
     # All are prepared before the first sweep: whether they are the same is known before anything is computed.
-    shown = [eval_images(model, images, n, reference) for model in models]
+    shown = [eval_images(model, images, n, reference, background=background) for model in models]
     if isinstance(images, EvalImages):
         shown = [for_other(images, chooser, model) for model in models]
     for model, own in zip(models[1:], shown[1:], strict=True):
         _check_same_images(models[0].name, shown[0], model.name, own)
         check_labels(shown[0], models[0], own, model)
     return [sweep(model, own, **settings) for model, own in zip(models, shown, strict=True)]
+
+
+def _of_one(chooser: Any, models: Sequence[Any], images: EvalImages) -> EvalImages:
+    """Its own images, which say so where another of the models was trained on other data."""
+    known = [None if model.config is None else model.config.data for model in models]
+    if len({data and (data.name, data.complexity) for data in known}) == 1 or chooser.name in images.label:
+        return images
+    return dataclasses.replace(
+        images, label=f"{images.label}, of the data that {chooser.name} was trained on"
+    )
 
 
 def _check_same_images(name: str, images: EvalImages, other: str, others: EvalImages) -> None:

@@ -13,7 +13,7 @@ import xarray as xr
 
 from mechdiff.analysis import effects, variation
 from mechdiff.analysis.saved_effects import effect_table, with_effects
-from mechdiff.api.images import Given, eval_images
+from mechdiff.api.images import Given, eval_images, number_wanted
 from mechdiff.api.places import cache_folder
 from mechdiff.api.selection import listed
 from mechdiff.core import keys, ranges
@@ -32,6 +32,7 @@ from mechdiff.sweeps.ablation import ablation_sweep
 if TYPE_CHECKING:  # methods import it when they draw: matplotlib would make every loading longer
     from mechdiff.report.single import Plot
 
+IMAGES = 16  # of a sweep, where their number is not said
 UNITS = (
     "delta_loss, low, high: relative loss increase, %, pooled over noise levels; 95 % interval over images"
 )
@@ -146,7 +147,7 @@ def sweep(
     model: Any,
     images: Given = None,
     *,
-    n: int = 16,
+    n: int | None = None,
     ablation: str = "zero",
     components: Any = None,
     timesteps: int = 8,
@@ -159,7 +160,7 @@ def sweep(
       model: a `Model` without intervention.
       images: see `images.eval_images`.
       n: images, each at every timestep; for other ablations than `zero` as many others are
-        taken for replacements.
+        taken for replacements. None: 16, of images prepared by `eval_images` all.
       ablation: `zero`, `mean`, `resample`, `noise` or `optimal`.
       components: names or a regular expression; None: all.
       timesteps: how many, evenly spread in log-SNR.
@@ -170,7 +171,7 @@ def sweep(
       ConfigError: an unknown ablation or component, or a model under an intervention.
     """
     check_untouched(model, ablation)
-    n, timesteps, seed = _checked(n, timesteps, seed, least=2)
+    n, timesteps, seed = _checked(number_wanted(images, n, IMAGES), timesteps, seed, least=2)
     if folder is not None and not isinstance(folder, str | Path):
         raise ConfigError(f"folder={shorten(folder)}: expected a path")
     config = SweepConfig(

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from mechdiff.api.images import Given
+from mechdiff.api.images import Given, number_wanted
 from mechdiff.api.result import check_untouched, images_and_set
 from mechdiff.circuits import attribution
 from mechdiff.circuits.screen_scores import score_all, score_error
@@ -21,6 +21,8 @@ from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.models import conditions
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.storage.run_log import progress
+
+IMAGES = 8  # where their number is not said
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,7 +65,7 @@ def screen(
     model: Any,
     images: Given = None,
     *,
-    n: int = 8,
+    n: int | None = None,
     timesteps: int = 4,
     seed: int = 0,
     random_vectors: int = 4,
@@ -74,12 +76,14 @@ def screen(
     Its cost does not grow with the number of components. Zero ablation; arguments as in `sweep`.
 
     Args:
+      n: how many images; None: 8, of images prepared by `eval_images` all.
       precision: of products, see `core.devices`; what it changes is measured and stated with the scores.
     """
     check_untouched(model, "zero")
     random_vectors = ranges.whole("random_vectors", random_vectors, 1, meaning="how many random vectors")
     with progress(1, desc=f"screening {model.name}", unit="pass"):
-        return _screen(model, images, _Size(n, timesteps, random_vectors), seed, precision)
+        size = _Size(number_wanted(images, n, IMAGES), timesteps, random_vectors)
+        return _screen(model, images, size, seed, precision)
 
 
 class _Size(NamedTuple):

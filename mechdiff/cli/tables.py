@@ -72,7 +72,17 @@ def _cell(value: Any) -> str:
         return f"[{', '.join(map(_cell, value))}]"
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return "–"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def number(value: float, sign: str = "") -> str:
+    """A number in three digits, from a thousand on with all that are whole; `sign` "+": with that too.
+
+    Example:
+      >>> number(-1182.4), number(0.01234), number(825.4, "+")
+      ('-1,182', '0.0123', '+825')
+    """
+    return f"{value:{sign},.0f}" if 999.5 <= abs(value) < 1e6 else f"{value:{sign}.3g}"
 
 
 def _print(table: Table) -> None:
@@ -88,8 +98,8 @@ def print_top(rows: list[dict[str, Any]], title: str) -> None:
     for head in ("loss increase %", "95 % interval", "p", "n"):
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
-        interval = f"[{row['low']:.3g}, {row['high']:.3g}]"
-        numbers = (f"{row['delta_loss']:.3g}", interval, f"{row['p']:.2g}", str(row["n"]))
+        interval = f"[{number(row['low'])}, {number(row['high'])}]"
+        numbers = (number(row["delta_loss"]), interval, f"{row['p']:.2g}", str(row["n"]))
         table.add_row(row["component"], row["type"], *numbers)
     error = max((row["precision_error"] for row in rows), default=0.0)
     if error:

@@ -27,7 +27,7 @@ SIDES = {  # name of data -> label of its networks, component type whose color t
     "tfds": ("CelebA", "head", "o"),
     "synthetic": ("synthetic faces", "res", "s"),
 }
-MARKS = "os^DvPX<>ph"  # of the training seeds of one data set
+MARKS = "os^DvPX<>*d"  # of the training seeds of one data set; of more, the next are hollow
 OTHERS = ("other images", "skip", "^")
 
 
@@ -101,6 +101,13 @@ def draw_ratios(theme: Theme, ratios: dict[str, Interval]) -> Figure:
     return figure
 
 
+def _shape(rank: int) -> dict:
+    """Matplotlib's settings of a mark: no two alike among the first twice as many as there are `MARKS`."""
+    hollow = rank // len(MARKS) % 2
+    filling = {"mfc": "none", "mew": 1.0} if hollow else {"mew": 0}
+    return {"marker": MARKS[rank % len(MARKS)], **filling}
+
+
 def draw_increases(theme: Theme, networks: Sequence[NetworkResults]) -> Figure:
     """Pooled ΔL/L of the components with the largest median: a mark for every network, each named in the key,
     and a line over those of one data set of several. Color: data set; shape: place among its seeds."""
@@ -119,7 +126,7 @@ def draw_increases(theme: Theme, networks: Sequence[NetworkResults]) -> Figure:
         if len(members) > 1:
             _seeds(axes, theme.part(side[1]), shift, increase[np.ix_(members, order)])
         for rank, i in enumerate(members):
-            look = {"color": theme.part(side[1]), "marker": MARKS[rank % len(MARKS)], "ms": 4.4, "mew": 0}
+            look = {"color": theme.part(side[1]), "ms": 4.4} | _shape(rank)
             axes.plot([], [], ls="", label=networks[i].name, **look)  # the key's entry
             for y, component in enumerate(order):
                 value = float(increase[i, component])

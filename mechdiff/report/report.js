@@ -27,11 +27,11 @@
   const indexIn = (model, name) => model.components.findIndex((c) => c.name === name);
 
   // ---- hovering: value, interval, p, n ------------------------------------------------------------------
-  function aboutCell(group, mark) {
+  function aboutCell(group, x, y) {  // cells are known by their place: those of one color are one path
     const model = modelOf(group), rows = group.dataset.rows.split(",").map(Number), what = group.dataset.cells;
-    const marks = group._marks ??= [...group.querySelectorAll("use, g > path")].filter((m) => !m.closest("defs"));
-    const k = marks.indexOf(mark), columns = model.t.length;
-    const row = rows[Math.floor(k / columns)], j = k % columns;
+    const box = group.getBoundingClientRect(), columns = model.t.length;
+    const among = (share, count) => Math.min(count - 1, Math.max(0, Math.floor(share * count)));
+    const row = rows[among((y - box.top) / box.height, rows.length)], j = among((x - box.left) / box.width, columns);
     const where = `t = ${model.t[j]}, log-SNR ${text(model.log_snr[j])}`;
     if (what in model.ablations) {
       const ablation = model.ablations[what], cell = ablation.cells[row][j], name = model.components[row].name;
@@ -58,12 +58,12 @@
     }
     return { name, words };
   }
-  function about(target) {
+  function about(target, x, y) {
     const group = target.closest?.("[data-cells]"), mark = target.closest?.("[data-c]");
-    return group ? (target === group ? null : aboutCell(group, target)) : mark ? aboutMark(mark) : null;
+    return group ? (target === group ? null : aboutCell(group, x, y)) : mark ? aboutMark(mark) : null;
   }
   function showTip(target, x, y) {
-    const facts = about(target);
+    const facts = about(target, x, y);
     tip.hidden = !facts;
     if (!facts) return;
     tip.innerHTML = `<b>${safe(facts.name)}</b>` + facts.words.map((line) => `<br>${safe(line)}`).join("");
@@ -181,7 +181,7 @@
   addEventListener("hashchange", follow);
   document.addEventListener("click", (event) => {
     if (card.contains(event.target)) return;
-    const facts = about(event.target);
+    const facts = about(event.target, event.clientX, event.clientY);
     if (facts) go(facts.name);
   });
   for (const mark of document.querySelectorAll("svg [data-c]")) {

@@ -47,7 +47,7 @@ class Plot:
             if kind == "svg":
                 return style.svg(self.draw(LIGHT))
             buffer = io.BytesIO()
-            self.draw(LIGHT).savefig(buffer, format=kind, dpi=DPI, facecolor=LIGHT.paper)
+            self.draw(LIGHT).savefig(buffer, format=kind, dpi=DPI, facecolor=style.GROUND)
             return buffer.getvalue()
 
     def save(self, path: str | Path) -> None:

@@ -21,6 +21,7 @@ from mechdiff.storage import files
 PIXELS = 96  # CSS pixels an inch
 STEPS = 48  # of a color scale
 SMALL = 8.3  # points: 11 CSS pixels, the smallest text of a figure
+GROUND = "white"  # of figures in files of their own, which may go into a paper
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', Arial, sans-serif"
 
 
@@ -150,7 +151,7 @@ def page_figure(folder: Path, name: str, alt: str, draw: Draw) -> PageFigure:
             data = svg(figure)
             if theme is LIGHT:
                 size = tuple(round(side * PIXELS) for side in figure.get_size_inches())
-                files.write_atomic(folder / f"{name}.png", _png(figure, theme))
+                files.write_atomic(folder / f"{name}.png", _png(figure))
         suffix = "" if theme is LIGHT else "-dark"
         files.write_atomic(folder / f"{name}{suffix}.svg", data)
         drawings[theme.name] = data.decode()
@@ -163,13 +164,16 @@ def svg(figure: Figure) -> bytes:
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue().decode()
     text = re.sub(r"<metadata>.*?</metadata>\s*|<!DOCTYPE.*?>\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r"font: ([\d.]+px) 'DejaVu Sans'", r"font-size: \1", text)
+    text = re.sub(
+        r"font: ([\d.]+px) 'DejaVu Sans'", r"font-size: \1", text
+    )  # as matplotlib to 3.10 writes it
+    text = text.replace("; font-family: 'DejaVu Sans'", "")  # and since: it would win over the page's font
     return text.replace("<defs>", f"<style>text {{ font-family: {FONTS} }}</style>\n <defs>", 1).encode()
 
 
-def _png(figure: Figure, theme: Theme) -> bytes:
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, facecolor=theme.paper, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=150, facecolor=GROUND, metadata={"Software": None})
     return buffer.getvalue()
 
 

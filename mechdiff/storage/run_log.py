@@ -195,9 +195,12 @@ class _PlainLines(_Bar):
         now = time.monotonic()
         if msg != "" and now >= self._due:  # tqdm sends "" to clear a bar
             self._due = now + PLAIN_SECONDS
+            words = (
+                (msg or str(self)).replace(f", ?{self.unit}/s", "").replace(", ? left", "")
+            )  # not known yet
             # tqdm holds its lock meanwhile: an error in the clock's thread would keep it, and the run hang.
             with contextlib.suppress(BrokenPipeError):
-                print(msg or str(self), file=sys.stderr, flush=True)
+                print(words, file=sys.stderr, flush=True)
 
 
 def _line(record: dict) -> bytes:

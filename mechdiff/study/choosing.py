@@ -152,9 +152,10 @@ def classes_for(denoiser: Examinable, data: DataConfig) -> int:
             "of images does not hold; give what study.inputs.images_from makes of an array and its condition"
         )
     if not data.classes:
+        drawn = "give images of known classes: --images=FOLDER --classes=SUBFOLDER=NUMBER,..."
         raise DataError(
             f"{denoiser.name} has {denoiser.unet.classes} classes; which label of {data.name} they are is "
-            "not known; state it: --set=data.classes=NAME"
+            f"not known; {drawn if data.name in DRAWN else 'state it: --set=data.classes=NAME'}"
         )
     return denoiser.unet.classes
 

@@ -96,8 +96,41 @@ def test_loading_imports_nothing_that_only_draws():
 
 def test_a_screen_is_the_same_whether_it_is_compiled_beside_its_images_or_after_them(model):
     beside = model.screen(n=4, timesteps=2)
-    after = model.screen(eval_images(model, None, 4).scored, n=4, timesteps=2)
+    prepared = eval_images(model, None, 4)
+    after = model.screen(prepared.scored, n=4, timesteps=2)
     pd.testing.assert_frame_equal(beside.frame, after.frame)
+    pd.testing.assert_frame_equal(beside.frame, model.screen(prepared, timesteps=2).frame)
+
+
+@pytest.mark.parametrize(
+    "measure", [Model.sweep, Model.screen, lambda model, *a, **k: compare(model, model, *a, **k)]
+)
+def test_a_number_that_prepared_images_do_not_have_is_refused(model, measure):
+    with pytest.raises(ConfigError, match="n=3: 4 images are prepared already"):
+        measure(model, eval_images(model, None, 4), n=3, timesteps=2)
+
+
+def test_transparent_images_are_compared_over_the_background_that_is_given(model, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for red in range(3):
+        Image.new("RGBA", (16, 16), (red, 9, 9, 0)).save(images / f"{red}.png")
+    settings = {"n": 2, "timesteps": 1, "components": "mid.block0.res", "folder": tmp_path / "sweeps"}
+    with pytest.raises(MechdiffError, match="has transparent pixels"):
+        compare(model, model, images, **settings)
+    with pytest.raises(ConfigError, match="background 'pink'"):
+        compare(model, model, images, background="pink", **settings)
+    compared = compare(model, model, images, background="white", **settings)
+    assert "over white" in compared.before.dataset.attrs["preprocessing"]
+    assert eval_images(model, images, 2, background="white").scored.min() == 1
+
+
+def test_images_of_one_s_own_data_say_whose_where_the_other_has_others(model):
+    images = eval_images(model, None, 2)
+    other = Model(model.denoiser, model.intervention, config=override(model.config, ["data.complexity=1"]))
+    assert paired_sweeps._of_one(model, [model, model], images).label == images.label
+    label = paired_sweeps._of_one(model, [model, other], images).label
+    assert label == "held-out synthetic images, of the data that tiny was trained on"
 
 
 def test_a_model_compared_with_itself_has_not_changed(model, images, result, tmp_path):
@@ -183,7 +216,7 @@ def test_nothing_prints_more_than_a_kilobyte(model, result, images, tiny):
 def test_figures_are_saved_whatever_the_backend(result, tmp_path):
     result.plot().save(tmp_path / "map.png")
     result.plot("mid.block0.res").save(tmp_path / "one.svg")
-    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+    assert Image.open(tmp_path / "map.png").convert("RGB").getpixel((0, 0)) == (255, 255, 255)  # as paper is
     assert b"<svg" in (tmp_path / "one.svg").read_bytes()
     with pytest.raises(ConfigError, match="unknown component"):
         result.plot("mid.block9.res")

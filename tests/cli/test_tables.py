@@ -45,13 +45,13 @@ def test_the_costliest_come_first_with_the_measured_numbers(sweep):
 
 def test_records_of_any_launcher_become_a_table(capsys):
     name = "a" * 101  # names are never cut
-    rows = [{"network": name, "f": 0.98765, "95 %": (0.9, 1.05), "members": 3, "p": float("nan")}]
+    rows = [{"network": name, "f": -1182.4, "95 %": (-0.9, 1.05), "members": 3, "p": float("nan")}]
     tables.print_records("circuits", rows)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines == [
         ["circuits"],
         ["network", "f", "95", "%", "members", "p"],
-        [name, "0.988", "[0.9,", "1.05]", "3", "–"],
+        [name, "-1,182", "[-0.9,", "1.05]", "3", "–"],
     ]
     tables.print_records("nothing", [])
     assert capsys.readouterr().out == ""

@@ -49,6 +49,7 @@ def test_every_network_has_its_name_in_the_key_and_a_mark_at_its_value(networks)
         assert [marks[each.name, f"block{k}.res"][0] for k in range(4)] == pytest.approx(values.tolist())
     shapes = {marks[f"celeba-seed{seed}", "block0.res"][1] for seed in (0, 1, 2)}
     assert len(shapes) == 3
+    assert len({str(across._shape(rank)) for rank in range(2 * len(across.MARKS))}) == 2 * len(across.MARKS)
     spans = axes.collections[0].get_segments()  # CelebA's: from the least to the largest seed
     expected = [across_seeds.relative_increases(each.sweep, "zero") for each in networks[2:]]
     largest = np.max(expected, axis=0)

@@ -299,6 +299,7 @@ def test_the_same_figure_has_the_same_bytes():
         first = draw()
         assert first == draw()
     assert b"<!DOCTYPE" not in first
+    assert b"DejaVu" not in first and b"<text style=" in first  # the reader's font, not one that few have
 
 
 def test_words_on_colors_have_contrast():

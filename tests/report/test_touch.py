@@ -92,8 +92,11 @@ def wait_for_card(page, name):
 
 def test_hovered_cell_says_value_interval_p_and_n_of_the_component_beside_it(page, model):
     mesh = page.locator('#maps [data-cells="zero"]').nth(0)
-    cell = mesh.locator("use, path").nth(len(model.lead.t) + 1)  # second row, second timestep
-    cell.hover()
+    mesh.scroll_into_view_if_needed()
+    box, rows = mesh.bounding_box(), mesh.get_attribute("data-rows").count(",") + 1
+    height = box["height"] / rows
+    middle = box["y"] + 1.5 * height  # of the second row, at the second timestep
+    page.mouse.move(box["x"] + 1.5 * box["width"] / len(model.lead.t), middle)
     words = page.locator("#tip").inner_text()
     increase = model.increases["zero"]
     name = words.splitlines()[0]
@@ -104,8 +107,8 @@ def test_hovered_cell_says_value_interval_p_and_n_of_the_component_beside_it(pag
     np.testing.assert_allclose(shown, [end[i, 1] for end in ends], rtol=0.06, atol=0.002)
     assert f"t = {increase.t[1]}" in words and f"n = {model.images} images" in words and "p " in words
     label = page.locator(f'#maps [data-c="{name}"] text').first.bounding_box()
-    box = cell.bounding_box()  # an oracle that doesn't know of indices: the cell lies in its label's row
-    assert abs((label["y"] + label["height"] / 2) - (box["y"] + box["height"] / 2)) < box["height"] / 2
+    # An oracle that doesn't know of indices: the cell lies in its label's row.
+    assert abs((label["y"] + label["height"] / 2) - middle) < height / 2
 
 
 def test_click_opens_the_card_with_every_ablation_and_a_link_to_it(page, model):
@@ -242,6 +245,15 @@ def test_dark_reader_and_paper_have_their_colors(page):
     paper = page.evaluate(ink), page.evaluate("getComputedStyle(document.body).backgroundColor")
     heads = page.locator("button.sort").evaluate_all("all => all.map(head => getComputedStyle(head).display)")
     assert set(heads) == {"contents"}  # else Chromium doesn't repeat them on later printed pages
+    assert (
+        page.evaluate("""() => {
+        const figure = document.querySelector("h3 + figure");
+        figure.classList.add("wide");
+        const head = getComputedStyle(figure.previousElementSibling).page;
+        figure.classList.remove("wide");
+        return head; }""")
+        == "wide"
+    )  # else it is left alone on the page before
     page.emulate_media(color_scheme="light", media="screen")
     light = page.evaluate(ink), page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert paper == light and dark[0] != light[0] and dark[1] != light[1]
@@ -304,6 +316,18 @@ def test_a_card_of_different_images_at_every_timestep_has_the_quantiles_of_all(m
 
 def test_data_cannot_end_its_script_element(model):
     assert "<" not in page_data.page_data([model]) and json.loads(page_data.page_data([model]))["models"]
+
+
+def test_cells_of_one_color_are_one_path_in_which_neighbors_are_joined():
+    cells = [
+        f'<path d="M{x} 0H{x + 1}V2H{x}z" style="fill: {color}"/>\n'
+        for x, color in enumerate(["red", "red", "blue", "red"])
+    ]
+    drawn = inline._with_few_paths(f'<g data-cells="zero" data-rows="0">\n{"".join(cells)}</g>')
+    assert re.findall(r'd="([^"]*)" style="fill: (\w+)"', drawn) == [
+        ("M0 0H2V2H0zM3 0H4V2H3z", "red"),
+        ("M2 0H3V2H2z", "blue"),
+    ]
 
 
 def test_drawings_that_differ_in_more_than_colors_are_refused():

@@ -54,5 +54,5 @@ def test_own_samples_and_arrays_come_with_classes_and_folders_without(config, de
     with pytest.raises(DataError, match="is conditioned on label, which other images come without"):
         inputs.images_from(pixels, denoiser, config.sweep)
     unknown = dataclasses.replace(config, data=dataclasses.replace(config.data, classes=""))
-    with pytest.raises(DataError, match=r"which label of synthetic they are is not known; state it: --set"):
+    with pytest.raises(DataError, match=r"which label of synthetic they are is not known; give images"):
         choosing.ImageChoice(unknown, None, tmp_path)(denoiser, unknown)
