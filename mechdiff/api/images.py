@@ -53,11 +53,16 @@ def eval_images(
 
     Raises:
       DataError: too few images, or any that can't be read without a guess.
-      ConfigError: an imported network whose noise levels were not stated, or another background.
+      ConfigError: an imported network whose noise levels were not stated; another background, or one without
+        image files.
     """
     check_known(model.record, model.name)
     if background and background not in BACKGROUNDS:
         raise ConfigError(unknown("background", background, BACKGROUNDS))
+    if background and not isinstance(images, str | Path):
+        raise ConfigError(
+            f"background={background!r} goes under pixels of image files, of which none are given"
+        )
     if isinstance(images, EvalImages):
         return images
     n = ranges.whole("n", n, 1, meaning="how many images")

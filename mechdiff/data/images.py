@@ -221,8 +221,8 @@ def _flattened(image: Image.Image, name: str, background: str) -> Image.Image:
         return image.convert("RGB")
     if not background:
         raise DataError(
-            f"image {name} has transparent pixels; data.preprocessing.background=white (or black) puts a "
-            "color under them"
+            f"image {name} has transparent pixels; data.preprocessing.background=white (or black; in Python "
+            "mechdiff.api.images.eval_images(..., background='white')) puts a color under them"
         )
     under = Image.new("RGBA", image.size, (BACKGROUNDS[background],) * 3 + (255,))
     return Image.alpha_composite(under, image).convert("RGB")

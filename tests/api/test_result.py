@@ -120,6 +120,8 @@ def test_transparent_images_are_compared_over_the_background_that_is_given(model
         compare(model, model, images, **settings)
     with pytest.raises(ConfigError, match="background 'pink'"):
         compare(model, model, images, background="pink", **settings)
+    with pytest.raises(ConfigError, match="background='white' goes under pixels of image files"):
+        compare(model, model, background="white", **settings)
     compared = compare(model, model, images, background="white", **settings)
     assert "over white" in compared.before.dataset.attrs["preprocessing"]
     assert eval_images(model, images, 2, background="white").scored.min() == 1
