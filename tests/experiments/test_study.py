@@ -42,6 +42,7 @@ def test_two_models_named_by_their_folders_are_examined_under_the_names_of_their
     monkeypatch.setattr(examination, "examine_and_pack", lambda name, *_, **__: names.append(name))
     for model in ("a/model", "b", "c/"):
         assert launch("examine", f"--model={tmp_path / model}", f"--workdir={tmp_path / 'out'}") == 0
+    assert launch("examine", "--model=a", f"--workdir={tmp_path / 'out'}", "--name=../a") == 2
     assert names == ["a", "b", "c"]
 
 
