@@ -116,8 +116,9 @@ def test_workdir_is_where_the_flag_says(launch, tmp_path):
         ),
         (
             PermissionError(errno.EACCES, "no", "/root/x"),
-            "error: /root/x: permission denied; choose a folder",
+            "error: /root/x: permission denied; change its permissions or choose another path",
         ),
+        (OSError(errno.EFBIG, "large", "/x"), "error: /x: larger than a file may be here; raise the limit"),
     ],
 )
 def test_errors_of_input_and_disk_are_one_line_and_exit_code_2(launch, capsys, error, expected):
@@ -261,8 +262,8 @@ def test_every_launcher_starts_with_nothing_but_what_it_requires(name, tmp_path)
         ("interactions", "--set=sweep.images=1", "1 unit(s): at least 2 images"),
         ("phases", "--set=sweep.images=3", "3 images can't be split into halves; at least 4"),
         ("phases", "--set=sweep.timesteps=1", "1 timesteps, most=8: phases need at least 2"),
-        ("sweep_sequential", "--set=sweep.images=16", "16 images; at least 32 are needed"),
-        ("sweep_sequential", "--width=nan", "width=nan must be a finite number above 0"),
+        ("sweep_sequential", "--set=sweep.images=16", "16 images are too few for a first look; give 32"),
+        ("sweep_sequential", "--width=nan", "--width=nan is not a finite number"),
         ("circuits", "--tau=1", "flag --tau=1: 1.0 is not a number in the range [0.01, 0.9999]"),
     ],
 )
