@@ -122,6 +122,9 @@ def _join(joins: bool) -> None:
       joins: whether the launcher shares its work between them: it has `joins = True`. Others would do all
         of it in each, and write the same files.
     """
+    alone = [name for name in ("processes", "process_id") if FLAGS[name].present and not FLAGS.coordinator]
+    if alone:  # each would do all of it
+        raise flags.Error(f"--{alone[0]} has no effect without --coordinator=HOST:PORT; give that too")
     if not (FLAGS.distributed or FLAGS.coordinator):
         return
     if not joins:
