@@ -23,6 +23,7 @@ import jax
 from absl import flags
 
 from mechdiff.core.config import from_dict, to_dict
+from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.core.text_table import counted
 from mechdiff.data.celeba import find_packs
 from mechdiff.models import load
@@ -74,7 +75,12 @@ def _check_same_study(config, path, begun):
     """What is packed already is not made again: a study that has begun goes on with its settings."""
     settings = to_dict(dataclasses.replace(config, data=dataclasses.replace(config.data, cache="")))
     if begun and path.exists():
-        before = to_dict(from_dict(files.read_record(path, ("name",))))  # with defaults of what is new
+        saved = files.read_record(path, ("name",))
+        try:
+            before = to_dict(from_dict(saved))  # with defaults of what is new
+        except ConfigError as error:
+            way_out = "go on with the version that began it, or choose another --workdir"
+            raise CheckpointError(f"{path}: {error}; {way_out}") from None
         mismatch.compare_configs(before, settings, path.parent, FREE)
     files.write_json(path, settings)
 

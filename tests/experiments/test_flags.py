@@ -164,3 +164,13 @@ def test_flags_of_the_first_edition_are_read_under_their_names_of_today(name, tm
     flags = (f"--workdir={tmp_path}", "--model=x", f"--{name}=0,0.5")
     assert launching.launch("sweep_scaling", *flags, main=main) == 0
     assert values == ["0", "0.5"]
+
+
+@pytest.mark.parametrize("name", ["entropy", "phases", "roles", "screen"])
+def test_where_nothing_can_be_written_nothing_is_computed(name, tmp_path, capsys):
+    """All was computed first, and lost."""
+    (tmp_path / "file").touch()
+    flags = ("--preset=tiny", "--model=cpu16-synthetic-seed0", f"--workdir={tmp_path}/file")
+    assert launching.launch(name, *flags) == 2
+    line = f"error: {tmp_path}/file: a file stands where a folder is needed; move it or choose another folder"
+    assert capsys.readouterr().err.splitlines()[-1] == line
