@@ -590,7 +590,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(
-        DataError, match=r"cache folder .*file/cache can't be written \(Not a directory\); choose another --workdir"
+        DataError,
+        match=r"cache folder .*file/cache can't be written \(Not a directory\); choose another --workdir",
     ):
         stored(tmp_path / "file" / "cache", "x", {}, (4, 1000), rows())
 
