@@ -3,6 +3,7 @@
 The command `mechdiff` makes its options of `of` and `common`.
 """
 
+import math
 from pathlib import Path
 from types import ModuleType
 
@@ -42,6 +43,9 @@ CELEBA_HELP = "CelebA in its official layout, held-out images are taken; several
 IMAGES_HELP = "A folder of images, or an .npy or .npz file, to examine on."
 BY_ZERO = "it replaces by zero"  # for `idle`
 OF_NETWORKS = ("unet", "train", "diffusion")  # sections of settings that training alone reads
+SEED_ALONE = dict.fromkeys(("data", "sweep", *OF_NETWORKS), "of the settings it follows the seed alone")
+NO_SETTINGS = dict.fromkeys(("seed", *SEED_ALONE), "it follows no settings")
+MOST = 2**31 - 1  # of anything that an integer flag counts
 PREPROCESSING, CLASSES = "data.preprocessing.", "data.classes"
 STUDIES = ("reproduce", "study", "examine")  # launchers that read the settings of section study
 OF_STUDIES = f"it is for {', '.join(STUDIES[:-1])} and {STUDIES[-1]}"
@@ -79,6 +83,7 @@ def parse(argv: list[str]) -> None:
     for name in FLAGS:
         if FLAGS[name].present and FLAGS[name].value == "":  # of a shell's variable that is not set, say
             raise flags.Error(f"--{name}= is empty; give a value, or leave it out")
+        _check_number(name, FLAGS[name].value)
     if extra:
         raise flags.Error(f"unexpected argument {extra[0]!r}; write --flag=value (see --help)")
     _check_images(FLAGS["images"].value if "images" in FLAGS else None)
@@ -87,6 +92,14 @@ def parse(argv: list[str]) -> None:
         with files.plain_errors(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # compiled programs are code: private
         jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _check_number(name: str, value: object) -> None:
+    """Refuses what absl's bounds let through: NaN, and counts that no run would come to the end of."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise flags.Error(f"--{name}={value} is not a finite number")
+    if isinstance(value, int) and abs(value) > MOST:
+        raise flags.Error(f"--{name}={value} is out of range; at most {MOST}")
 
 
 def settings_given() -> list[str]:

@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from logging import CRITICAL, getLogger
 from pathlib import Path
 
 from absl import flags, logging
@@ -28,7 +29,7 @@ LESS_MEMORY = (
     "lower sweep.image_block or sweep.chunk, let no other process use the card, or take a larger one"
 )
 LONGEST = 1500  # characters of an error's line
-UNBEGUN = "coroutine '_create_paths' was never awaited"  # Orbax's, of a checkpoint that is given up
+UNBEGUN = "coroutine '.*' was never awaited"  # Orbax's, of a checkpoint that is given up
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 Main = Callable[[ExperimentConfig, Path], object]
@@ -66,7 +67,7 @@ def launch(main: Main, argv: list[str]) -> int:
             _work(main, config, argv)
     except KeyboardInterrupt as stop:
         number = stop.args[0] if stop.args else signal.SIGINT
-        warnings.filterwarnings("ignore", message=UNBEGUN)
+        _leave_in_silence()
         _last_line(f"interrupted; the same command goes on: {shlex.join(sys.orig_argv)}")
         return 128 + number
     except BrokenPipeError:
@@ -122,6 +123,9 @@ def _join(joins: bool) -> None:
       joins: whether the launcher shares its work between them: it has `joins = True`. Others would do all
         of it in each, and write the same files.
     """
+    alone = [name for name in ("processes", "process_id") if FLAGS[name].present and not FLAGS.coordinator]
+    if alone:  # each would do all of it
+        raise flags.Error(f"--{alone[0]} has no effect without --coordinator=HOST:PORT; give that too")
     if not (FLAGS.distributed or FLAGS.coordinator):
         return
     if not joins:
@@ -150,6 +154,14 @@ def use_huge_pages() -> None:
 
 def _interrupt(number: int, _: object) -> None:
     raise KeyboardInterrupt(number)
+
+
+def _leave_in_silence() -> None:
+    """Of what is given up, such as a model that is being read, each array would have its say: hundreds of
+    lines of Orbax's and asyncio's, after the last that the user should read."""
+    warnings.filterwarnings("ignore", message=UNBEGUN)
+    getLogger("asyncio").setLevel(CRITICAL)
+    sys.unraisablehook = lambda _: None
 
 
 def _unraisable(lost) -> None:

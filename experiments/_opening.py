@@ -53,6 +53,7 @@ def opened(
       nested: whether the launcher uses other images at every timestep where `sweep.nested` asks for them;
         if not, one set is taken, counted and named.
     """
+    files.ensure_writable(workdir)  # before hours of computing
     config = config if nested else replace(config, sweep=replace(config.sweep, nested=False))
     if config.sweep.precision != "float32":
         words = "acts in sweeps, screens and samples; all else is in float32"

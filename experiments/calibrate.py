@@ -14,10 +14,13 @@ from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.validation import calibration
 
-from . import _launch
+from . import _flags, _launch
 
-REPEATS = flags.DEFINE_integer("repeats", 1000, "Independent data sets of each check.", lower_bound=50)
-IMAGES = flags.DEFINE_integer("images", 32, "Images in a data set.", lower_bound=4)
+REPEATS = flags.DEFINE_integer(
+    "repeats", 1000, "Independent data sets of each check.", lower_bound=50, upper_bound=100_000
+)
+IMAGES = flags.DEFINE_integer("images", 32, "Images in a data set.", lower_bound=4, upper_bound=10_000)
+idle = _flags.SEED_ALONE
 
 
 def main(config, workdir):

@@ -13,7 +13,9 @@ from mechdiff.storage import files
 from mechdiff.study import claims, results_folder
 from mechdiff.study.claims import complexity_table, verdicts
 
-from . import _launch
+from . import _flags, _launch
+
+idle = _flags.NO_SETTINGS
 
 
 def main(config, workdir):

@@ -13,11 +13,12 @@ from mechdiff.core.text_table import counted
 from mechdiff.storage import locks
 from mechdiff.study import collecting
 
-from . import _launch
+from . import _flags, _launch
 
 EXAMINED = flags.DEFINE_multi_string(
     "examined", [], "Folder of an examination, or of several; may be given again."
 )
+idle = _flags.NO_SETTINGS
 
 
 def main(config, workdir):

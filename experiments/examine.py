@@ -9,6 +9,7 @@ of snapshots: a sweep under mean ablation and circuits.
 
 from absl import flags
 
+from mechdiff.core import ranges
 from mechdiff.core.errors import ConfigError
 from mechdiff.models import load
 from mechdiff.storage import locks
@@ -26,7 +27,7 @@ SAMPLES = flags.DEFINE_boolean("samples", False, "Keep the sheet of samples in t
 def main(config, workdir):
     if not MODEL.value:
         raise ConfigError("no network; give one with --model=RUN or --model=RUN@STEP")
-    name = NAME.value or load.name_of(MODEL.value)
+    name = ranges.folder_name("--name", NAME.value or load.name_of(MODEL.value))
     config = plan.of_ladder(config) if PART.value == "ladder" else config
     with locks.lock(workdir):
         choose = _opening.chooser(config, workdir, CELEBA.value, None, mixed=True)

@@ -12,10 +12,11 @@ from absl import flags
 from mechdiff.models import pretrained
 from mechdiff.models.load import load_trained
 
-from . import _launch
+from . import _flags, _launch
 
 MODEL = flags.DEFINE_string("model", None, "Folder of a trained model.", required=True)
 TO = flags.DEFINE_string("to", None, "Folder to write.", required=True)
+idle = _flags.NO_SETTINGS
 
 
 def main(config, workdir):

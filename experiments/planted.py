@@ -19,12 +19,13 @@ from mechdiff.storage.manifest import run_manifest
 from mechdiff.storage.run_log import progress
 from mechdiff.validation import planted
 
-from . import _launch
+from . import _flags, _launch
 
 INSTANCES = flags.DEFINE_integer("instances", 5, "Random instances of each plant and size.", lower_bound=1)
 ONLY = flags.DEFINE_list("plants", list(planted.PLANTS), "Which plants.")
 SIZES = flags.DEFINE_list("sizes", list(planted.SIZES), "Which sizes of network.")
 METHODS = flags.DEFINE_list("methods", list(planted.METHODS), "Which methods.")
+idle = _flags.SEED_ALONE
 
 
 def main(config, workdir):

@@ -7,7 +7,9 @@ from mechdiff import report
 from mechdiff.core.errors import ConfigError
 from mechdiff.storage import locks
 
-from . import _launch
+from . import _flags, _launch
+
+idle = _flags.NO_SETTINGS
 
 
 def main(config, workdir):

@@ -23,7 +23,9 @@ import jax
 from absl import flags
 
 from mechdiff.core.config import from_dict, to_dict
+from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.core.text_table import counted
+from mechdiff.data.celeba import find_packs
 from mechdiff.models import load
 from mechdiff.storage import files, locks, mismatch
 from mechdiff.study import choosing, examination, packing, plan
@@ -31,7 +33,7 @@ from mechdiff.training import loop
 
 from . import _flags, _launch
 
-SEEDS = flags.DEFINE_integer("seeds", 6, "Trainings of each data set.", lower_bound=1)
+SEEDS = flags.DEFINE_integer("seeds", 6, "Trainings of each data set.", lower_bound=1, upper_bound=1000)
 DATA = flags.DEFINE_list(
     "data",
     ["celeba", "synthetic", "synthetic-level0", "synthetic-level2", "scrambled", "gaussian"],
@@ -46,6 +48,8 @@ def main(config, workdir):
     if not config.data.cache:  # images are decoded once for all trainings
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, cache=f"{workdir}/cache"))
     planned = plan.networks(config, DATA.value, SEEDS.value, CELEBA.value)
+    if any(network.config.data.name == "celeba" for network in planned):
+        find_packs(CELEBA.value)  # may refuse, hours before the first of them is trained
     examined, folder = workdir / "examined", workdir / "pieces"
     with locks.lock(workdir):
         _check_same_study(config, workdir / "settings.json", any(examined.glob(f"*/{packing.CELLS}/*.zip")))
@@ -71,7 +75,12 @@ def _check_same_study(config, path, begun):
     """What is packed already is not made again: a study that has begun goes on with its settings."""
     settings = to_dict(dataclasses.replace(config, data=dataclasses.replace(config.data, cache="")))
     if begun and path.exists():
-        before = to_dict(from_dict(files.read_json(path)))  # with defaults of what is new
+        saved = files.read_record(path, ("name",))
+        try:
+            before = to_dict(from_dict(saved))  # with defaults of what is new
+        except ConfigError as error:
+            way_out = "go on with the version that began it, or choose another --workdir"
+            raise CheckpointError(f"{path}: {error}; {way_out}") from None
         mismatch.compare_configs(before, settings, path.parent, FREE)
     files.write_json(path, settings)
 

@@ -45,7 +45,7 @@ class Circuit:
       faithfulness: of the circuit, on the images that it was discovered on.
       prefix: length of the ranking's prefix that was pruned.
       rounds: of pruning.
-      evaluated: number of circuits that were run.
+      evaluated: number of circuits whose losses were taken.
 
     Example:
       >>> import jax

@@ -120,13 +120,15 @@ class CircuitEvaluator:
 
     @property
     def evaluated(self) -> int:
-        """Number of circuits run so far."""
-        return len(self._known)
+        """Number of circuits whose losses were taken so far, also of those that were on disk: the same after
+        an interruption."""
+        return len(self._taken)
 
     def losses(self, members: Members) -> Float[np.ndarray, "circuit t image"]:
         """Denoising losses of circuits, image by image; known ones are not run again."""
         members = np.asarray(members, bool)
         new = {row.tobytes(): row for row in members}
+        self._taken.update(new)
         todo = np.array([row for mark, row in new.items() if mark not in self._known])
         for start in range(0, len(todo), self.batch):
             circuits = todo[start : start + self.batch]
@@ -203,6 +205,11 @@ class CircuitEvaluator:
             rows = (row.tobytes() for row in page["member"].values)
             known |= zip(rows, page["loss"].values, strict=True)
         return known
+
+    @functools.cached_property
+    def _taken(self) -> set[bytes]:
+        """Members of the circuits that were asked for, as bytes."""
+        return set()
 
     @property
     def _home(self) -> Path | None:

@@ -15,6 +15,7 @@ from mechdiff.storage import checksums, files
 from mechdiff.storage.digests import to_jsonable
 
 OWN = ("cache", "checkpoints", "run")  # folders in which a run keeps what it may need again
+UNENCODED = "backslashreplace"  # how what a stream can't encode is written, as stderr does
 CLOCK_SECONDS = 1.0  # by which a file system's clock may be behind
 CLOSED_PIPE = 141  # exit code of a process that wrote to a closed pipe: 128 + SIGPIPE
 
@@ -144,15 +145,21 @@ def written_since(began: float, workdir: Path, depth: int = 3) -> list[Path]:
 def log_line(log_file: str | None, line: str) -> None:
     """Adds a line, such as that of an error, to the log file, if there is one."""
     if log_file:
-        with contextlib.suppress(OSError), Path(log_file).open("a", encoding="utf-8") as log:
+        with (
+            contextlib.suppress(OSError),
+            Path(log_file).open("a", encoding="utf-8", errors=UNENCODED) as log,
+        ):
             log.write(line + "\n")
 
 
 def begin() -> None:
-    """Opens the streams that whoever started the process has closed: what is printed is lost."""
+    """Opens the streams that whoever started the process has closed: what is printed is lost. What the
+    encoding of stdout can't say, such as a path in Latin-1, is escaped there, as Python does on stderr."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115, until the process ends
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors=UNENCODED)
 
 
 def keep_stdout() -> None:
@@ -181,7 +188,7 @@ def end(code: int) -> int:
 def _opened(path: Path) -> io.TextIOBase:
     files.ensure_writable(path.parent)
     with files.plain_errors(path):
-        return path.open("a", encoding="utf-8")
+        return path.open("a", encoding="utf-8", errors=UNENCODED)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from mechdiff.core.network_config import LARGEST as LARGEST
 from mechdiff.core.network_config import Prediction as Prediction
 from mechdiff.core.network_config import UNetConfig as UNetConfig
 from mechdiff.core.network_config import decisive as decisive
-from mechdiff.core.ranges import at_least, distinct, within
+from mechdiff.core.ranges import at_least, distinct, folder_name, within
 
 Precision = Literal["float32", "3xtf32", "tf32", "bfloat16"]  # of matrix products, the most exact first
 ABLATIONS = ("zero", "mean", "resample", "noise", "optimal")  # a sweep can make replacements for these
@@ -214,6 +214,8 @@ def override(config: ExperimentConfig, assignments: Iterable[str]) -> Experiment
         full, names = path.strip(), path.strip().split(".")
         changes[tuple(names)] = typed(type(config), names, text.strip(), full)
     config = replaced(config, changes)
+    if ("name",) in changes:
+        folder_name("name", config.name)
     if config.data.name in DRAWN and config.data.path:
         raise ConfigError(
             f"data.path={config.data.path!r} has no effect on data.name={config.data.name}; set data.name "

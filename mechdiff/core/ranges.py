@@ -59,6 +59,24 @@ def whole(name: str, value: Any, low: int | None = None, *, meaning: str = "") -
     return number
 
 
+def folder_name(what: str, name: str) -> str:
+    """A name that results are saved under, if it stays in the folder that it is put in.
+
+    Raises:
+      ConfigError: empty, or one that leads elsewhere.
+
+    Example:
+      >>> folder_name("name", "faces 2")
+      'faces 2'
+      >>> folder_name("name", "../faces")
+      Traceback (most recent call last):
+      mechdiff.core.errors.ConfigError: name='../faces' leads to another folder; give a name without / and \\
+    """
+    if name in ("", ".", "..") or any(mark in name for mark in "/\\\0"):
+        raise ConfigError(f"{what}={shorten(name)} leads to another folder; give a name without / and \\")
+    return name
+
+
 def seed(value: Any) -> int:
     """A seed of random numbers: JAX takes 32 bits of it, so that larger ones would be others again.
 

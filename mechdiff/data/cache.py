@@ -33,6 +33,7 @@ SPLITS = ("train", "validation", "test")  # CelebA's codes 0, 1, 2
 CENTER = "centered square of the shorter side"  # what caches call this crop
 FORMAT = 1  # raise it when the same key must give other bytes
 BLOCK = 1024  # images decoded between two writes
+ELSEWHERE = "choose another --workdir, or data.cache in training"
 STALE_SECONDS = 3600  # a partial file not written to for this long belongs to a killed run
 
 
@@ -149,7 +150,7 @@ def stored(
             raise DataError(_why_not_written(path, shape, error)) from error
         array = _open(path, key, shape)
     if array is None:
-        raise DataError(f"cache {path} can't be read back; set data.cache to another folder")
+        raise DataError(f"cache {path} can't be read back; {ELSEWHERE}")
     return array
 
 
@@ -248,8 +249,7 @@ def _remove_stale(path: Path):
 
 
 def _why_not_written(path: Path, shape: tuple[int, ...], error: OSError) -> str:
-    way_out = "set data.cache to another folder"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         needed = f"{np.prod(shape) / 2**20:.1f} MiB"
-        return f"no room for the {needed} of {path} ({error.strerror}); free some, or {way_out}"
-    return f"cache folder {path.parent} can't be written ({error.strerror}); {way_out}"
+        return f"no room for the {needed} of {path} ({error.strerror}); free some, or {ELSEWHERE}"
+    return f"cache folder {path.parent} can't be written ({error.strerror}); {ELSEWHERE}"

@@ -1,5 +1,6 @@
 """Loads an exported model, as a denoiser or as its parts."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,7 @@ def name_of(model: str | Path) -> str:
     """
     if factories.is_factory(model):
         return factories.name_of(model)
-    model = model_folder(model).resolve()
+    model = Path(os.path.realpath(model_folder(model)))  # of a link to itself too
     if model.parent.name == SNAPSHOTS:
         return f"{model.parent.parent.name}@{model.name}"
     return model.parent.name if model.name == "model" and model.parent.name else model.name

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mechdiff.core.errors import BusyError, MechdiffError
+from mechdiff.core.errors import BusyError, ConfigError, MechdiffError
 from mechdiff.storage import exchange, files, locks
 from mechdiff.storage.mirror import Mirror
 
@@ -43,10 +43,13 @@ def local_copy(
       lease_seconds: after which others take a process that sent nothing for dead.
 
     Raises:
-      ConfigError: the package for this kind of bucket is not installed.
+      ConfigError: an address of another kind, or without a bucket; the package for it is not installed.
       MechdiffError: the bucket is not there, or can't be read or written; at the end, with the name of the
         folder in which what was not sent is kept.
     """
+    scheme, separator, place = str(workdir).partition("://")
+    if separator and (f"{scheme}://" not in SCHEMES or place[:1] in ("", "/")):
+        raise ConfigError(f"{workdir} is no bucket's address; write gs://BUCKET/FOLDER or s3://BUCKET/FOLDER")
     if not is_remote(workdir):
         yield Path(workdir)
         return

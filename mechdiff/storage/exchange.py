@@ -6,6 +6,7 @@ file. If a folder is a local copy of one in a bucket, the copy registers itself 
 """
 
 import contextlib
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -72,7 +73,7 @@ def announced(exchange: Exchange) -> Iterator[None]:
 
 def of(path: Path | str) -> Exchange | None:
     """The exchange in whose folder a path lies; None: it is on a disk, and that is all there is."""
-    path = Path(path).resolve()
+    path = Path(os.path.realpath(path))  # of a link to itself too, which `resolve` refuses
     inside = (exchange for exchange in _announced if path.is_relative_to(exchange.folder.resolve()))
     return next(inside, None)
 

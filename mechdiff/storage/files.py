@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,16 @@ from mechdiff.storage.digests import (
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space or choose another folder",
     errno.EDQUOT: "your disk quota is used up; free some space or choose another folder",
-    errno.EACCES: "permission denied; choose a folder that you may write to",
-    errno.EPERM: "permission denied; choose a folder that you may write to",
+    errno.EFBIG: "larger than a file may be here; raise the limit (ulimit -f) or choose another folder",
+    errno.EACCES: "permission denied; change its permissions or choose another path",
+    errno.EPERM: "permission denied; change its permissions or choose another path",
     errno.EROFS: "the file system is read-only; choose another folder",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
     errno.ENOTDIR: "a file stands where a folder is needed; move it or choose another folder",
     errno.EEXIST: "a file stands where a folder is needed; move it or choose another folder",
     errno.EISDIR: "a folder stands where a file is needed; move it or choose another name",
+    errno.ELOOP: "a link that leads to itself; choose another path",
+    errno.EMFILE: "too many open files; raise the limit (ulimit -n)",
     errno.ENOENT: "no such file or folder; check the path",
     errno.EIO: "the disk reports an input/output error; check the disk",
 }
@@ -138,3 +141,16 @@ def read_json(path: Path | str) -> Any:
         raise DataError(explain(error, path) or f"{path}: {error}") from None
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON ({error}); restore the file or make it again") from None
+
+
+def read_record(path: Path | str, entries: Iterable[str]) -> dict[str, Any]:
+    """The content of a JSON file that is an object with these entries.
+
+    Raises:
+      DataError: as `read_json`, or another kind of content.
+    """
+    content = read_json(path)
+    absent = [name for name in entries if not isinstance(content, dict) or name not in content]
+    if absent:
+        raise DataError(f"{path} lacks {', '.join(absent)}; restore the file, or delete it to make it again")
+    return content

@@ -17,13 +17,16 @@ from pathlib import Path
 from mechdiff.core.config import DataConfig, ExperimentConfig, StudyConfig
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.text_table import counted
+from mechdiff.diffusion.schedules import make_schedule, timesteps_by_log_snr
 from mechdiff.storage import files, packed
 from mechdiff.study import packing
+from mechdiff.study.eval_images import images_to_evaluate
 
 SIDES = ("celeba", "synthetic")  # data sets that claims compare, examined in full
 OTHERS = ("synthetic-level0", "synthetic-level2", "scrambled", "gaussian")
 NEED_CELEBA = ("celeba", "scrambled")
 SAMPLED_SEED = 0  # of its networks the sheet of samples is kept
+FEWEST = 4  # images that a circuit takes: two to find it, two to score it
 LARGEST_PIECE = 15 * 2**20  # bytes of a piece, below the 16 MiB that some machines hand back
 
 
@@ -56,7 +59,8 @@ def networks(config: ExperimentConfig, data: Sequence[str], seeds: int, celeba: 
       celeba: where CelebA lies.
 
     Raises:
-      ConfigError: a data set that is unknown or given twice, or one that takes CelebA without it.
+      ConfigError: a data set that is unknown or given twice, or one that takes CelebA without it; settings
+        with which no trained network could be examined, since a training may take hours.
     """
     for name in data:
         if data.count(name) > 1:
@@ -67,6 +71,7 @@ def networks(config: ExperimentConfig, data: Sequence[str], seeds: int, celeba: 
             raise ConfigError(
                 f"{name} networks are trained on CelebA; give --celeba=FOLDER, or leave them out"
             )
+    _check_examinable(config, ladder=not set(data) <= set(SIDES))
     before = tuple(step for step in config.train.keep if step < config.train.steps)
     planned = []
     for seed in range(seeds):
@@ -75,6 +80,21 @@ def networks(config: ExperimentConfig, data: Sequence[str], seeds: int, celeba: 
             snapshots = before if name in SIDES else ()
             planned.append(Planned(f"{config.name}-{name}-seed{seed}", trained, name in SIDES, snapshots))
     return sorted(planned, key=lambda network: not network.full)  # the seeds of each stay in their order
+
+
+def _check_examinable(config: ExperimentConfig, ladder: bool) -> None:
+    """Raises ConfigError for settings of examinations that would be refused once a network is trained.
+
+    Args:
+      ladder: whether some networks are examined as `of_ladder` says, which finds circuits.
+    """
+    schedule = make_schedule(config.diffusion)
+    for count in (config.sweep.timesteps, config.study.timesteps):
+        timesteps_by_log_snr(schedule, count)
+    if (ladder or config.study.circuits) and images_to_evaluate(config.sweep) < FEWEST:
+        raise ConfigError(
+            f"sweep.images={config.sweep.images} are too few to find and score circuits; give {FEWEST}"
+        )
 
 
 def progress(name: str, trained: float, examined: float, left: int) -> str:

@@ -72,7 +72,7 @@ def sequential_sweep(
 def check_count(images: int) -> None:
     """Raises ConfigError if there are too few images for a sequential sweep."""
     if images < FIRST_LOOK:
-        raise ConfigError(f"{images} images; at least {FIRST_LOOK} are needed before the first look")
+        raise ConfigError(f"{images} images are too few for a first look; give {FIRST_LOOK} at least")
 
 
 def note_on_people(people: Int[np.ndarray, "..."]) -> str:

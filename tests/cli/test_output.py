@@ -96,6 +96,19 @@ def test_closed_streams_are_opened_to_nowhere(where):
     assert subprocess.run(f"{sys.executable} -c '{program}' {where}", shell=True, check=False).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("encoding", "folder", "shown"), [("ascii", "\xfc", rb"\xfc"), ("utf-8", "\udcff", rb"\udcff")]
+)
+def test_a_path_that_stdout_can_not_encode_is_escaped(encoding, folder, shown, tmp_path):
+    """The result was there, and its path, printed last, ended the run with a traceback."""
+    program = f"from mechdiff.cli import output; output.begin(); print({folder!r})"
+    environ = os.environ | {"PYTHONIOENCODING": encoding}
+    assert subprocess.check_output([sys.executable, "-c", program], env=environ).strip() == shown
+    with output.redirected(log_file=f"{tmp_path}/log"):
+        print(folder)
+    assert folder == "\xfc" or shown in (tmp_path / "log").read_bytes()
+
+
 def test_a_full_disk_under_stdout_is_an_error_in_one_line(capsys, monkeypatch):
     class Full:
         def flush(self):

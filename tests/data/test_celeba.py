@@ -576,7 +576,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     )  # writes past it fail half-way, as on a full disk
     try:
         with pytest.raises(
-            DataError, match=r"no room for the 0.4 MiB of .* set data.cache to another folder"
+            DataError, match=r"no room for the 0.4 MiB of .* choose another --workdir, or data.cache"
         ):
             stored(tmp_path, "x", {}, (400, 1000), rows(400))
     finally:
@@ -590,7 +590,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(
-        DataError, match=r"cache folder .*file/cache can't be written \(Not a directory\); set data.cache"
+        DataError,
+        match=r"cache folder .*file/cache can't be written \(Not a directory\); choose another --workdir",
     ):
         stored(tmp_path / "file" / "cache", "x", {}, (4, 1000), rows())
 

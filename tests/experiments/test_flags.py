@@ -23,6 +23,14 @@ from experiments import _flags
         (["--classes=cats=1"], "error: --classes says what the images of --images=FOLDER are; give that too"),
         (["--image_block=16"], "error: unknown flag --image_block; did you mean --set=sweep.image_block=16"),
         (["--workdir="], "error: --workdir= is empty; give a value, or leave it out"),
+        (["--join_timeout=nan"], "error: --join_timeout=nan is not a finite number"),
+        (["--join_timeout=inf"], "error: --join_timeout=inf is not a finite number"),
+        (["--processes=99999999999"], "error: --processes=99999999999 is out of range; at most 2147483647"),
+        (["--processes=2", "--process_id=0"], "error: --processes has no effect without --coordinator=HOST"),
+        (["--set=name=../x"], "error: name='../x' leads to another folder; give a name without / and"),
+        (["--workdir=gs://"], "error: gs:// is no bucket's address; write gs://BUCKET/FOLDER or s3://"),
+        (["--workdir=s3:///runs"], "error: s3:///runs is no bucket's address; write gs://BUCKET/FOLDER"),
+        (["--workdir=gcs://bucket/runs"], "error: gcs://bucket/runs is no bucket's address; write gs://"),
         (["--debug=perhaps"], "error: flag --debug=perhaps: "),
         (["train"], "error: unexpected argument 'train'; write --flag=value"),
     ],
@@ -84,6 +92,24 @@ def test_a_number_of_images_is_told_from_a_folder_of_them(launch, capsys):
             "data.name=celeba",
             "has no effect in reproduce: its images are those of --images=FOLDER or --celeba=FOLDER",
         ),
+        ("planted", "sweep.images=3", "has no effect in planted: of the settings it follows the seed alone"),
+        (
+            "calibrate",
+            "data.flip=False",
+            "has no effect in calibrate: of the settings it follows the seed alone",
+        ),
+        ("claims", "seed=1", "has no effect in claims: it follows no settings"),
+        (
+            "import_checkpoint",
+            "diffusion.schedule=linear",
+            "has no effect in import_checkpoint: the model brings it, and flags say what its files leave "
+            "open, as --noise_schedule does (--help)",
+        ),
+        (
+            "import_checkpoint",
+            "data.name=folder",
+            "has no effect in import_checkpoint: of data it takes data.preprocessing alone",
+        ),
         (
             "compare",
             "data.flip=False",
@@ -93,7 +119,11 @@ def test_a_number_of_images_is_told_from_a_folder_of_them(launch, capsys):
     ],
 )
 def test_settings_without_effect_are_refused(name, setting, line, tmp_path, capsys):
-    model = {"compare": ["--before=x"], "train": [], "reproduce": []}.get(name, ["--model=x"])
+    model = {
+        "compare": ["--before=x"],
+        "import_checkpoint": ["--from=x", "--to=y"],
+        **{other: [] for other in ("train", "reproduce", "planted", "calibrate", "claims")},
+    }.get(name, ["--model=x"])
     assert launching.launch(name, f"--workdir={tmp_path}", *model, f"--set={setting}") == 2
     assert launching.only_line(capsys) == f"error: --set={setting} {line}"
 
@@ -135,3 +165,13 @@ def test_flags_of_the_first_edition_are_read_under_their_names_of_today(name, tm
     flags = (f"--workdir={tmp_path}", "--model=x", f"--{name}=0,0.5")
     assert launching.launch("sweep_scaling", *flags, main=main) == 0
     assert values == ["0", "0.5"]
+
+
+@pytest.mark.parametrize("name", ["entropy", "phases", "roles", "screen"])
+def test_where_nothing_can_be_written_nothing_is_computed(name, tmp_path, capsys):
+    """All was computed first, and lost."""
+    (tmp_path / "file").touch()
+    flags = ("--preset=tiny", "--model=cpu16-synthetic-seed0", f"--workdir={tmp_path}/file")
+    assert launching.launch(name, *flags) == 2
+    line = f"error: {tmp_path}/file: a file stands where a folder is needed; move it or choose another folder"
+    assert capsys.readouterr().err.splitlines()[-1] == line

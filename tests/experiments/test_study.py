@@ -42,6 +42,7 @@ def test_two_models_named_by_their_folders_are_examined_under_the_names_of_their
     monkeypatch.setattr(examination, "examine_and_pack", lambda name, *_, **__: names.append(name))
     for model in ("a/model", "b", "c/"):
         assert launch("examine", f"--model={tmp_path / model}", f"--workdir={tmp_path / 'out'}") == 0
+    assert launch("examine", "--model=a", f"--workdir={tmp_path / 'out'}", "--name=../a") == 2
     assert names == ["a", "b", "c"]
 
 
@@ -54,6 +55,13 @@ def test_a_study_does_not_go_on_with_other_settings(tmp_path, capsys):
     flags = ("--preset=tiny", "--data=gaussian", f"--workdir={tmp_path}", "--set=sweep.images=6")
     assert launch("study", *flags, "--set=sweep.chunk=4") == 2
     assert "another config: sweep.images is 8 there and 6 here" in capsys.readouterr().err
+    files.write_json(tmp_path / "settings.json", {**to_dict(preset("tiny")), "of_tomorrow": 1})
+    assert launch("study", *flags) == 2
+    line = capsys.readouterr().err
+    assert (
+        f"{tmp_path}/settings.json: unknown field 'of_tomorrow'; " in line
+        and "go on with the version" in line
+    )
 
 
 def test_a_step_that_a_training_had_passed_when_it_was_named_is_left_out_with_a_warning(tmp_path, capsys):

@@ -52,3 +52,9 @@ def test_steps_of_lists_snapshots_and_the_end_in_order(run):
     assert steps_of(run) == steps_of(run / "model")
     assert list(steps_of(run)) == [10, 20, 30]
     assert steps_of(run)[30] == run / "model"
+
+
+def test_a_link_that_leads_to_itself_is_no_model(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(CheckpointError, match="no folder"):
+        load_denoiser(tmp_path / "loop")

@@ -216,10 +216,10 @@ def test_launchers_show_the_address_and_not_the_copy(address, capsys):
         return {"page": workdir / "page.html"}
 
     shown = f"{address}/page.html"
-    assert launching.launch("report", f"--workdir={address}", "--json", main=main) == 0
+    assert launching.launch("reproduce", f"--workdir={address}", "--json", main=main) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["workdir"], facts["result"], facts["written"]) == (address, {"page": shown}, [shown])
-    assert launching.launch("report", f"--workdir={address}", "--set=seed=1", main=main) == 2
+    assert launching.launch("reproduce", f"--workdir={address}", "--set=seed=1", main=main) == 2
     out, err = capsys.readouterr()
     assert out == f"{shown}\n" and err.splitlines()[-1] == f"error: {shown} is empty"
     assert objects.Objects(address).get("page.html", Path(os.environ["MECHDIFF_MIRRORS"]) / "fetched")

@@ -100,6 +100,13 @@ def test_malformed_json_is_one_line_that_names_the_file(tmp_path, content):
         files.read_json(tmp_path / "a.json")
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", "null", '{"records": []}'])
+def test_json_of_another_kind_is_one_line_that_names_the_file_and_what_it_lacks(tmp_path, content):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(DataError, match=r"x\.json lacks (records, )?methods; restore the file, or delete it"):
+        files.read_record(tmp_path / "x.json", ("records", "methods"))
+
+
 def test_absent_json_is_one_line_that_names_the_file(tmp_path):
     with pytest.raises(DataError, match=r"b\.json: no such file or folder"):
         files.read_json(tmp_path / "b.json")

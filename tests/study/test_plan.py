@@ -5,6 +5,7 @@ import zipfile
 
 import pytest
 
+from mechdiff.core.config import override
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.presets import preset
 from mechdiff.study import plan
@@ -32,6 +33,13 @@ def test_what_can_not_be_planned_is_one_line():
         plan.networks(preset("tiny"), ["gaussian", "gaussian"], 1, None)
     with pytest.raises(ConfigError, match="synthetic-level2"):
         plan.networks(preset("tiny"), ["synthetic-level3"], 1, None)
+    for setting, words in (
+        ("sweep.timesteps=51", "51 timesteps wanted of a schedule with 50"),
+        ("study.timesteps=51", "51 timesteps wanted of a schedule with 50"),
+        ("sweep.images=3", "sweep.images=3 are too few to find and score circuits; give 4"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            plan.networks(override(preset("tiny"), [setting]), ["gaussian"], 1, None)
 
 
 def test_pieces_hold_every_network_once_and_only_the_last_changes(tmp_path):

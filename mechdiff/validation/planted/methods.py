@@ -111,12 +111,15 @@ def scored(
 
     Raises:
       ConfigError: an unknown plant, size or method.
+      DataError: what is cached is damaged.
     """
     for method in methods:
         if method not in METHODS:
             raise ConfigError(unknown("method", method, METHODS))
     path = files.ensure_writable(folder) / f"{name}-{size}-{instance}-numerics{NUMERICS_VERSION}.json"
-    saved = files.read_json(path) if path.exists() else {"methods": [], "records": []}
+    saved = {"methods": [], "records": []}
+    if path.exists():
+        saved = files.read_record(path, saved)
     left = [method for method in methods if method not in saved["methods"]]
     if left:
         records = score(make(name, instance, size), folder / path.stem, left)
