@@ -55,6 +55,15 @@ flags.DEFINE_enum(
 CLASS_NAMES = flags.DEFINE_list("class_names", [], "What its classes are called, in order, with commas.")
 flags.DEFINE_boolean("null_class", None, "Whether the last class stands for no class.")
 flags.DEFINE_boolean("rescale_timesteps", None, "Whether an ADM network is fed t * 1000 / noise steps.")
+idle = {
+    "unet": "the network is that of the files; flags state what they leave open (--help)",
+    "diffusion": "give --noise_schedule, --noise_steps, --beta_start or --beta_end",
+    "train": "nothing is trained",
+} | {
+    f"data.{field.name}": "of data only data.preprocessing is recorded"
+    for field in dataclasses.fields(DataConfig)
+    if field.name != "preprocessing"
+}
 
 
 def stated() -> pretrained.Stated:

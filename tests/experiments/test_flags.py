@@ -89,10 +89,23 @@ def test_a_number_of_images_is_told_from_a_folder_of_them(launch, capsys):
             "data.flip=False",
             "has no effect in compare: it follows -n, --timesteps, --ablations and --seed alone",
         ),
+        (
+            "import_checkpoint",
+            "unet.norm_groups=8",
+            "has no effect in import_checkpoint: the network is that of the files; flags state what they "
+            "leave open (--help)",
+        ),
+        ("import_checkpoint", "train.steps=3", "has no effect in import_checkpoint: nothing is trained"),
+        (
+            "import_checkpoint",
+            "data.classes=Male",
+            "has no effect in import_checkpoint: of data only data.preprocessing is recorded",
+        ),
     ],
 )
 def test_settings_without_effect_are_refused(name, setting, line, tmp_path, capsys):
-    model = {"compare": ["--before=x"], "train": [], "reproduce": []}.get(name, ["--model=x"])
+    given = {"compare": ["--before=x"], "import_checkpoint": ["--from=x", "--to=y"]}
+    model = given.get(name, [] if name in ("train", "reproduce") else ["--model=x"])
     assert launching.launch(name, f"--workdir={tmp_path}", *model, f"--set={setting}") == 2
     assert launching.only_line(capsys) == f"error: --set={setting} {line}"
 
