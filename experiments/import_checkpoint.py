@@ -30,7 +30,7 @@ from mechdiff.storage import exported, files, image_grid
 from mechdiff.study.condition_sources import CLASS_NAMES as CLASS
 from mechdiff.sweeps.execution import drawing, forecast
 
-from . import _flags, _launch
+from . import _launch
 
 FROM = flags.DEFINE_string(
     "from", None, "Folder of the foreign model, or OWNER/NAME of the hub, downloaded before.", required=True
@@ -55,9 +55,12 @@ flags.DEFINE_enum(
 CLASS_NAMES = flags.DEFINE_list("class_names", [], "What its classes are called, in order, with commas.")
 flags.DEFINE_boolean("null_class", None, "Whether the last class stands for no class.")
 flags.DEFINE_boolean("rescale_timesteps", None, "Whether an ADM network is fed t * 1000 / noise steps.")
-BROUGHT = "the model brings it, and flags say what its files leave open, as --noise_schedule does (--help)"
-idle = dict.fromkeys(_flags.OF_NETWORKS, BROUGHT) | {
-    f"data.{field.name}": "of data it takes data.preprocessing alone"
+idle = {
+    "unet": "the network is that of the files; flags state what they leave open (--help)",
+    "diffusion": "give --noise_schedule, --noise_steps, --beta_start or --beta_end",
+    "train": "nothing is trained",
+} | {
+    f"data.{field.name}": "of data only data.preprocessing is recorded"
     for field in dataclasses.fields(DataConfig)
     if field.name != "preprocessing"
 }

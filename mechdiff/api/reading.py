@@ -14,6 +14,7 @@ from mechdiff.api.replacing import replacements_of
 from mechdiff.core import keys, ranges
 from mechdiff.core.errors import ConfigError, shorten, unknown
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
+from mechdiff.interventions.components import pattern_site
 from mechdiff.models.blocks import PATTERNS
 from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import descriptions
@@ -21,6 +22,7 @@ from mechdiff.storage.run_log import progress
 from mechdiff.study.eval_images import EvalImages
 from mechdiff.sweeps import activation_datasets
 from mechdiff.sweeps.activations import activations as patterns_of
+from mechdiff.sweeps.attention_patterns import heads_of
 
 Timesteps = int | Sequence[int] | None
 MOST_WITH_ACTIVATIONS, MOST_WITH_PATTERNS = 16, 4  # images, where no number is given
@@ -81,10 +83,9 @@ def attention(
       n, others: as of `activations`, but None: at most 4.
 
     Raises:
-      ConfigError: a pattern that matches no head.
+      ConfigError: a pattern that matches no head; no head's attention pattern can be read.
     """
-    names = [part.name for part in model.denoiser.components() if part.component_type == "head"]
-    chosen = _matching("head", heads, names)
+    chosen = _matching("head", heads, [part.name for part in heads_of(model.denoiser)])
     timesteps = _timesteps(model.denoiser, timesteps)
     examined = images_to_read(model, images, n, MOST_WITH_PATTERNS)
     key = keys.stream(jax.random.key(seed), "scored noise")
@@ -103,7 +104,10 @@ def attention(
     variables = {}
     for name in chosen:
         component = model.component(name)
-        stacked = np.stack([np.asarray(values[component.site])[:, component.index[0]] for values in captured])
+        of_site = [
+            values.get(component.site, values.get(pattern_site(component.site))) for values in captured
+        ]
+        stacked = np.stack([np.asarray(pattern)[:, component.index[0]] for pattern in of_site])
         variables[name] = _variable(stacked, ("query", "key"), f"attention pattern of {name}")
     labeled = xr.Dataset(variables, coords=_coordinates(model, timesteps, len(examined.scored)))
     return descriptions.described(labeled).assign_attrs(_facts(model, examined, seed))

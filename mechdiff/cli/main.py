@@ -194,7 +194,7 @@ def main() -> None:
     except click.Abort:
         sys.exit(130)
     except click.ClickException as error:
-        error.show()
+        click.echo(f"error: {_one_line(error)}", err=True)
         sys.exit(error.exit_code)
     except MechdiffError as error:
         click.echo(f"error: {error}", err=True)
@@ -207,6 +207,12 @@ def main() -> None:
         click.echo(f"error: {line}", err=True)
         sys.exit(output.end(2))
     sys.exit(output.end(0))
+
+
+def _one_line(error: click.ClickException) -> str:
+    """What is wrong and the way out; click itself prints how the command is used, in three lines more."""
+    words, context = error.format_message().removesuffix("."), getattr(error, "ctx", None)
+    return words if ";" in words or context is None else f"{words}; see {context.command_path} --help"
 
 
 def _print(table: Table) -> None:

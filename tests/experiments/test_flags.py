@@ -100,21 +100,22 @@ def test_a_number_of_images_is_told_from_a_folder_of_them(launch, capsys):
         ),
         ("claims", "seed=1", "has no effect in claims: it follows no settings"),
         (
-            "import_checkpoint",
-            "diffusion.schedule=linear",
-            "has no effect in import_checkpoint: the model brings it, and flags say what its files leave "
-            "open, as --noise_schedule does (--help)",
-        ),
-        (
-            "import_checkpoint",
-            "data.name=folder",
-            "has no effect in import_checkpoint: of data it takes data.preprocessing alone",
-        ),
-        (
             "compare",
             "data.flip=False",
             "has no effect in compare: it follows -n, --timesteps, --ablations, --seed and "
             "data.preprocessing.background alone",
+        ),
+        (
+            "import_checkpoint",
+            "unet.norm_groups=8",
+            "has no effect in import_checkpoint: the network is that of the files; flags state what they "
+            "leave open (--help)",
+        ),
+        ("import_checkpoint", "train.steps=3", "has no effect in import_checkpoint: nothing is trained"),
+        (
+            "import_checkpoint",
+            "data.classes=Male",
+            "has no effect in import_checkpoint: of data only data.preprocessing is recorded",
         ),
     ],
 )

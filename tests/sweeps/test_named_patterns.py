@@ -10,6 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from reference.networks import SMALL, identity_of, random_params
 
 from experiments.examples import own_unet
+from mechdiff.api import load
 from mechdiff.core.errors import ConfigError
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import cosine_schedule
@@ -81,8 +82,25 @@ T = np.array([3, 30], np.int32)
 PARAMS = np.linspace(-2, 2, 6, dtype=np.float32).reshape(2, 3)
 
 
-def wrapped(fn=attention):
-    return wrap(fn, PARAMS, schedule=SCHEDULE, example=(X, T))
+def wrapped(fn=attention, x=X):
+    return wrap(fn, PARAMS, schedule=SCHEDULE, example=(x, T))
+
+
+def with_outputs(params, x, t):
+    """As `attention`, each head's output named too."""
+    return attention(params, x, t) + checkpoint_name(jnp.stack([x] * 3, axis=1), "block0.head@1").sum(1)
+
+
+def test_patterns_are_read_under_the_names_of_their_heads():
+    images = np.tanh(X[..., :1])
+    read = [
+        load(wrapped(fn, images)).attention(images, heads=name, timesteps=20)[name]
+        for fn, name in ((with_outputs, "block0.head1"), (attention, "block0.pattern1"))
+    ]
+    np.testing.assert_array_equal(*read)
+    np.testing.assert_allclose(read[0].sum(read[0].dims[-1]), 1, atol=1e-5)
+    with pytest.raises(ConfigError, match="no value is named as a pattern of attention"):
+        load(wrapped(lambda params, x, t: checkpoint_name(x, "a"), images)).attention(images)
 
 
 compiled_tempered = jax.jit(lambda pattern, heads: tempered(pattern, heads, -3))

@@ -102,7 +102,10 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
     for name, value in told.items():
         stated = _of_sides(get[name], options["sides"]) if name == "attn_resolutions" else get[name]
         if stated not in (None, value):
-            raise ConfigError(f"{WHAT} option {name}={shorten(get[name])}, tensors say {value}")
+            raise ConfigError(
+                f"{WHAT} option {name}={shorten(get[name])}, tensors say {value}; if these are the right "
+                "tensors, leave it out"
+            )
     check_fit(_network(options), state, _example(options), path, WHAT, UNBIASED[options["kind"]])
     notes = [*place.notes, *notes, *wrapping]
     if dropped is not None:

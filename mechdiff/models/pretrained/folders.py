@@ -16,6 +16,7 @@ LATENT = ("vae", "vqvae", "vqmodel", "vq_model", "movq", "first_stage_model", "a
 CLASS = "_class_name"
 KINDS = {"raw": "raw weights", "ema": "averaged weights", "": "not said of which kind"}
 LATENT_CLASSES = ("Autoencoder", "VQModel")  # how their names begin
+SHOWN = 4  # names of folders in one line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,10 @@ def _may_hold(name: str) -> bool:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"{name}/" for name in names)
+    """Names of folders in a line, the first `SHOWN` of them."""
+    names = [f"{name}/" for name in names]
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def _undescribed_weights(home: Path) -> list[str]:

@@ -17,7 +17,7 @@ from mechdiff.core.config import MOST_STEPS, DiffusionConfig
 from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.schedules import make_schedule
-from mechdiff.models.pretrained import states, tensors
+from mechdiff.models.pretrained import foreign, states, tensors
 from mechdiff.models.pretrained.fit import check_fit, misfit
 from mechdiff.models.pretrained.folders import Place
 from mechdiff.models.pretrained.imported import ImportedFunction, Stated
@@ -79,6 +79,8 @@ BUFFERS = (
 RMS = "downs.0.0.block1.norm.g"
 MEMORY = "mid_attn.mem_kv"
 FREQUENCIES = "time_mlp.0.weights"  # random or learned
+CLASSES = "classes_emb.weight"  # of its classifier_free_guidance
+NOT_IMAGES = {3: "signals (1D)", 5: "videos (3D)"}  # by axes of a kernel
 UNBIASED = r"\.(to_qkv|to_out)\.weight$"  # full attention's `to_out` has one in some releases only
 
 
@@ -97,6 +99,7 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
     weights = stated.weights if stated.weights in ("raw", "ema") else None
     state, wrapping = states.unwrapped(state, ANCHOR, weights, path)
     buffers, state = _buffers(state, path)
+    _check_kind(state, path)
     _check_release(state, path)
     with misfit(path, WHAT):
         options = options_of(get, state, path)
@@ -179,6 +182,18 @@ def _check_levels(state: tensors.State, buffers: Mapping[str, np.ndarray], path:
             f"{path} has {FREQUENCIES} and no betas: trained on continuous noise levels, it takes a log-SNR "
             "instead of a timestep, which is not read"
         )
+
+
+def _check_kind(state: tensors.State, path: Path) -> None:
+    """Refuses the package's networks of signals and videos, and those with classes: their tensors have the
+    names of its early releases."""
+    shape = state[ANCHOR].shape if ANCHOR in state else ()
+    if len(shape) in (3, 5):
+        raise ConfigError(
+            f"{path} has {ANCHOR} of shape {shape}: a network of {NOT_IMAGES[len(shape)]}, not images"
+        )
+    if CLASSES in state:
+        raise ConfigError(f"{path} has {CLASSES}: a Unet with classes, which is not read; {foreign.WAY_OUT}")
 
 
 def _check_release(state: tensors.State, path: Path) -> None:

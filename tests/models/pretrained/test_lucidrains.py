@@ -271,6 +271,12 @@ def without(name: str):
     return lambda state: {other: value for other, value in state.items() if other != name}
 
 
+def flattened(state: dict) -> dict:
+    """With a first convolution as of one axis, and attention as wrapped as in `Unet1D`."""
+    kernel = {"init_conv.weight": state["init_conv.weight"][..., 0]}
+    return renamed(state | kernel, "mid_attn.to_qkv", "mid_attn.fn.fn.to_qkv")
+
+
 def renamed(state: dict, old: str, new: str) -> dict:
     return {name.replace(old, new): value for name, value in state.items()}
 
@@ -284,6 +290,12 @@ def renamed(state: dict, old: str, new: str) -> dict:
         (BARE | {"image_size": 6}, dict, "not divisible by 4"),
         (BARE | {"dim_mult": [1]}, dict, "unknown option of lucidrains 'dim_mult'; closest: dim_mults"),
         (BARE, lambda state: renamed(state, "mid_attn.to_qkv", "mid_attn.fn.fn.to_qkv"), "before 1.9"),
+        (
+            BARE,
+            lambda state: state | {"classes_emb.weight": np.ones((5, 8), np.float32)},
+            "Unet with classes",
+        ),
+        (BARE, flattened, r"a network of signals \(1D\), not images"),
         (BARE | {"resnet_block_groups": 4}, dict, "resnet_block_groups=4, but the tensors say RMS norms"),
         (BARE, lambda state: state | {"more.g": np.zeros((1, 1), np.float32)}, "unused: more.g"),
         (BARE, without("mid_attn.mem_kv"), "missing: mid_attn"),

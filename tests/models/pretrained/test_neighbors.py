@@ -1,6 +1,7 @@
 """What lies beside a foreign network: schedulers, averages, variants, latents; and configs in any format."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,9 @@ def test_raw_and_averaged_weights_are_told_apart(pipeline):
     alone = pretrained.read(pipeline / "unet_ema")
     np.testing.assert_array_equal(bias(alone), 2 * raw)
     assert "unet/ beside it is not read" in alone.notes[0]
+    for number in range(6):
+        shutil.copytree(pipeline / "unet", pipeline / f"unet_{number}")
+    assert "unet_2/ and 3 more beside it" in pretrained.read(pipeline / "unet_ema").notes[0]
 
 
 @pytest.mark.parametrize(
