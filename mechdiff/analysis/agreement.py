@@ -122,11 +122,12 @@ def rank_interval(
     estimate = float(correlate(*of_even)[0])
     shares = [stats.bootstrap_weights(side.count, repeats, seed + i) for i, side in enumerate(units)]
     of_drawn = effects([side.weights(share) for side, share in zip(units, shares, strict=True)])
-    drawn = correlate(*of_drawn)
+    drawn = _defined(correlate(*of_drawn))
     variance = 0.0
     for i, side in enumerate(units):
         without_each = side.weights((1.0 - np.eye(side.count)) / (side.count - 1))
-        values = correlate(*np.broadcast_arrays(*effects([*even[:i], without_each, *even[i + 1 :]])))
+        of_each = np.broadcast_arrays(*effects([*even[:i], without_each, *even[i + 1 :]]))
+        values = _defined(correlate(*of_each))
         variance += float(stats.jackknife_error(values)) ** 2
     n = min(side.count for side in units)
     error = np.sqrt(max(variance, stats.resampled_variance(drawn, n)[0]))
@@ -134,7 +135,7 @@ def rank_interval(
     quantile = scipy.special.stdtrit(max(count_as - 1, 1), 0.975)
     middles, reach = [estimate, 2 * estimate - float(drawn.mean())], [quantile * error] * 2
     pairs = [np.broadcast_arrays(*pair) for pair in zip(of_even, of_drawn, strict=True)]
-    own = [float(correlate(*pair).mean()) for pair in pairs]
+    own = [float(_defined(correlate(*pair)).mean()) for pair in pairs]
     corrected = without_noise(estimate, float(drawn.mean()), own, n, shared=len(units) == 1)
     if min(corrected.reliability) < RELIABLE:
         middles.append(corrected.estimate)
@@ -144,6 +145,11 @@ def rank_interval(
     ends = np.subtract(middles, reach).min(), np.add(middles, reach).max()
     low, high = (np.asarray(np.clip(end, -1, 1)) for end in ends)
     return Interval(estimate=np.asarray(estimate), low=low, high=high, confidence=0.95, n=n)
+
+
+def _defined(correlations: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
+    """Correlations of resamples, 0 where one side is the same for all: it shows no agreement."""
+    return np.nan_to_num(correlations, nan=0.0)
 
 
 class WithoutNoise(NamedTuple):

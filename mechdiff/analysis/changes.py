@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from mechdiff import stats
-from mechdiff.analysis import effects, paired
+from mechdiff.analysis import effects, paired, precision
 from mechdiff.analysis.effects import EffectGrid, Effects
 from mechdiff.analysis.saved_effects import stacked
 from mechdiff.stats import Interval
@@ -94,7 +94,7 @@ def cell_differences(before: xr.Dataset, after: xr.Dataset, ablation: str) -> tu
     interval = stats.bootstrap_units(difference, units, student=True)
     p = stats.max_t(units.sums(paired.contributions_to_change(*losses, pooled=False)))
     error = paired.errors(before, after, ablation)[:, None]
-    return effects.widened(interval, error), np.where(effects.lost(interval, error), 1.0, p)
+    return precision.widened(interval, error), np.where(precision.lost(interval, error), 1.0, p)
 
 
 def grid_of(changed: xr.Dataset, place: int) -> EffectGrid:

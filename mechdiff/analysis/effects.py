@@ -94,8 +94,8 @@ class Effects(EffectGrid):
       hurt: share of images hurt, `[component]`, with an exact interval (`stats.share_interval`).
       quantiles: over images, `[component, QUANTILES]`.
       precision_error: largest error of a relative loss increase by reduced precision of products, in points,
-        `[component]`; 0 in full precision. Intervals of relative loss increases are wider by it at both ends,
-        and cells not above it have p = 1: no effect is certain that the precision can't carry.
+        `[component]`; 0 in full precision. Intervals of relative loss increases are wider by it at both ends
+        (not those of `rms` and `effective`), and cells not above it have p = 1.
     """
 
     pooled_losses: Interval
@@ -225,7 +225,7 @@ def measure(
         return stats.bootstrap_units(statistic, units, student=student, **drawn)
 
     error = precision.relative_error(sweep, ablation)
-    cells = widened(interval(lambda w: relative_loss_increase(clean, loss, w)), error[:, None])
+    cells = precision.possible(interval(lambda w: relative_loss_increase(clean, loss, w)), error[:, None])
     return Effects(
         ablation=ablation,
         components=tuple(str(name) for name in sweep["component"].values),
@@ -235,9 +235,13 @@ def measure(
         t=sweep["t"].values,
         log_snr=sweep["log_snr"].values.astype(np.float64),
         cells=cells,
-        p=np.where(lost(cells, error[:, None]), 1.0, stats.max_t(units.sums(loss - clean), seed=seed)),
-        pooled=widened(interval(lambda w: pooled_relative_increase(clean, loss, w)), error),
-        pooled_losses=widened(interval(lambda w: pooled_loss_ratio_increase(clean, loss, w)), error),
+        p=np.where(
+            precision.lost(cells, error[:, None]), 1.0, stats.max_t(units.sums(loss - clean), seed=seed)
+        ),
+        pooled=precision.possible(interval(lambda w: pooled_relative_increase(clean, loss, w)), error),
+        pooled_losses=precision.possible(
+            interval(lambda w: pooled_loss_ratio_increase(clean, loss, w)), error
+        ),
         effective=interval(
             lambda w: effective_number(pooled_relative_increase(clean, loss, w)), student=False
         ),
@@ -275,24 +279,15 @@ def pooled_interval(sweep: xr.Dataset, ablation: str, seed: int = 0) -> Interval
       ConfigError, CheckpointError: see `losses`.
     """
     clean, loss = losses(sweep, ablation)
-    return stats.bootstrap_units(
+    interval = stats.bootstrap_units(
         lambda weights: pooled_relative_increase(clean, loss, weights),
         stats.units_of(sweep),
         seed=seed,
         student=True,
     )
+    return precision.possible(interval)
 
 
 def _largest_change(sweep: xr.Dataset, ablation: str) -> Float[np.ndarray, " component"]:
     """Mean squared change of a prediction, the largest over timesteps and images."""
     return sweep["change"].sel(ablation=ablation).max(("t", "image")).values.astype(np.float64)
-
-
-def lost(interval: Interval, error: Float[np.ndarray, "..."]) -> Bool[np.ndarray, "..."]:
-    """Which effects the error of reduced precision may be all of: their p is 1."""
-    return (error > 0) & (np.abs(interval.estimate) <= error)
-
-
-def widened(interval: Interval, error: Float[np.ndarray, "..."]) -> Interval:
-    """An interval that reaches further by `error` at both ends."""
-    return dataclasses.replace(interval, low=interval.low - error, high=interval.high + error)

@@ -132,8 +132,8 @@ def paired_difference(
     )
     differences = by_unit(before, contributions_to_change(*losses, pooled=True))
     error = errors(*sides, ablation)
-    interval = effects.widened(interval, error)
-    p = np.where(effects.lost(interval, error), 1.0, stats.permutation_test(differences, seed=seed))
+    interval = precision.widened(interval, error)
+    p = np.where(precision.lost(interval, error), 1.0, stats.permutation_test(differences, seed=seed))
     before_even, after_even = (pooled(side, units.even())[:, 0] for side in range(2))
     return PairedDifference(
         components=tuple(names),

@@ -1,8 +1,10 @@
 """Numerical error of effects by reduced precision of products, as their sweep measured it."""
 
+import dataclasses
+
 import numpy as np
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from mechdiff.core.errors import CheckpointError
 from mechdiff.stats import Interval
@@ -40,3 +42,25 @@ def statement(sweep: xr.Dataset, pooled: Interval, error: Float[np.ndarray, " co
         f"{sampling:.2g} (the largest error of a component, measured on {facts['precision_images']} images x "
         f"{facts['precision_timesteps']} timesteps run in float32 too; the median half width of intervals)"
     )
+
+
+def lost(interval: Interval, error: Float[np.ndarray, "..."]) -> Bool[np.ndarray, "..."]:
+    """Which effects the error of reduced precision may be all of: their p is 1."""
+    return (error > 0) & (np.abs(interval.estimate) <= error)
+
+
+def possible(interval: Interval, error: Float[np.ndarray, "..."] | float = 0.0) -> Interval:
+    """An interval of relative loss increases, `widened`, within what is possible: no loss falls below 0.
+
+    Example:
+      >>> seen = Interval(np.float64(-60), np.float64(-130), np.float64(10), 0.95, 2)
+      >>> float(possible(seen).low), float(possible(seen).high)
+      (-100.0, 10.0)
+    """
+    wide = widened(interval, error)
+    return dataclasses.replace(wide, low=np.maximum(wide.low, -100))
+
+
+def widened(interval: Interval, error: Float[np.ndarray, "..."] | float) -> Interval:
+    """An interval that reaches further by `error` at both ends."""
+    return dataclasses.replace(interval, low=interval.low - error, high=interval.high + error)

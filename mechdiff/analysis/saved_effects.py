@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from mechdiff import stats
-from mechdiff.analysis import effects, paired
+from mechdiff.analysis import effects, paired, precision
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.stats import Interval
 
@@ -42,7 +42,7 @@ def with_effects(sweep: xr.Dataset) -> xr.Dataset:
     ablations = [str(name) for name in sweep["ablation"].values]
     measured = [effects.measure(sweep, name) for name in ablations]
     p = [
-        np.where(effects.lost(side.pooled, side.precision_error), 1.0, paired.pooled_p(sweep, name))
+        np.where(precision.lost(side.pooled, side.precision_error), 1.0, paired.pooled_p(sweep, name))
         for name, side in zip(ablations, measured, strict=True)
     ]
     cells = stacked("delta_loss", ("ablation", "component", "t"), [side.cells for side in measured])

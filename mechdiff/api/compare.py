@@ -101,7 +101,7 @@ class Comparison:
 
     @property
     def _few(self) -> str:
-        """That intervals over so few images are too narrow, and that no p can be small, where that is so."""
+        """That intervals over so few images may be too narrow, and that no p can be small, where it is so."""
         least = self.paired.least_p
         bound = f"; no p can fall below {least:.2g}, take more images" if least > 0.05 else ""
         return few_images(self.paired.n, self.paired.effective) + bound

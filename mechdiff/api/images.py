@@ -59,7 +59,8 @@ def eval_images(
     check_known(model.record, model.name)
     if background and background not in BACKGROUNDS:
         raise ConfigError(unknown("background", background, BACKGROUNDS))
-    if background and not isinstance(images, str | Path):
+    files = isinstance(images, str | Path) and Path(images).suffix not in (".npy", ".npz")
+    if background and not files:
         raise ConfigError(
             f"background={background!r} goes under pixels of image files, of which none are given"
         )

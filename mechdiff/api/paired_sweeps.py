@@ -36,7 +36,7 @@ def swept(
     """
     n = number_wanted(images, settings.get("n"), IMAGES)
     if images is None:
-        images = _of_one(chooser, models, eval_images(chooser, None, n, n))
+        images = _of_one(chooser, models, eval_images(chooser, None, n, n, background=background))
     reference = references(settings.get("ablation", "zero"), n)
     # All are prepared before the first sweep: whether they are the same is known before anything is computed.
     shown = [eval_images(model, images, n, reference, background=background) for model in models]

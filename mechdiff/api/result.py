@@ -131,7 +131,7 @@ class Result:
 
     @property
     def _few(self) -> str:
-        """That intervals over so few images are too narrow, where that is so."""
+        """That intervals over so few images may be too narrow, where that is so."""
         units = units_of(self.dataset)
         return few_images(units.count, units.effective)
 

@@ -82,6 +82,7 @@ def number(value: float, sign: str = "") -> str:
       >>> number(-1182.4), number(0.01234), number(825.4, "+")
       ('-1,182', '0.0123', '+825')
     """
+    value += 0.0  # -0 is 0
     return f"{value:{sign},.0f}" if 999.5 <= abs(value) < 1e6 else f"{value:{sign}.3g}"
 
 

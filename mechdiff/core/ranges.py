@@ -70,10 +70,10 @@ def folder_name(what: str, name: str) -> str:
       'faces 2'
       >>> folder_name("name", "../faces")
       Traceback (most recent call last):
-      mechdiff.core.errors.ConfigError: name='../faces' leads to another folder; give a name without / and \\
+      mechdiff.core.errors.ConfigError: name='../faces' leads elsewhere; give a folder's name without / and \\
     """
     if name in ("", ".", "..") or any(mark in name for mark in "/\\\0"):
-        raise ConfigError(f"{what}={shorten(name)} leads to another folder; give a name without / and \\")
+        raise ConfigError(f"{what}={shorten(name)} leads elsewhere; give a folder's name without / and \\")
     return name
 
 

@@ -33,7 +33,7 @@ SPLITS = ("train", "validation", "test")  # CelebA's codes 0, 1, 2
 CENTER = "centered square of the shorter side"  # what caches call this crop
 FORMAT = 1  # raise it when the same key must give other bytes
 BLOCK = 1024  # images decoded between two writes
-ELSEWHERE = "choose another --workdir, or data.cache in training"
+ELSEWHERE = "choose another --workdir, or data.cache in training (in Python, XDG_CACHE_HOME)"
 STALE_SECONDS = 3600  # a partial file not written to for this long belongs to a killed run
 
 

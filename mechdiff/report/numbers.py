@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from mechdiff import stats
-from mechdiff.analysis import agreement, effects
+from mechdiff.analysis import agreement, effects, precision
 from mechdiff.analysis.effects import Effects
 from mechdiff.core.errors import ConfigError
 from mechdiff.report.maps import ALPHA
@@ -193,7 +193,9 @@ def component_type_means(model: ExaminedModel, ablation: str) -> dict[str, tuple
             def mean(weights: np.ndarray, rows: np.ndarray = rows) -> np.ndarray:
                 return effects.pooled_relative_increase(clean, loss[rows], weights).mean(axis=0)
 
-            means[component_type] = len(rows), value(stats.bootstrap_units(mean, units, student=True))
+            interval = stats.bootstrap_units(mean, units, student=True)
+            interval = precision.possible(interval, increase.precision_error[rows].mean())
+            means[component_type] = len(rows), value(interval)
     return dict(sorted(means.items(), key=lambda item: -item[1][1].estimate))
 
 

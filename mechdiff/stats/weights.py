@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 
 from mechdiff.core.errors import ConfigError
 
-FEW = 8  # images or people, below which intervals are too narrow and are said to be
+FEW = 8  # images or people, below which intervals may be too narrow, which is said
 MANY = 16  # from which quantiles of resamples are wide enough without Student's, see `intervals.bootstrap`
 
 
@@ -17,23 +17,23 @@ def check_units(n: int) -> int:
 
 
 def few_images(n: int, effective: float | None = None) -> str:
-    """A note that intervals over `n` images or people are too narrow, if they are; else nothing. A bootstrap
-    can't reach beyond the numbers that it draws from, and few of them seldom span what the rest would.
+    """A note that intervals over `n` images or people may be too narrow, if they may; else nothing. Few
+    numbers seldom show how far a skewed rest would reach, see `intervals.bootstrap`.
 
     Args:
       effective: what they count as, see `Units.effective`; None: as `n`.
 
     Example:
       >>> few_images(4), few_images(16)
-      ('; n = 4 is few, intervals are too narrow', '')
+      ('; n = 4 is few, intervals may be too narrow', '')
       >>> few_images(16, 2.2)
-      '; n = 16 people count as 2.2, as few have most of the images: intervals are too narrow'
+      '; n = 16 people count as 2.2, as few have most of the images: intervals may be too narrow'
     """
     if n < FEW:
-        return f"; n = {n} is few, intervals are too narrow"
+        return f"; n = {n} is few, intervals may be too narrow"
     if effective is not None and effective < FEW:
         count = f"n = {n} people count as {effective:.1f}, as few have most of the images"
-        return f"; {count}: intervals are too narrow"
+        return f"; {count}: intervals may be too narrow"
     return ""
 
 

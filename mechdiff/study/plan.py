@@ -71,8 +71,8 @@ def networks(config: ExperimentConfig, data: Sequence[str], seeds: int, celeba: 
             raise ConfigError(
                 f"{name} networks are trained on CelebA; give --celeba=FOLDER, or leave them out"
             )
-    _check_examinable(config, ladder=not set(data) <= set(SIDES))
     before = tuple(step for step in config.train.keep if step < config.train.steps)
+    _check_examinable(config, ladder=bool(before) or not set(data) <= set(SIDES))
     planned = []
     for seed in range(seeds):
         for name in data:
@@ -86,7 +86,7 @@ def _check_examinable(config: ExperimentConfig, ladder: bool) -> None:
     """Raises ConfigError for settings of examinations that would be refused once a network is trained.
 
     Args:
-      ladder: whether some networks are examined as `of_ladder` says, which finds circuits.
+      ladder: whether some networks, or snapshots, are examined as `of_ladder` says, which finds circuits.
     """
     schedule = make_schedule(config.diffusion)
     for count in (config.sweep.timesteps, config.study.timesteps):

@@ -114,7 +114,7 @@ def _sweeps(rng: np.random.Generator, repeats: int, images: int) -> list[Check]:
         loss = clean * rng.gamma(4, 1.2 / 4, (*GRID, images))
         weights = stats.bootstrap_weights(images, RESAMPLES, number)
         pooled = functools.partial(effects.pooled_relative_increase, clean, loss)
-        increase = stats.bootstrap(pooled, weights, CONFIDENCE)
+        increase = stats.bootstrap(pooled, weights, CONFIDENCE, student=True)
         covered.append((increase.low[0] <= 20) & (increase.high[0] >= 20))
     looks = np.arange(images, 8 * images)
     values = losses(rng, (repeats, 1, 1), 8 * images)[:, 0, 0]

@@ -213,6 +213,20 @@ def test_rank_agreement_of_people_counts_people_and_leaves_out_each():
     assert agreement.of_denoisers(data, unrelated, "zero", repeats=50).low < 0
 
 
+def test_resamples_that_rank_nothing_leave_an_interval():
+    """Of three components two are equal in resamples without one of four images."""
+    units = stats.Units(np.arange(4), 4, False)
+    of_images = np.array([[0.0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]]), np.arange(12.0).reshape(3, 4)
+    interval = agreement.rank_interval(
+        lambda weights: [side @ weights[0].T for side in of_images],
+        [units],
+        agreement.rank_correlation,
+        repeats=100,
+    )
+    assert interval.estimate == pytest.approx(-0.866, abs=1e-3)
+    assert -1 <= interval.low <= interval.estimate <= interval.high <= 1
+
+
 def test_too_few_components_in_common_are_refused():
     other = random_sweep(5, components=2, names=["a.res", "mid.block0.res"])
     with pytest.raises(ConfigError, match="1 components in common"):

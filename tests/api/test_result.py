@@ -122,6 +122,8 @@ def test_transparent_images_are_compared_over_the_background_that_is_given(model
         compare(model, model, images, background="pink", **settings)
     with pytest.raises(ConfigError, match="background='white' goes under pixels of image files"):
         compare(model, model, background="white", **settings)
+    with pytest.raises(ConfigError, match="background='black' goes under pixels of image files"):
+        eval_images(model, "images.npy", 2, background="black")
     compared = compare(model, model, images, background="white", **settings)
     assert "over white" in compared.before.dataset.attrs["preprocessing"]
     assert eval_images(model, images, 2, background="white").scored.min() == 1
@@ -256,13 +258,13 @@ def test_load_takes_functions_and_lists_what_there_is(denoiser, monkeypatch):
 
 def test_few_images_and_equal_ones_are_said(model, images, result, tmp_path, caplog):
     few = model.sweep(images[:1].repeat(4, 0), n=4, timesteps=1, components="mid.*res", folder=tmp_path)
-    assert "n = 4 is few, intervals are too narrow" in repr(few)
+    assert "n = 4 is few, intervals may be too narrow" in repr(few)
     assert "4 images, but only 1 are different" in caplog.text
     people = stats.few_images(16, 2.2), stats.few_images(16, 16.0)
     assert "16 people count as 2.2" in people[0] and people[1] == ""
     between = paired.paired_difference(few.dataset, few.dataset, "zero")
     compared = Comparison(few, few, between)
-    assert "n = 4 is few, intervals are too narrow; no p can fall" in repr(compared)
+    assert "n = 4 is few, intervals may be too narrow; no p can fall" in repr(compared)
     assert "n = 4 is few" in compared._repr_html_()
     with pytest.raises(ConfigError, match="n=-1 is too small"):
         few.top(-1)

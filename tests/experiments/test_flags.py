@@ -27,7 +27,7 @@ from experiments import _flags
         (["--join_timeout=inf"], "error: --join_timeout=inf is not a finite number"),
         (["--processes=99999999999"], "error: --processes=99999999999 is out of range; at most 2147483647"),
         (["--processes=2", "--process_id=0"], "error: --processes has no effect without --coordinator=HOST"),
-        (["--set=name=../x"], "error: name='../x' leads to another folder; give a name without / and"),
+        (["--set=name=../x"], "error: name='../x' leads elsewhere; give a folder's name without / and"),
         (["--workdir=gs://"], "error: gs:// is no bucket's address; write gs://BUCKET/FOLDER or s3://"),
         (["--workdir=s3:///runs"], "error: s3:///runs is no bucket's address; write gs://BUCKET/FOLDER"),
         (["--workdir=gcs://bucket/runs"], "error: gcs://bucket/runs is no bucket's address; write gs://"),

@@ -30,7 +30,9 @@ def test_entropy_says_what_intervals_and_p_values_are_over(launcher):
     four, many = units_from(None, 4), units_from(None, 16)
     people = units_from(np.arange(16) % 9, 16)
     assert entropy.title([many]).endswith("intervals over n images, p by shuffled heads")
-    assert entropy.title([many, four]).endswith("p by shuffled heads; n = 4 is few, intervals are too narrow")
+    assert entropy.title([many, four]).endswith(
+        "p by shuffled heads; n = 4 is few, intervals may be too narrow"
+    )
     assert "over n images or people," in entropy.title([many, people])
     ends = {"estimate": np.array(0.76), "low": np.array(-0.9), "high": np.array(0.76)}
     rho = Interval(**ends, confidence=0.95, n=4)
@@ -48,4 +50,4 @@ def test_phases_say_how_many_images_were_resampled(launcher):
     line = launcher("phases").line
     assert line("net", "mean", found, units_from(None, 16)).endswith("; n = 16 images")
     few = line("net", "mean", found, units_from(np.arange(16) % 5, 16))
-    assert few.endswith("; n = 5 people; n = 5 is few, intervals are too narrow")
+    assert few.endswith("; n = 5 people; n = 5 is few, intervals may be too narrow")

@@ -40,6 +40,9 @@ def test_what_can_not_be_planned_is_one_line():
     ):
         with pytest.raises(ConfigError, match=words):
             plan.networks(override(preset("tiny"), [setting]), ["gaussian"], 1, None)
+    snapshots = override(preset("tiny"), ["sweep.images=3", "train.keep=5"])
+    with pytest.raises(ConfigError, match="too few to find and score circuits"):
+        plan.networks(snapshots, ["synthetic"], 1, None)
 
 
 def test_pieces_hold_every_network_once_and_only_the_last_changes(tmp_path):
