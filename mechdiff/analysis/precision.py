@@ -53,14 +53,17 @@ def possible(interval: Interval, error: Float[np.ndarray, "..."] | float = 0.0) 
     """An interval of relative loss increases, `widened`, within what is possible: no loss falls below 0.
 
     Example:
-      >>> seen = Interval(np.float64(-60), np.float64(-130), np.float64(10), 0.95, 2)
-      >>> float(possible(seen).low), float(possible(seen).high)
-      (-100.0, 10.0)
+      >>> ends = {"low": np.array([-130.0]), "high": np.array([10.0])}
+      >>> seen = Interval(estimate=np.array([-60.0]), **ends, confidence=0.95, n=2)
+      >>> possible(seen).low.tolist(), possible(seen).high.tolist()
+      ([-100.0], [10.0])
     """
     wide = widened(interval, error)
-    return dataclasses.replace(wide, low=np.maximum(wide.low, -100))
+    return dataclasses.replace(wide, low=np.asarray(np.maximum(wide.low, -100)))
 
 
 def widened(interval: Interval, error: Float[np.ndarray, "..."] | float) -> Interval:
     """An interval that reaches further by `error` at both ends."""
-    return dataclasses.replace(interval, low=interval.low - error, high=interval.high + error)
+    return dataclasses.replace(
+        interval, low=np.asarray(interval.low - error), high=np.asarray(interval.high + error)
+    )
