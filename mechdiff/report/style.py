@@ -164,10 +164,9 @@ def svg(figure: Figure) -> bytes:
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue().decode()
     text = re.sub(r"<metadata>.*?</metadata>\s*|<!DOCTYPE.*?>\s*", "", text, flags=re.DOTALL)
-    text = re.sub(
-        r"font: ([\d.]+px) 'DejaVu Sans'", r"font-size: \1", text
-    )  # as matplotlib to 3.10 writes it
-    text = text.replace("; font-family: 'DejaVu Sans'", "")  # and since: it would win over the page's font
+    # Matplotlib's own font, as it writes it to 3.10 and since, would win over the page's.
+    text = re.sub(r"font: ([\d.]+px) 'DejaVu Sans'", r"font-size: \1", text)
+    text = text.replace("; font-family: 'DejaVu Sans'", "")
     return text.replace("<defs>", f"<style>text {{ font-family: {FONTS} }}</style>\n <defs>", 1).encode()
 
 

@@ -84,13 +84,15 @@ def bootstrap(
         units spread too little.
       effective: number of units that the level is expanded for, where some weigh more than others; None: all.
       student: whether ends of fewer than `MANY` units lie at least as far out as those of Student's interval
-        with the jackknife's standard error (Tukey 1958); with `bca`, of a statistic without bounds.
+        with the jackknife's standard error (Tukey 1958), even outside of what the statistic can be.
 
     Raises:
-      ConfigError: a confidence outside (0, 1), or fewer than 2 units.
+      ConfigError: a confidence outside (0, 1), fewer than 2 units, or `student` without `bca`.
     """
     if not 0 < confidence < 1:
         raise ConfigError(f"confidence={confidence} must lie between 0 and 1; 0.95 is usual")
+    if student and method != "bca":
+        raise ConfigError(f"student=True goes with method='bca', not with {method!r}; leave it out")
     units = weights.shape[1:]
     estimate = statistic(np.full((1, *units), 1 / np.prod(units)))[..., 0]
     draws = statistic(weights)

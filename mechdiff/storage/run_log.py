@@ -195,9 +195,9 @@ class _PlainLines(_Bar):
         now = time.monotonic()
         if msg != "" and now >= self._due:  # tqdm sends "" to clear a bar
             self._due = now + PLAIN_SECONDS
-            words = (
-                (msg or str(self)).replace(f", ?{self.unit}/s", "").replace(", ? left", "")
-            )  # not known yet
+            words = msg or str(self)
+            for unknown in (f", ?{self.unit}/s", ", ? left"):  # as tqdm writes what it does not know yet
+                words = words.replace(unknown, "")
             # tqdm holds its lock meanwhile: an error in the clock's thread would keep it, and the run hang.
             with contextlib.suppress(BrokenPipeError):
                 print(words, file=sys.stderr, flush=True)

@@ -321,8 +321,8 @@ def test_p_of_a_comparison_errs_as_rarely_as_it_says_where_clean_losses_differ(
     sides = [(clean[:, i], loss[:, i]) for i in (0, 1)]
     pooled, cells = (paired.contributions_to_change(*sides, pooled=each)[:, 0] for each in (True, False))
     pooled = pooled.mean(axis=-2)
-    found = [(stats.permutation_test(values, 199) <= 0.05).mean() for values in (pooled, cells)]
-    assert all(least <= each <= most for each in found), found
+    errs = [(stats.permutation_test(values, 199) <= 0.05).mean() for values in (pooled, cells)]
+    assert all(least <= rate <= most for rate in errs), errs
     np.testing.assert_allclose(pooled.mean(axis=-1), cells.mean(axis=(1, 2)))
     before, after = (sweep([[loss[0, i, 0]]], clean[0, i, 0]) for i in (0, 1))
     p = paired.paired_difference(before, after, "zero", repeats=20).p, stats.permutation_test(pooled[:1])

@@ -388,3 +388,9 @@ def test_intervals_of_few_units_reach_beyond_what_was_seen(n, plain, student):
         np.testing.assert_array_equal(intervals[0].high, intervals[1].high)
     else:
         assert plain[0] < covered[0] < plain[1] and student < covered[1] < 0.98, covered
+
+
+def test_students_ends_go_with_bca_alone():
+    weights = stats.bootstrap_weights(4, 50)
+    with pytest.raises(ConfigError, match="student=True goes with method='bca', not with 'percentile'"):
+        stats.bootstrap(lambda w: w @ np.arange(4.0), weights, method="percentile", student=True)

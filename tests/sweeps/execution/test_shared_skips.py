@@ -17,7 +17,7 @@ def test_whatever_changes_a_skip_acts(denoiser, images, monkeypatch):
     late, skip = "up0.block0.res", "up0.block1.skip"
     named = [[skip], [skip, "down0.block0.res"], [skip, late], [late, "up0.block0.skip"], [], *[[late]] * 7]
     single = [ablate(denoiser.identity, names) for names in named]
-    gate = {site: np.stack([one.gate[site] for one in single]) for site in single[0].gate}
+    gate = {site: np.stack([intervention.gate[site] for intervention in single]) for site in single[0].gate}
     gate[skip][4, ::2] = 0.5
     direction = np.zeros((len(named), 1, 1, gate[skip].shape[1]), np.float32)
     direction[6] = 0.3
