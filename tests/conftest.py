@@ -32,9 +32,12 @@ sys.dont_write_bytecode = False
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from reference.type_checks import checked_once  # noqa: E402
 
+jaxtyping.jaxtyped = checked_once  # before anything of the package is imported
 jax.config.update("jax_num_cpu_devices", 2)  # before any device is used: data-parallel code runs for real
 
 # The same examples in every run, however long a busy machine takes over one, and nothing kept.
