@@ -25,7 +25,10 @@ other (the contracts are in `pyproject.toml`, import-linter holds them):
 
 import importlib
 import pkgutil
+import sys
 from typing import TYPE_CHECKING
+
+from mechdiff.core.old_names import OldModules
 
 if TYPE_CHECKING:  # at run time names are imported when they are first used, so that this module is quick
     from mechdiff.api.compare import compare as compare
@@ -125,6 +128,7 @@ _NAMES = {  # module -> names that can be had from here; those beyond `__all__` 
     "sweeps.temperature": "temperature_effects",
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
+sys.meta_path.append(OldModules())
 _ROOMS = {module.name for module in pkgutil.iter_modules(__path__)}
 
 
