@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 # Compiling is most of the suite's time: no optimization, none of the slower kernel emitters, one module a
-# program, and one cache of programs for all workers and the processes that their tests start, which inherit
+# program, no lines of source in programs, and one cache of programs for all workers and the processes that their tests start, which inherit
 # all this. (JAX writes the cache without a lock: a program that is read half-written is compiled again.) Kept
 # beside pytest's own cache, so that what was compiled yesterday is not compiled today, unless the environment
 # names another folder. Set before jax is imported.
@@ -17,6 +17,7 @@ programs = Path(__file__).parents[1] / ".pytest_cache" / "programs"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(programs))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 for flag in ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"):
     if flag.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
