@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 # Compiling is most of the suite's time: no optimization, none of the slower kernel emitters, one module a
-# program, no lines of source in programs, and one cache of programs for all workers and the processes that their tests start, which inherit
-# all this. (JAX writes the cache without a lock: a program that is read half-written is compiled again.) Kept
-# beside pytest's own cache, so that what was compiled yesterday is not compiled today, unless the environment
-# names another folder. Set before jax is imported.
+# program, no lines of source in programs, and one cache of programs for all workers and the processes that
+# their tests start, which inherit all this. (JAX writes the cache without a lock: a program that is read
+# half-written is compiled again.) Kept beside pytest's own cache, so that what was compiled yesterday is not
+# compiled today, unless the environment names another folder. Set before jax is imported.
 programs = Path(__file__).parents[1] / ".pytest_cache" / "programs"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(programs))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
