@@ -23,6 +23,7 @@ from mechdiff.study.eval_images import EvalImages
 from mechdiff.study.examine import DenoiserAndImages
 from mechdiff.study.replacement_values import replacement_values
 
+FEWEST = 4  # images of a circuit: two to find it, two to score it
 SCORED = 0.9  # faithfulness match, of `complexity.TAUS`, of the circuit that is scored
 KNOCKOUTS, RANDOMS = 10, 40  # knockouts of a circuit, and random circuits it is compared with
 
@@ -110,6 +111,12 @@ def circuit(examined: DenoiserAndImages, ablation: str, config: ExperimentConfig
     return runs.assign_attrs(sizes=[len(result.members) for result in discovered.values()])
 
 
+def check_images(count: int) -> None:
+    """Raises ConfigError if `count` images, those of one timestep, are too few to find and score circuits."""
+    if count < FEWEST:
+        raise ConfigError(f"sweep.images={count} are too few to find and score circuits; give {FEWEST}")
+
+
 def circuit_evaluators(
     denoiser: Examinable,
     images: EvalImages,
@@ -126,9 +133,8 @@ def circuit_evaluators(
     Raises:
       ConfigError: fewer than 4 images.
     """
+    check_images(len(images.scored))
     count = len(images.scored) // 2
-    if count < 2:
-        raise ConfigError(f"sweep.images={len(images.scored)} are too few to find and score circuits; give 4")
     timesteps = timesteps_by_log_snr(denoiser.schedule, config.timesteps)
     config = dataclasses.replace(config, ablations=(ablation,))
     evaluators = []

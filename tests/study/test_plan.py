@@ -40,7 +40,11 @@ def test_what_can_not_be_planned_is_one_line():
     ):
         with pytest.raises(ConfigError, match=words):
             plan.networks(override(preset("tiny"), [setting]), ["gaussian"], 1, None)
-    snapshots = override(preset("tiny"), ["sweep.images=3", "train.keep=5"])
+    # Of nested images, too, circuits take those of one timestep.
+    alone = ["sweep.ablations=zero", "sweep.reference_images=0", "study.controls=true"]
+    with pytest.raises(ConfigError, match="around means of reference images"):
+        plan.networks(override(preset("tiny"), alone), ["synthetic"], 1, None)
+    snapshots = override(preset("tiny"), ["sweep.images=3", "sweep.nested=true", "train.keep=5"])
     with pytest.raises(ConfigError, match="too few to find and score circuits"):
         plan.networks(snapshots, ["synthetic"], 1, None)
 
