@@ -1,4 +1,4 @@
-"""Sweeps and screens of a model, as results that print, rank and draw themselves."""
+"""Sweeps of a model, as results that print, rank and draw themselves."""
 
 import dataclasses
 import functools

@@ -153,10 +153,8 @@ def random_subsets(
     what: ComponentSelection,
     count: int,
     size: int,
-    ablation: str = "zero",
-    replacements: Mapping | None = None,
 ) -> tuple[Bool[np.ndarray, "count component"], Intervention]:
-    """`count` random sets of `size` selected components each; one intervention per set, which ablates it.
+    """`count` random sets of `size` selected components each; one intervention per set, which zeroes it.
 
     Returns:
       Members of the sets, `(count, components)`, and the stack of interventions: gates `(count, units)`, the
@@ -173,17 +171,15 @@ def random_subsets(
     gate = _tiled(identity, count)
     for column, (site, (start, stop)) in enumerate(chosen):
         gate[site][members[:, column], start:stop] = 0
-    return members, dataclasses.replace(_with_replacements(identity, ablation, replacements), gate=gate)
+    return members, dataclasses.replace(identity, gate=gate)
 
 
 def keep_sets(
     identity: Intervention,
     chosen: Sequence[Component],
     members: Bool[np.ndarray, "count component"],
-    ablation: str = "zero",
-    replacements: Mapping | None = None,
 ) -> Intervention:
-    """One intervention per set, stacked; each ablates the `chosen` components that are not in its set.
+    """One intervention per set, stacked; gates of the `chosen` components that are not in its set are 0.
 
     Args:
       members: which of `chosen` are in each set.
@@ -191,7 +187,7 @@ def keep_sets(
     gate = _tiled(identity, len(members))
     for column, component in enumerate(chosen):
         gate[component.site][~members[:, column], slice(*component.index)] = 0
-    return dataclasses.replace(_with_replacements(identity, ablation, replacements), gate=gate)
+    return dataclasses.replace(identity, gate=gate)
 
 
 def needs_replacements(ablation: str) -> str:

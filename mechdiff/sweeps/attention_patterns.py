@@ -36,7 +36,7 @@ from mechdiff.models.denoiser import Examinable
 from mechdiff.models.stages import stages
 from mechdiff.models.traced.denoiser import TracedNetwork
 from mechdiff.models.traced.sites import Site
-from mechdiff.sweeps.activations import activations
+from mechdiff.sweeps import activations
 from mechdiff.sweeps.coords import component_coords
 from mechdiff.sweeps.execution.passes import SweepLosses
 from mechdiff.sweeps.execution.provenance import provenance
@@ -92,7 +92,7 @@ def replace_pattern(
     Args:
       what: heads, as for `ablate`.
       patterns: attention site -> P, `(heads, queries, keys)`, 1 for what is shared, with or without a leading
-        row axis: from `constant_patterns`, or `activations.activations(..., collection="patterns")`. For a
+        row axis: from `constant_patterns`, or `activations.of_batch(..., collection="patterns")`. For a
         traced function the keys are the sites of its named patterns, with their axes.
       kept: weight of the heads' own patterns; 1 changes nothing.
     Raises:
@@ -233,8 +233,7 @@ def check_patterns(denoiser: Examinable, eval_set: EvalSet) -> None:
     """
     if isinstance(denoiser.network, UNetConfig):
         return
-    images, indices, t, key, condition = eval_set.batch(0, np.arange(1))
-    patterns = activations(denoiser, images, t, key, indices, condition, collection=PATTERNS)
+    patterns = activations.of_batch(denoiser, eval_set.batch(0, np.arange(1)), collection=PATTERNS)
     for site, pattern in patterns.items():
         least, sums = np.min(pattern), np.asarray(pattern, np.float64).sum(-1)
         if least < 0 or np.abs(sums - 1).max() > TOLERANCE:
