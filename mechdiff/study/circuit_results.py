@@ -23,7 +23,7 @@ from mechdiff.study.eval_images import EvalImages
 from mechdiff.study.examine import DenoiserAndImages
 from mechdiff.study.replacement_values import replacement_values
 
-FEWEST = 4  # images of a circuit: two to find it, two to score it
+FIND_AND_SCORE = 4  # images of a circuit: two to find it, two to score it
 SCORED = 0.9  # faithfulness match, of `complexity.TAUS`, of the circuit that is scored
 KNOCKOUTS, RANDOMS = 10, 40  # knockouts of a circuit, and random circuits it is compared with
 
@@ -113,8 +113,10 @@ def circuit(examined: DenoiserAndImages, ablation: str, config: ExperimentConfig
 
 def check_images(count: int) -> None:
     """Raises ConfigError if `count` images, those of one timestep, are too few to find and score circuits."""
-    if count < FEWEST:
-        raise ConfigError(f"sweep.images={count} are too few to find and score circuits; give {FEWEST}")
+    if count < FIND_AND_SCORE:
+        raise ConfigError(
+            f"sweep.images={count} are too few to find and score circuits; give {FIND_AND_SCORE}"
+        )
 
 
 def circuit_evaluators(

@@ -91,6 +91,8 @@ def _check_examinable(config: ExperimentConfig, ladder: bool) -> None:
         timesteps_by_log_snr(schedule, count)
     if ladder or config.study.circuits:
         circuit_results.check_images(config.sweep.images)
+    if ladder:
+        of_ladder(config)  # refuses settings without what its ablation takes
     if config.study.controls:
         controls.check_references(config.sweep.reference_images)
 

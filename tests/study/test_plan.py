@@ -42,8 +42,12 @@ def test_what_can_not_be_planned_is_one_line():
             plan.networks(override(preset("tiny"), [setting]), ["gaussian"], 1, None)
     # Of nested images, too, circuits take those of one timestep.
     alone = ["sweep.ablations=zero", "sweep.reference_images=0", "study.controls=true"]
-    with pytest.raises(ConfigError, match="around means of reference images"):
-        plan.networks(override(preset("tiny"), alone), ["synthetic"], 1, None)
+    for data, words in (
+        ("synthetic", "around means of reference images"),
+        ("gaussian", "reference_images=0"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            plan.networks(override(preset("tiny"), alone), [data], 1, None)
     snapshots = override(preset("tiny"), ["sweep.images=3", "sweep.nested=true", "train.keep=5"])
     with pytest.raises(ConfigError, match="too few to find and score circuits"):
         plan.networks(snapshots, ["synthetic"], 1, None)
