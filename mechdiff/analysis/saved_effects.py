@@ -28,7 +28,7 @@ def with_effects(sweep: xr.Dataset) -> xr.Dataset:
     """A finished sweep with the effects of all its ablations as `VARIABLES`, computed if they are missing.
 
     Args:
-      sweep: as `sweeps.ablation_sweep` makes it, at least 2 images.
+      sweep: as `ablation.ablation_sweep` makes it, at least 2 images.
 
     Raises:
       ConfigError, CheckpointError: see `effects.measure`.
@@ -65,7 +65,7 @@ def has_effects(sweep: xr.Dataset) -> bool:
 
 
 def without_effects(sweep: xr.Dataset) -> xr.Dataset:
-    """The losses alone, as `sweeps.ablation_sweep` makes them."""
+    """The losses alone, as `ablation.ablation_sweep` makes them."""
     return sweep.drop_vars(VARIABLES, errors="ignore")
 
 

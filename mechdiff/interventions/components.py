@@ -18,7 +18,8 @@ class Component:
 
     Attributes:
       name: such as `down1.attn0.head2` or `up0.block1.skip`.
-      component_type: `res`, `head`, `skip`, `time`, `class` or `condition`.
+      component_type: `res`, `head`, `skip`, `time`, `class` or `condition`; of a traced function the last
+        word of its site's name, such as `mlp`.
       site: key into the dicts of an `Intervention`.
       index: units of the site's gate that belong to it, `(start, stop)`.
       depth: position of its stage in the forward pass.

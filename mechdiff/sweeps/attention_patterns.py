@@ -137,13 +137,13 @@ def pattern_effects(
     """Denoising loss with one head's pattern replaced, image by image.
 
     Args:
-      eval_set: images in [-1, 1], timesteps and noise, as in `sweeps.ablation_sweep`.
+      eval_set: images in [-1, 1], timesteps and noise, as in `ablation.ablation_sweep`.
       ablations: sources of the replacement patterns, of `PATTERN_SOURCES`.
       heads: components; all heads of the network if None.
       draws: donors per image of `frozen`, over which losses are averaged.
       block: images at once.
     Returns:
-      Dataset as of `sweeps.ablation_sweep`: `loss` and `change`, dims `ablation, component, t, image`, and
+      Dataset as of `ablation.ablation_sweep`: `loss` and `change`, dims `ablation, component, t, image`, and
       `clean_loss`, dims `t, image`.
     Raises:
       ConfigError: an unknown source or one twice, a network without heads or named patterns, values named as

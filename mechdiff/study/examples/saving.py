@@ -29,7 +29,7 @@ def save(
     """Writes the examples of an examined network, unless those at `path` are of the same network and images.
 
     Args:
-      sweep: of `sweeps.ablation_sweep`; it says which components are the largest, and the timesteps.
+      sweep: of `ablation.ablation_sweep`; it says which components are the largest, and the timesteps.
       seed: of the noise that samples begin with.
       noise: key of the noise on the scored images.
     """
