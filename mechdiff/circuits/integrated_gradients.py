@@ -22,17 +22,19 @@ from mechdiff.core.types import PyTree
 from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
 from mechdiff.interventions.build import ablate
 from mechdiff.interventions.components import Component
+from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable, chosen_components
+from mechdiff.sweeps.activations import replacements_at
 from mechdiff.sweeps.coords import component_coords
 from mechdiff.sweeps.execution.provenance import provenance
 
 
 @functools.partial(jax.jit, static_argnames=("steps",))
 def _shares(
-    denoiser: Examinable, steps: int, start: PyTree, batch: EvalBatch
+    denoiser: Examinable, steps: int, start: PyTree, end: Intervention, batch: EvalBatch
 ) -> dict[str, Float[Array, "batch units"]]:
-    """Minus the mean gradient of each image's loss on the gates' path from `start` to the identity."""
-    count, end = len(batch.images), denoiser.identity
+    """Minus the mean gradient of each image's loss on the gates' path from `start` to those of `end`."""
+    count = len(batch.images)
     x_t, t, noise = batch.noised(denoiser.schedule)
 
     def loss(gate):
@@ -56,10 +58,12 @@ def integrated_gradients(
     eval_set: EvalSet,
     *,
     chosen: Sequence[Component] | None = None,
+    ablation: str = "zero",
+    replacements: PyTree = None,
     steps: int = 8,
     block: int = 8,
 ) -> xr.Dataset:
-    """Share of each of `chosen` in L(without all of them) - L under zero ablation, image by image.
+    """Share of each of `chosen` in L(without all of them) - L, image by image.
 
     The share of a component is -int_0^1 dL/dgate ds, s being how far all gates have opened, by the midpoints
     of `steps` equal parts.
@@ -71,18 +75,20 @@ def integrated_gradients(
       Dataset with `score`, in units of the denoising loss, dims `component, t, image`.
 
     Raises:
-      ConfigError: no steps.
+      ConfigError: no steps, or an ablation without its replacements.
     """
     if steps < 1:
         raise ConfigError(f"steps={steps} must be at least 1; 8 are usual")
     chosen = chosen_components(denoiser, chosen)
     timesteps, count = eval_set.timesteps, eval_set.count
     score = np.empty((len(chosen), len(timesteps), count), np.float32)
-    start = ablate(denoiser.identity, chosen).gate
     for t_index in range(len(timesteps)):
+        values = None if ablation == "zero" else replacements_at(replacements or {}, t_index)
+        ablated = ablate(denoiser.identity, chosen, ablation, values)
+        end = dataclasses.replace(ablated, gate=dict(denoiser.identity.gate))
         for batch in batches(count, block):
             eval_batch = eval_set.batch(t_index, batch.indices)
-            units = jax.device_get(_shares(denoiser, steps, start, eval_batch))
+            units = jax.device_get(_shares(denoiser, steps, ablated.gate, end, eval_batch))
             score[:, t_index, batch.span] = [
                 units[component.site][: batch.count, slice(*component.index)].sum(axis=-1)
                 for component in chosen
@@ -90,5 +96,5 @@ def integrated_gradients(
     return xr.Dataset(
         {"score": (("component", "t", "image"), score)},
         coords=component_coords(denoiser, chosen, timesteps, count),
-        attrs={**provenance(denoiser), "ablation": "zero", "steps": steps},
+        attrs={**provenance(denoiser), "ablation": ablation, "steps": steps},
     )

@@ -153,8 +153,10 @@ def random_subsets(
     what: ComponentSelection,
     count: int,
     size: int,
+    ablation: str = "zero",
+    replacements: Mapping | None = None,
 ) -> tuple[Bool[np.ndarray, "count component"], Intervention]:
-    """`count` random sets of `size` selected components each; one intervention per set, which zeroes it.
+    """`count` random sets of `size` selected components each; one intervention per set, which ablates it.
 
     Returns:
       Members of the sets, `(count, components)`, and the stack of interventions: gates `(count, units)`, the
@@ -171,7 +173,7 @@ def random_subsets(
     gate = _tiled(identity, count)
     for column, (site, (start, stop)) in enumerate(chosen):
         gate[site][members[:, column], start:stop] = 0
-    return members, dataclasses.replace(identity, gate=gate)
+    return members, dataclasses.replace(_with_replacements(identity, ablation, replacements), gate=gate)
 
 
 def keep_sets(
