@@ -70,7 +70,7 @@ def networks(config: ExperimentConfig, data: Sequence[str], seeds: int, celeba: 
                 f"{name} networks are trained on CelebA; give --celeba=FOLDER, or leave them out"
             )
     before = tuple(step for step in config.train.keep if step < config.train.steps)
-    _check_examinable(config, ladder=bool(before) or not set(data) <= set(SIDES))
+    check_examinable(config, ladder=bool(before) or not set(data) <= set(SIDES))
     planned = []
     for seed in range(seeds):
         for name in data:
@@ -80,7 +80,7 @@ def networks(config: ExperimentConfig, data: Sequence[str], seeds: int, celeba: 
     return sorted(planned, key=lambda network: not network.full)  # the seeds of each stay in their order
 
 
-def _check_examinable(config: ExperimentConfig, ladder: bool) -> None:
+def check_examinable(config: ExperimentConfig, ladder: bool = False) -> None:
     """Raises ConfigError for settings of examinations that would be refused once a network is trained.
 
     Args:
@@ -89,10 +89,9 @@ def _check_examinable(config: ExperimentConfig, ladder: bool) -> None:
     schedule = make_schedule(config.diffusion)
     for count in (config.sweep.timesteps, config.study.timesteps):
         timesteps_by_log_snr(schedule, count)
-    if ladder or config.study.circuits:
-        circuit_results.check_images(config.sweep.images)
+    circuit_results.check(config)
     if ladder:
-        of_ladder(config)  # refuses settings without what its ablation takes
+        circuit_results.check(of_ladder(config))
     if config.study.controls:
         controls.check_references(config.sweep.reference_images)
 
