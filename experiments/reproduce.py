@@ -20,7 +20,7 @@ from mechdiff.data import celeba, collection
 from mechdiff.models import shipped
 from mechdiff.storage import files, locks
 from mechdiff.storage.manifest import run_manifest
-from mechdiff.study import examine, further_results
+from mechdiff.study import examine, further_results, plan
 from mechdiff.training import loop
 
 from . import _flags, _launch, _opening
@@ -58,6 +58,7 @@ def main(config, workdir):
 
 def trained(config, workdir):
     """One model per data set, trained here."""
+    plan.check_examinable(config)
     simple = dataclasses.replace(config.data, complexity=0)
     real = dataclasses.replace(config.data, name="celeba", path=CELEBA.value or "", n_train=0, n_test=0)
     other = {f"{config.name}-celeba": real} if CELEBA.value else {f"{config.name}-synthetic-level0": simple}

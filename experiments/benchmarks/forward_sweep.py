@@ -3,7 +3,7 @@
 `python -m experiments.benchmarks.forward_sweep --net=c32 --images=8` (or `--images=1`; `--net=tiny16`; or a
 preset: `--preset=cpu16`, `--preset=cpu32`)
 
-One arm is `sweeps.ablation_sweep` as a user calls it, with the writing of its result. The baselines run
+One arm is `ablation.ablation_sweep` as a user calls it, with the writing of its result. The baselines run
 diffusers' `UNet2DModel` of the same config: with one hook at a time; in batches of many ablations by masks
 with one entry a row, of whatever size is fastest; and those batches through `torch.compile`. The unit is one
 image under one changed component at one timestep, for every arm. The share of the ceiling counts for

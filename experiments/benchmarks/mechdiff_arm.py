@@ -57,7 +57,7 @@ def training_step(config, images):
 
 
 def forward_sweep(config, images):
-    """`sweeps.ablation_sweep` over every component as a user calls it: digests, and writing the result,
+    """`ablation.ablation_sweep` over every component as a user calls it: digests, and writing the result,
     included.
     """
     use_all_cores()

@@ -35,7 +35,11 @@ Side = tuple[np.ndarray, np.ndarray]  # clean loss `[t, image]` and loss `[compo
 def rank_correlation(first: Draws, second: Draws) -> Float[np.ndarray, " m"]:
     """Spearman's correlation over components, for each draw; NaN where one side has no spread."""
     x, y = (scipy.stats.rankdata(values, axis=0) for values in (first, second))
-    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+    return of_centered(x - x.mean(axis=0), y - y.mean(axis=0))
+
+
+def of_centered(x: Draws, y: Draws) -> Float[np.ndarray, " m"]:
+    """Pearson's correlation over components of ranks whose mean is 0; NaN where one side has no spread."""
     scale = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
     return np.where(scale > 0, (x * y).sum(axis=0) / np.where(scale > 0, scale, 1), np.nan)
 

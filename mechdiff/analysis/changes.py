@@ -13,10 +13,8 @@ import xarray as xr
 from mechdiff import stats
 from mechdiff.analysis import effects, paired, precision
 from mechdiff.analysis.effects import EffectGrid, Effects
-from mechdiff.analysis.saved_effects import stacked
+from mechdiff.analysis.saved_effects import ENDS, stacked
 from mechdiff.stats import Interval
-
-ENDS = {"estimate": "", "low": "_low", "high": "_high"}
 
 
 def changes(

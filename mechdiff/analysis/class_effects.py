@@ -33,7 +33,7 @@ def class_effects(
     (`fewest_units`); by the error of reduced precision, over all classes, they are wider at both ends.
 
     Args:
-      sweep: of `sweeps.ablation_sweep`, with the coordinate `class_label`.
+      sweep: of `ablation.ablation_sweep`, with the coordinate `class_label`.
       labels: the classes that are measured; None: all classes with images.
       repeats, seed: of the resampling.
 

@@ -213,7 +213,7 @@ def measure(
     """Effects of every component under one ablation, with bootstrap intervals over images or people.
 
     Args:
-      sweep: as `sweeps.ablation_sweep` makes it; at least 2 images.
+      sweep: as `ablation.ablation_sweep` makes it; at least 2 images.
       repeats, seed: of the resampling; the same weights serve all components.
     """
     clean, loss = losses(sweep, ablation)

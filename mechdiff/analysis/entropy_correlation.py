@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from mechdiff import stats
 from mechdiff.analysis import effects
-from mechdiff.analysis.agreement import rank_correlation, rank_interval
+from mechdiff.analysis.agreement import of_centered, rank_correlation, rank_interval
 from mechdiff.analysis.roles import selectivity, target_groups
 from mechdiff.analysis.roles.matching import layers_of
 from mechdiff.core.errors import ConfigError
@@ -121,8 +121,7 @@ def within_layers(first: effects.Draws, second: effects.Draws, layers: np.ndarra
         np.concatenate([_ranks(side[layers == layer]) for layer in np.unique(layers)])
         for side in (first, second)
     )
-    scale = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
-    return np.where(scale > 0, (x * y).sum(axis=0) / np.where(scale > 0, scale, 1), np.nan)
+    return of_centered(x, y)
 
 
 def _ranks(values: effects.Draws) -> effects.Draws:

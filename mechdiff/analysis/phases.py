@@ -8,7 +8,7 @@ component), least over all boundaries by dynamic programming (Bellman 1961; Auge
 k is chosen by likelihood on images that were not used: boundaries and means come from one random half of the
 images, the other half is scored under a Gaussian of one variance, that of the scored half about those means:
   l_k = -(1 + ln(2 pi MSE_k)) / 2 per cell, averaged over splits.
-The number of timesteps bounds k: with the 8 of the shipped presets a phase is one or two of them. To test
+The number of timesteps bounds k: with the 8 of preset `quickstart` a phase is one or two of them. To test
 "four" against its neighbors, take at least 24 timesteps, better 32 (`--set=sweep.timesteps=32`): at least six
 per phase, or three if there are eight phases.
 
@@ -119,8 +119,8 @@ def measure(
     """The phases of a saved sweep.
 
     Args:
-      sweep: as `sweeps.ablation_sweep` makes it: at least 4 images and 2 timesteps; idle components are left
-        out.
+      sweep: as `ablation.ablation_sweep` makes it: at least 4 images and 2 timesteps; idle components are
+        left out.
       most: largest number of phases, bounded by that of timesteps.
       splits: of the images into halves, whose scores are averaged.
       draws: of the bootstrap, each with a new split whose halves are resampled separately (no image is in

@@ -16,10 +16,9 @@ from mechdiff.analysis import effects, paired, precision
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.stats import Interval
 
-ENDS = ("", "_low", "_high", "_p")
+ENDS = {"estimate": "", "low": "_low", "high": "_high"}  # what an interval's parts are called behind its name
 VARIABLES = (
-    *(f"delta_loss{end}" for end in ENDS),
-    *(f"pooled_delta_loss{end}" for end in ENDS),
+    *(f"{name}{end}" for name in ("delta_loss", "pooled_delta_loss") for end in (*ENDS.values(), "_p")),
     "delta_loss_n",
 )
 COLUMNS = ["component", "type", "delta_loss", "low", "high", "p", "n"]
@@ -29,7 +28,7 @@ def with_effects(sweep: xr.Dataset) -> xr.Dataset:
     """A finished sweep with the effects of all its ablations as `VARIABLES`, computed if they are missing.
 
     Args:
-      sweep: as `sweeps.ablation_sweep` makes it, at least 2 images.
+      sweep: as `ablation.ablation_sweep` makes it, at least 2 images.
 
     Raises:
       ConfigError, CheckpointError: see `effects.measure`.
@@ -66,16 +65,15 @@ def has_effects(sweep: xr.Dataset) -> bool:
 
 
 def without_effects(sweep: xr.Dataset) -> xr.Dataset:
-    """The losses alone, as `sweeps.ablation_sweep` makes them."""
+    """The losses alone, as `ablation.ablation_sweep` makes them."""
     return sweep.drop_vars(VARIABLES, errors="ignore")
 
 
 def stacked(name: str, dims: tuple[str, ...], intervals: Sequence[Interval]) -> dict:
     """Variables `name`, `name_low` and `name_high` of intervals, stacked along the first dimension."""
-    ends = {"": "estimate", "_low": "low", "_high": "high"}
     return {
         f"{name}{suffix}": (dims, np.stack([getattr(interval, end) for interval in intervals]))
-        for suffix, end in ends.items()
+        for end, suffix in ENDS.items()
     }
 
 

@@ -21,7 +21,7 @@ def variation(sweep: xr.Dataset, ablation: str) -> pd.DataFrame:
     """Variation of each component's effect under one ablation, in the order of the sweep.
 
     Args:
-      sweep: as `sweeps.ablation_sweep` makes it.
+      sweep: as `ablation.ablation_sweep` makes it.
 
     Returns:
       `component` and `COLUMNS`: `over_timesteps`, root mean square over timesteps of the relative loss

@@ -21,7 +21,7 @@ from mechdiff.storage import descriptions
 from mechdiff.storage.run_log import progress
 from mechdiff.study.eval_images import EvalImages
 from mechdiff.sweeps import activation_datasets
-from mechdiff.sweeps.activations import activations as patterns_of
+from mechdiff.sweeps.activations import of_batch
 from mechdiff.sweeps.attention_patterns import heads_of
 
 Timesteps = int | Sequence[int] | None
@@ -90,15 +90,7 @@ def attention(
     examined = images_to_read(model, images, n, MOST_WITH_PATTERNS)
     key = keys.stream(jax.random.key(seed), "scored noise")
     captured = [
-        patterns_of(
-            _acting(model, t),
-            examined.scored,
-            t,
-            key,
-            np.arange(len(examined.scored)),
-            examined.scored_condition,
-            collection=PATTERNS,
-        )
+        of_batch(_acting(model, t), examined.scored_set([t], key).batch(0), collection=PATTERNS)
         for t in _watched(timesteps, f"attention of {model.name}")
     ]
     variables = {}

@@ -15,6 +15,7 @@ import numpy as np
 from mechdiff.core import keys
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PyTree
+from mechdiff.diffusion.eval_set import EvalBatch
 from mechdiff.interventions.components import select, site_type
 from mechdiff.interventions.record import Intervention
 from mechdiff.models import conditions
@@ -101,7 +102,9 @@ def _activations(denoiser: Examinable, source: Source, t: int, sites: Iterable[s
     for start in range(0, count, BLOCK):
         indices = np.arange(start, min(start + BLOCK, count))
         condition = conditions.at(source.condition, indices)
-        captured = activations.activations(denoiser, source.images[indices], t, key, indices, condition)
+        captured = activations.of_batch(
+            denoiser, EvalBatch(source.images[indices], indices, t, key, condition)
+        )
         for site, parts in blocks.items():
             parts.append(np.asarray(captured[site]))
     joined = {site: np.concatenate(parts) for site, parts in blocks.items()}

@@ -1,4 +1,4 @@
-"""Sweeps and screens of a model, as results that print, rank and draw themselves."""
+"""Sweeps of a model, as results that print, rank and draw themselves."""
 
 import dataclasses
 import functools
@@ -43,7 +43,7 @@ class Result:
     """Effects of ablating each component on a model's denoising loss.
 
     Attributes:
-      dataset: losses, dims `ablation, component, t, image`, see `sweeps.ablation_sweep`; with effects and
+      dataset: losses, dims `ablation, component, t, image`, see `ablation.ablation_sweep`; with effects and
         their intervals, see `saved_effects.with_effects`.
       ablation: the first of those swept, which tables and plots show.
 
@@ -154,7 +154,7 @@ def sweep(
     seed: int = 0,
     folder: str | Path | None = None,
 ) -> Result:
-    """Leaves out one component at a time: `sweeps.ablation_sweep` with images found and defaults filled in.
+    """Leaves out one component at a time: `ablation.ablation_sweep` with images found and defaults filled in.
 
     Args:
       model: a `Model` without intervention.

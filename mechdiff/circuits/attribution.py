@@ -128,7 +128,7 @@ def gate_scores(
     L(without all) - L(with this one alone) = -C - g.
 
     Args:
-      eval_set: images in [-1, 1], timesteps and noise, as in `sweeps.ablation_sweep`.
+      eval_set: images in [-1, 1], timesteps and noise, as in `ablation.ablation_sweep`.
       chosen: components, overlapping or not, such as single channels (`unet.components(config, groups)`).
       ablation: `zero`, or another one with `replacements`, site -> `(timesteps, *site)`.
       expansion: its order, point and random vectors; None: `Expansion()`.

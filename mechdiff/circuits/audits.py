@@ -29,7 +29,7 @@ class ScreenConfig:
       audit: number of components of the rest that an audit verifies, at least 1.
       miss_bound: in (0, 1]; the shortlist doubles while the upper end of the miss rate's interval is above
         this. If an audit of n components of a large rest finds no miss, and the shortlist could double m
-        times, that end is about ln(40 (m + 1)) / n.
+        times, that end is about ln(40 m) / n.
       random_vectors: their number, for the scores, see `attribution.Expansion`.
       point: of expansion, whose scores rank the components; see `screen_scores.score_all`.
       seed: of the draws of audits.

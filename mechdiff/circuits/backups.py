@@ -33,7 +33,6 @@ from mechdiff.interventions.components import Component
 from mechdiff.models.denoiser import Examinable
 
 LEAST = 1.0  # % of the clean loss
-ALPHA = 0.05  # of p where units are few
 BACKUP, COMMON = "backup", "common"  # what pairs are called: positive and negative interactions
 
 
@@ -119,7 +118,7 @@ def interaction_table(
     singles = np.stack([increase(exact.without_a), increase(exact.without_b)])
     joint = increase(exact.without_both)
     p = stats.max_t(by_unit(exact, units), seed=seed)
-    sure = (p <= ALPHA) | (units.effective >= stats.FEW)
+    sure = (p <= stats.ALPHA) | (units.effective >= stats.FEW)
     named = np.where(interval.low > LEAST, BACKUP, np.where(interval.high < -LEAST, COMMON, ""))
     per_pair = {
         "estimate": interval.estimate,
@@ -219,7 +218,7 @@ def few(table: xr.Dataset) -> str:
     """`stats.few_images` of a table of `interaction_table`, and whether any pair can be named."""
     n = int(table.attrs.get("n", table.sizes["image"]))  # results from before 2026-11-30 don't say it
     least = 2.0 ** (1 - n)  # of an exact p by sign flips
-    none = f"; no pair can be named, take {stats.FEW} or more" if least > ALPHA else ""
+    none = f"; no pair can be named, take {stats.FEW} or more" if least > stats.ALPHA else ""
     return stats.few_images(n, float(table.attrs.get("effective", n))) + none
 
 

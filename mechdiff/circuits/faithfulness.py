@@ -68,7 +68,7 @@ class CircuitEvaluator:
       denoiser: the network.
       eval_set: images, crossed with timesteps evenly in log-SNR; the same noise for all circuits.
       ablation, replacements: of everything outside a circuit; ablations other than `zero` need replacements,
-        site -> `(timesteps, *site)` or a source of them, as `sweeps.ablation_sweep` takes them. `optimal`
+        site -> `(timesteps, *site)` or a source of them, as `ablation.ablation_sweep` takes them. `optimal`
         ones are those of ablating one component at a time.
       chosen: components that circuits are sets of; all others are never ablated. Empty: all of the network. A
         unit that two of them share is kept only where both are members.

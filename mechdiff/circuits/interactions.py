@@ -84,7 +84,7 @@ def pair_scores(
     The cost grows with the number of components, not with that of pairs.
 
     Args:
-      eval_set: images in [-1, 1], timesteps and noise, as in `sweeps.ablation_sweep`.
+      eval_set: images in [-1, 1], timesteps and noise, as in `ablation.ablation_sweep`.
       block: images in one program.
 
     Returns:

@@ -110,7 +110,7 @@ def screen_and_verify(
 
     Args:
       eval_set: images in [-1, 1], noise and timesteps, the same for scores and exact runs.
-      folder: exact runs are kept here, see `sweeps.ablation_sweep`.
+      folder: exact runs are kept here, see `ablation.ablation_sweep`.
       chosen: components to screen, possibly thousands; None: all of the network.
       ablation, replacements: as in `attribution.gate_scores`.
       config: how many are verified, and by which scores; None: `ScreenConfig()`.

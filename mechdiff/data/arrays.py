@@ -81,7 +81,7 @@ def read_labels(path: Path, count: int) -> Shaped[np.ndarray, " count"] | None:
     return labels
 
 
-def whole_array(images: Any, where: str = "the array") -> Shaped[np.ndarray, "..."]:
+def whole_array(images: Any) -> Shaped[np.ndarray, "..."]:
     """Images that a user holds, as one NumPy array.
 
     Raises:
@@ -89,9 +89,9 @@ def whole_array(images: Any, where: str = "the array") -> Shaped[np.ndarray, "..
         that can't be read without a guess.
     """
     if np.ma.isMaskedArray(images):
-        raise DataError(f"{where} is masked; say what is under the mask, such as images.filled(0)")
+        raise DataError("the array is masked; say what is under the mask, such as images.filled(0)")
     if isinstance(images, list | tuple) and any(isinstance(image, str | Path) for image in images):
-        raise DataError(f"{where} is a list of paths; give the folder that holds these files alone")
+        raise DataError("the array is a list of paths; give the folder that holds these files alone")
     if isinstance(images, list | tuple) and any(isinstance(image, Image.Image) for image in images):
         images = [
             plain_pixels(image, f"{number} of the list") if isinstance(image, Image.Image) else image
@@ -103,7 +103,7 @@ def whole_array(images: Any, where: str = "the array") -> Shaped[np.ndarray, "..
         raise DataError("images of different shapes can't be one array; give a folder of files") from None
     except (TypeError, RuntimeError) as error:  # a tensor that needs a gradient, say, or lies elsewhere
         reason = shorten(" ".join(str(error).split()))[1:-1]
-        raise DataError(f"{where} can't be read as a NumPy array ({reason})") from None
+        raise DataError(f"the array can't be read as a NumPy array ({reason})") from None
 
 
 def as_images(

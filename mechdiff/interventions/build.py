@@ -180,10 +180,8 @@ def keep_sets(
     identity: Intervention,
     chosen: Sequence[Component],
     members: Bool[np.ndarray, "count component"],
-    ablation: str = "zero",
-    replacements: Mapping | None = None,
 ) -> Intervention:
-    """One intervention per set, stacked; each ablates the `chosen` components that are not in its set.
+    """One intervention per set, stacked; gates of the `chosen` components that are not in its set are 0.
 
     Args:
       members: which of `chosen` are in each set.
@@ -191,7 +189,7 @@ def keep_sets(
     gate = _tiled(identity, len(members))
     for column, component in enumerate(chosen):
         gate[component.site][~members[:, column], slice(*component.index)] = 0
-    return dataclasses.replace(_with_replacements(identity, ablation, replacements), gate=gate)
+    return dataclasses.replace(identity, gate=gate)
 
 
 def needs_replacements(ablation: str) -> str:

@@ -18,7 +18,8 @@ class Component:
 
     Attributes:
       name: such as `down1.attn0.head2` or `up0.block1.skip`.
-      component_type: `res`, `head`, `skip`, `time`, `class` or `condition`.
+      component_type: `res`, `head`, `skip`, `time`, `class` or `condition`; of a traced function the last
+        word of its site's name, such as `mlp`.
       site: key into the dicts of an `Intervention`.
       index: units of the site's gate that belong to it, `(start, stop)`.
       depth: position of its stage in the forward pass.
@@ -125,13 +126,10 @@ def select(identity: Intervention, what: ComponentSelection) -> dict[str, tuple[
         for name, index in units(site, gate.shape[-1]).items()
     }
     if isinstance(what, str):
-        try:
-            chosen = {name: value for name, value in known.items() if re.fullmatch(what, name)}
-        except re.error as error:
-            raise ConfigError(f"pattern {what!r} is not a regular expression: {error}") from None
-        if not chosen:
+        names = full_matches(what, known)
+        if not names:
             raise ConfigError(_unknown(what, known, "{} selects all of them"))
-        return chosen
+        return {name: known[name] for name in names}
     chosen = {}
     for item in what:
         if isinstance(item, Component):
@@ -143,6 +141,14 @@ def select(identity: Intervention, what: ComponentSelection) -> dict[str, tuple[
     return chosen
 
 
+def full_matches(pattern: str, names: Iterable[str]) -> list[str]:
+    """The names that a regular expression matches as a whole; ConfigError if it is malformed."""
+    try:
+        return [name for name in names if re.fullmatch(pattern, name)]
+    except re.error as error:
+        raise ConfigError(f"pattern {pattern!r} is not a regular expression: {error}") from None
+
+
 def _unknown(what: object, known: Iterable[str], advice: str) -> str:
     """The line for what names no component; of a stage or a layer, with `advice` on an expression for all of
     its components."""
@@ -152,9 +158,14 @@ def _unknown(what: object, known: Iterable[str], advice: str) -> str:
     return unknown("component", str(what), known)
 
 
+def row_rank(site: str) -> int:
+    """Number of axes of one row of the activation at a UNet's site."""
+    return 1 if site_type(site) in VECTORS else 3
+
+
 def has_rows(site: str, replacement: AnyArray) -> bool:
     """Whether a site's replacement has a leading axis of rows or images, by its rank."""
-    return np.ndim(replacement) > (1 if site_type(site) in VECTORS else 3)
+    return np.ndim(replacement) > row_rank(site)
 
 
 def component_at(components: Sequence[Component], name: str) -> Component:

@@ -6,7 +6,7 @@ import numpy as np
 
 from mechdiff.core.errors import ConfigError, shorten
 from mechdiff.core.types import AnyArray
-from mechdiff.interventions.components import VECTORS, select, site_type
+from mechdiff.interventions.components import row_rank, select, site_type
 from mechdiff.interventions.record import Intervention
 
 
@@ -41,7 +41,7 @@ def add_direction(
         raise ConfigError(f"direction {shorten(direction)} for {component}: expected finite numbers")
     if site_type(site) == "head":
         added = _at_head(component, added, intervention.gate[site].shape[-1], start)
-    rank = 1 if site_type(site) in VECTORS else 3
+    rank = row_rank(site)
     if added.ndim not in (1, rank):
         raise ConfigError(f"direction of shape {np.shape(direction)} for {component}: need (channels,)")
     width = np.shape(intervention.gate[site])[-1]

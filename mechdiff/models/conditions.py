@@ -94,15 +94,15 @@ def resolve(config: UNetConfig, condition: Any) -> tuple[Rows | None, Rows | Non
     return label, image
 
 
-def example(config: UNetConfig, rows: int = 1) -> dict[str, Rows] | None:
-    """A condition of zeros in the right shapes; None for a network that takes none."""
+def example(config: UNetConfig) -> dict[str, Rows] | None:
+    """A condition of zeros, of one row, in the right shapes; None for a network that takes none."""
     side, parts = config.image_size, {}
     if config.takes_labels:
         width = (config.time_features or config.widths[0]) * config.time_width_factor
-        shape = (rows, width) if config.class_embedding == "identity" else (rows,)
+        shape = (1, width) if config.class_embedding == "identity" else (1,)
         parts["label"] = np.zeros(shape, np.int32 if config.class_embedding == "table" else np.float32)
     if config.condition_channels:
-        parts["image"] = np.zeros((rows, side, side, config.condition_channels), np.float32)
+        parts["image"] = np.zeros((1, side, side, config.condition_channels), np.float32)
     return parts or None
 
 

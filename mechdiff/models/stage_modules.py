@@ -13,7 +13,7 @@ from mechdiff.core import devices
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.types import AnyArray, Features, Images, PRNGKey, PyTree, Timesteps
-from mechdiff.interventions.components import VECTORS, site_stage, site_type
+from mechdiff.interventions.components import row_rank, site_stage, site_type
 from mechdiff.interventions.gates import CAPTURED, COLLECTIONS, NAMED_COLLECTIONS, Gate
 from mechdiff.interventions.record import Intervention, directions_in_window, in_window
 from mechdiff.models import blocks, conditions, layers
@@ -120,7 +120,7 @@ def at_timesteps(intervention: Intervention, t: Timesteps) -> Intervention:
     for site, leaf in intervention.add.items():
         if site not in intervention.gate:
             raise ConfigError(unknown("site", site, intervention.gate))
-        ranks[site] = 1 if site_type(site) in VECTORS else 3
+        ranks[site] = row_rank(site)
         if np.ndim(leaf) not in (ranks[site], ranks[site] + 1):
             raise ConfigError(
                 f"direction of {site!r} has shape {np.shape(leaf)}; it must have {ranks[site]} axes that "

@@ -34,15 +34,11 @@ def limits(datasets: list[xr.Dataset]) -> dict[str, tuple[float, float]]:
     return ends
 
 
-def layer(head: str) -> str:
-    """The attention layer of a head."""
-    return site_stage(head)
-
-
 def draw(theme: Theme, data: xr.Dataset, scale: dict[str, tuple[float, float]]) -> Figure:
     """Heads x timesteps, one panel per statistic, means over images; the entropy's scale marks ln Nk."""
     heads = [str(head) for head in data["head"].values]
-    starts = [i for i, head in enumerate(heads) if i == 0 or layer(head) != layer(heads[i - 1])]
+    layers = [site_stage(head) for head in heads]
+    starts = [i for i, layer in enumerate(layers) if i == 0 or layer != layers[i - 1]]
     tops = np.arange(len(heads)) + BREAK * (np.searchsorted(starts, np.arange(len(heads)), side="right") - 1)
     tall = float(tops[-1] + 1) if heads else 1.0
     width, height = LEFT + len(PANELS) * (WIDE + APART) + RIGHT, TOP + ROW * tall + BOTTOM

@@ -112,7 +112,6 @@ def render(changed: Changed, figures: Path) -> str:
         few=few_images(difference.pooled.n, changed.dataset.attrs.get("effective")),
         facts=facts,
         alpha=ALPHA,
-        shown=SHOWN,
         data=page_data.as_json(data_of(changed)),
     )
 

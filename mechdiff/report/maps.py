@@ -62,7 +62,6 @@ def _panel(
 ) -> None:
     timesteps = len(increase.t)
     norm, colors = style.effect_norm(largest), theme.effect_map
-    axes.set(xlim=(0, timesteps), ylim=(edges[-1], 0))
     blocks = np.split(np.arange(len(order)), [k for k, i in enumerate(order) if i is None])
     for block in blocks:
         members = [k for k in block if order[k] is not None]

@@ -42,24 +42,6 @@ def percent_increase(changed: Any, baseline: Any) -> Any:
     return 100 * (changed / baseline - 1)
 
 
-def percentile_interval(
-    estimate: np.ndarray | float, draws: Float[np.ndarray, "m ..."], confidence: float, n: int
-) -> Interval:
-    """Interval between equal tails of resampled values.
-
-    Args:
-      draws: the statistic in each resample.
-      n: units that were resampled.
-
-    Example:
-      >>> interval = percentile_interval(2.0, np.arange(5.0), 0.5, 3)
-      >>> float(interval.low), float(interval.high)
-      (1.0, 3.0)
-    """
-    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
-    return _interval(estimate, low, high, confidence, n)
-
-
 def bootstrap(
     statistic: Statistic,
     weights: Float[np.ndarray, "repeats ..."],

@@ -54,7 +54,7 @@ def png(image: UInt8[np.ndarray, "height width channels"], zoom: int = 1) -> byt
     return buffer.getvalue()
 
 
-def save_sheet(path: Path, images: np.ndarray, columns: int | None = None, zoom: int = 2) -> None:
-    """Writes a sheet of byte images as PNG, atomically."""
+def save_sheet(path: Path, images: np.ndarray) -> None:
+    """Writes a sheet of byte images, each pixel as four, as PNG, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_atomic(path, png(sheet(images, columns), zoom))
+    files.write_atomic(path, png(sheet(images), zoom=2))

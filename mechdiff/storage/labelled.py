@@ -11,7 +11,7 @@ import functools
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ import zarr
 
 from mechdiff.core.errors import CheckpointError, MechdiffError
 from mechdiff.core.old_names import ATTRIBUTE_NAMES, DATASET_NAMES
-from mechdiff.storage import descriptions, files
+from mechdiff.storage import descriptions, files, locks
 
 ABANDONED_SECONDS = 86_400.0  # age of a half-written result that nobody goes on with
 FORMAT = 2  # Zarr 3 has no stable type for text labels yet
@@ -167,6 +167,13 @@ def replace(path: Path, dataset: xr.Dataset) -> None:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     _clear(path)
+
+
+def save_once(path: Path, key: str, make: Callable[[], xr.Dataset]) -> None:
+    """Saves the result of `make` with its key, unless a result with this key is saved already."""
+    with locks.lock(path.parent, wait=True):
+        if not path.exists() or read(path).attrs.get("made_of") != key:
+            replace(path, make().assign_attrs(made_of=key))
 
 
 def _clear(path: Path) -> None:

@@ -23,6 +23,7 @@ from mechdiff.study.eval_images import EvalImages
 from mechdiff.study.examine import DenoiserAndImages
 from mechdiff.study.replacement_values import replacement_values
 
+TWO_HALVES = 4  # images: two to find a circuit or to choose pairs, two to score or run them
 SCORED = 0.9  # faithfulness match, of `complexity.TAUS`, of the circuit that is scored
 KNOCKOUTS, RANDOMS = 10, 40  # knockouts of a circuit, and random circuits it is compared with
 
@@ -110,6 +111,20 @@ def circuit(examined: DenoiserAndImages, ablation: str, config: ExperimentConfig
     return runs.assign_attrs(sizes=[len(result.members) for result in discovered.values()])
 
 
+def check(config: ExperimentConfig) -> None:
+    """Raises ConfigError for settings of circuits and pairs that would be refused after the sweep."""
+    for ablation in config.study.circuits:
+        dataclasses.replace(config.sweep, ablations=(ablation,))  # refused without what it takes
+        _check_images(config.sweep.images, "find and score circuits")
+    if config.study.pairs and not config.sweep.reference_images:
+        _check_images(config.sweep.images, "choose pairs and run them")
+
+
+def _check_images(count: int, purpose: str) -> None:
+    if count < TWO_HALVES:
+        raise ConfigError(f"sweep.images={count} are too few to {purpose}; give {TWO_HALVES}")
+
+
 def circuit_evaluators(
     denoiser: Examinable,
     images: EvalImages,
@@ -126,9 +141,8 @@ def circuit_evaluators(
     Raises:
       ConfigError: fewer than 4 images.
     """
+    _check_images(len(images.scored), "find and score circuits")
     count = len(images.scored) // 2
-    if count < 2:
-        raise ConfigError(f"sweep.images={len(images.scored)} are too few to find and score circuits; give 4")
     timesteps = timesteps_by_log_snr(denoiser.schedule, config.timesteps)
     config = dataclasses.replace(config, ablations=(ablation,))
     evaluators = []
@@ -166,11 +180,8 @@ def pairs(
     if len(images.reference):
         others = images.fewer_references(len(images.scored)).reference_set(timesteps, choice)
     else:
+        _check_images(len(images.scored), "choose pairs and run them")
         half = len(images.scored) // 2
-        if half < 2:
-            raise ConfigError(
-                f"{len(images.scored)} images are too few to choose pairs and to run them; give 4"
-            )
         images, rest = images.part(slice(half)), images.part(slice(half, None))
         others = rest.scored_set(timesteps, choice)
     return backups.verified_backups(

@@ -32,8 +32,7 @@ def activity(examined: DenoiserAndImages, timesteps: Sequence[int], root: PRNGKe
       ConfigError: a sweep without reference images.
     """
     denoiser, images = examined.denoiser, examined.images
-    if not len(images.reference):
-        raise ConfigError("activity is measured around means of reference images; sweep.reference_images=0")
+    check_references(len(images.reference))
     reference = images.reference_set(timesteps, keys.stream(root, "mean noise"))
     scored = images.scored_set(timesteps, keys.stream(root, "scored noise"))
     means = activations.activation_means(denoiser, reference)
@@ -42,6 +41,12 @@ def activity(examined: DenoiserAndImages, timesteps: Sequence[int], root: PRNGKe
     cells = np.array([[values[name][site] for site in moments] for name in values])
     axes = {"measure": list(values), "site": list(moments), "t": np.asarray(timesteps)}
     return xr.Dataset({"value": (tuple(axes), cells)}, coords=axes)
+
+
+def check_references(count: int) -> None:
+    """Raises ConfigError if there are no reference images, which `activity` takes."""
+    if not count:
+        raise ConfigError("activity is measured around means of reference images; sweep.reference_images=0")
 
 
 def control(

@@ -4,7 +4,7 @@ A results folder holds one sub-folder per model, `subjects/NAME`:
   subject.json     name, config, training record, description of the images, and how well they are denoised;
                    `unfinished` until all that follows, and what `further_results` adds, is of these
   samples.png      images sampled from the model, if any came with it
-  sweep.zarr       `sweeps.ablation_sweep` with effects and intervals (`saved_effects`) and, where it is
+  sweep.zarr       `ablation.ablation_sweep` with effects and intervals (`saved_effects`) and, where it is
                    known, the loss of the best denoiser (`floor`); its pieces are collected in sweep/
   attention.zarr   `activations.attention_stats`
   examples.zarr    images for the eye, see `examples`; none of a network whose images can't be shown

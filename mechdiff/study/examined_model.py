@@ -38,7 +38,7 @@ class ExaminedModel:
       config, record: training config and training record; entries that were not saved are None.
       results: what was measured, as claims are tested on it.
       samples: PNG bytes of images sampled from it; empty if none came with it.
-      images_facts: name, digest, count and preprocessing of the images, see `inputs.EvalImages.facts`; empty
+      images_facts: name, digest, count and preprocessing of the images, see `eval_images.EvalImages`; empty
         in older results.
       load_check: of `load_check.LoadCheck.to_dict`; empty in older results.
       examples: of `examples.save`; None in older and in packed results.
@@ -57,7 +57,7 @@ class ExaminedModel:
 
     @property
     def sweep(self) -> xr.Dataset:
-        """As `sweeps.ablation_sweep` makes it."""
+        """As `ablation.ablation_sweep` makes it."""
         return self.results.sweep
 
     @property

@@ -58,17 +58,10 @@ def run_study(examined: DenoiserAndImages, config: ExperimentConfig, folder: Pat
     if study.pairs:
         makers["pairs"] = functools.partial(circuit_results.pairs, fewer, config, timesteps, noise)
     for name, make in makers.items():
-        _save_once(folder / f"{name}.zarr", _key(examined, config, name), make)
+        labelled.save_once(folder / f"{name}.zarr", _key(examined, config, name), make)
     with locks.lock(folder, wait=True):
         files.write_json(folder / "study.json", {"results": list(makers)})
         finish(folder)
-
-
-def _save_once(path: Path, key: str, make: Callable[[], xr.Dataset]) -> None:
-    """Saves the result of `make` with its key, unless a result with this key is saved already."""
-    with locks.lock(path.parent, wait=True):
-        if not path.exists() or labelled.read(path).attrs.get("made_of") != key:
-            labelled.replace(path, make().assign_attrs(made_of=key))
 
 
 def _key(examined: DenoiserAndImages, config: ExperimentConfig, result: str) -> str:

@@ -8,6 +8,7 @@ of 89x109 instead of center: ratio 1.04).
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,12 +18,12 @@ from jaxtyping import Array, Float, Int
 
 from mechdiff.core import keys
 from mechdiff.core.types import Images, PRNGKey, PyTree
-from mechdiff.diffusion.process import denoising_loss, image_noise
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models import conditions
 from mechdiff.models.denoiser import Examinable
 from mechdiff.study.eval_images import EvalImages
 from mechdiff.study.inputs import channels_first
+from mechdiff.training import evaluation
 
 IMAGES = 16  # scored, at most
 TIMESTEPS = 8  # where the record names none
@@ -154,13 +155,5 @@ def _losses(
     timesteps: Int[Array, " timesteps"],
     condition: PyTree,
 ) -> Float[Array, "timesteps images"]:
-    count = images.shape[0]
-    noise = image_noise(key, np.arange(count), images.shape[1:])
-
-    def predict(x_t, t):
-        return denoiser.predict(denoiser.identity, x_t, t, condition)
-
-    def at(t):
-        return denoising_loss(predict, denoiser.schedule, images, jax.numpy.full(count, t), noise)
-
-    return jax.lax.map(at, timesteps)
+    predict = functools.partial(denoiser.predict, denoiser.identity, condition=condition)
+    return evaluation.losses(predict, denoiser.schedule, key, images, timesteps)

@@ -20,7 +20,7 @@ class NetworkResults:
       data: `synthetic`, `celeba`, ...; of images with random phases, `celeba scrambled`.
       complexity: of synthetic faces, 0 to 4.
       seed: of training.
-      sweep: of `sweeps.ablation_sweep`.
+      sweep: of `ablation.ablation_sweep`.
       attention: of `activations.attention_stats`, at least `STATISTICS`.
       control, control_attention: the same of an untrained network, on some of the images.
       activity, roles, circuits, random_sets, pairs: of `further_results.run_study`, circuits by ablation;

@@ -19,14 +19,12 @@ from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.text_table import counted
 from mechdiff.diffusion.schedules import make_schedule, timesteps_by_log_snr
 from mechdiff.storage import files, packed
-from mechdiff.study import packing
-from mechdiff.study.eval_images import images_to_evaluate
+from mechdiff.study import circuit_results, controls, packing
 
 SIDES = ("celeba", "synthetic")  # data sets that claims compare, examined in full
 OTHERS = ("synthetic-level0", "synthetic-level2", "scrambled", "gaussian")
 NEED_CELEBA = ("celeba", "scrambled")
 SAMPLED_SEED = 0  # of its networks the sheet of samples is kept
-FEWEST = 4  # images that a circuit takes: two to find it, two to score it
 LARGEST_PIECE = 15 * 2**20  # bytes of a piece, below the 16 MiB that some machines hand back
 
 
@@ -72,7 +70,7 @@ def networks(config: ExperimentConfig, data: Sequence[str], seeds: int, celeba: 
                 f"{name} networks are trained on CelebA; give --celeba=FOLDER, or leave them out"
             )
     before = tuple(step for step in config.train.keep if step < config.train.steps)
-    _check_examinable(config, ladder=bool(before) or not set(data) <= set(SIDES))
+    check_examinable(config, ladder=bool(before) or not set(data) <= set(SIDES))
     planned = []
     for seed in range(seeds):
         for name in data:
@@ -82,7 +80,7 @@ def networks(config: ExperimentConfig, data: Sequence[str], seeds: int, celeba: 
     return sorted(planned, key=lambda network: not network.full)  # the seeds of each stay in their order
 
 
-def _check_examinable(config: ExperimentConfig, ladder: bool) -> None:
+def check_examinable(config: ExperimentConfig, ladder: bool = False) -> None:
     """Raises ConfigError for settings of examinations that would be refused once a network is trained.
 
     Args:
@@ -91,10 +89,11 @@ def _check_examinable(config: ExperimentConfig, ladder: bool) -> None:
     schedule = make_schedule(config.diffusion)
     for count in (config.sweep.timesteps, config.study.timesteps):
         timesteps_by_log_snr(schedule, count)
-    if (ladder or config.study.circuits) and images_to_evaluate(config.sweep) < FEWEST:
-        raise ConfigError(
-            f"sweep.images={config.sweep.images} are too few to find and score circuits; give {FEWEST}"
-        )
+    circuit_results.check(config)
+    if ladder:
+        circuit_results.check(of_ladder(config))
+    if config.study.controls:
+        controls.check_references(config.sweep.reference_images)
 
 
 def progress(name: str, trained: float, examined: float, left: int) -> str:

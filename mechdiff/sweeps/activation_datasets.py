@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from jaxtyping import Array
 from mechdiff.core.batches import batches, filled
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
-from mechdiff.interventions.components import PATTERN, site_type
+from mechdiff.interventions.components import PATTERN, full_matches, site_type
 from mechdiff.interventions.gates import CAPTURED
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
@@ -219,13 +218,10 @@ def _matching(denoiser: Examinable, sites: str | Sequence[str]) -> tuple[str, ..
         if pattern in _stage_names(denoiser) or pattern in known:
             chosen.add(pattern)
             continue
-        try:
-            matched = {site for site in known if re.fullmatch(pattern, site)}
-        except re.error as error:
-            raise ConfigError(f"pattern {pattern!r} is not a regular expression: {error}") from None
+        matched = full_matches(pattern, known)
         if not matched:
             raise ConfigError(unknown("site", pattern, known))
-        chosen |= matched
+        chosen.update(matched)
     return tuple(name for name in (*known, *_stage_names(denoiser)) if name in chosen)
 
 

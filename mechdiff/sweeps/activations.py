@@ -53,17 +53,20 @@ def activations(
     *,
     collection: str = CAPTURED,
 ) -> dict[str, Float[Array, "batch ..."]]:
-    """Activation of every site on each image at one timestep: site -> `(batch, *site)`.
+    """`of_batch`, whose batch is given by its fields: see `EvalBatch`."""
+    return of_batch(denoiser, EvalBatch(x0, indices, t, key, condition), collection=collection)
+
+
+def of_batch(
+    denoiser: Examinable, batch: EvalBatch, *, collection: str = CAPTURED
+) -> dict[str, Float[Array, "batch ..."]]:
+    """Activation of every site on each image of a batch: site -> `(batch, *site)`.
 
     Args:
-      x0: clean images in [-1, 1].
-      t: timestep, in [0, T).
-      key, indices: image i has the noise of `image_noise(key, i)`.
-      condition: what each image is conditioned on, leaves `(batch, ...)`; None: nothing.
       collection: `sites`; or `patterns` for the attention patterns `(batch, heads, tokens, tokens)`.
     """
-    placed = devices.everywhere(devices.over(len(x0)), denoiser)
-    return _captured(placed, EvalBatch(x0, indices, t, key, condition), collection=collection)
+    placed = devices.everywhere(devices.over(len(batch.images)), denoiser)
+    return _captured(placed, batch, collection=collection)
 
 
 def activation_moments(

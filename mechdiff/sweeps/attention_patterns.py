@@ -36,7 +36,7 @@ from mechdiff.models.denoiser import Examinable
 from mechdiff.models.stages import stages
 from mechdiff.models.traced.denoiser import TracedNetwork
 from mechdiff.models.traced.sites import Site
-from mechdiff.sweeps.activations import activations
+from mechdiff.sweeps import activations
 from mechdiff.sweeps.coords import component_coords
 from mechdiff.sweeps.execution.passes import SweepLosses
 from mechdiff.sweeps.execution.provenance import provenance
@@ -92,7 +92,7 @@ def replace_pattern(
     Args:
       what: heads, as for `ablate`.
       patterns: attention site -> P, `(heads, queries, keys)`, 1 for what is shared, with or without a leading
-        row axis: from `constant_patterns`, or `activations.activations(..., collection="patterns")`. For a
+        row axis: from `constant_patterns`, or `activations.of_batch(..., collection="patterns")`. For a
         traced function the keys are the sites of its named patterns, with their axes.
       kept: weight of the heads' own patterns; 1 changes nothing.
     Raises:
@@ -137,13 +137,13 @@ def pattern_effects(
     """Denoising loss with one head's pattern replaced, image by image.
 
     Args:
-      eval_set: images in [-1, 1], timesteps and noise, as in `sweeps.ablation_sweep`.
+      eval_set: images in [-1, 1], timesteps and noise, as in `ablation.ablation_sweep`.
       ablations: sources of the replacement patterns, of `PATTERN_SOURCES`.
       heads: components; all heads of the network if None.
       draws: donors per image of `frozen`, over which losses are averaged.
       block: images at once.
     Returns:
-      Dataset as of `sweeps.ablation_sweep`: `loss` and `change`, dims `ablation, component, t, image`, and
+      Dataset as of `ablation.ablation_sweep`: `loss` and `change`, dims `ablation, component, t, image`, and
       `clean_loss`, dims `t, image`.
     Raises:
       ConfigError: an unknown source or one twice, a network without heads or named patterns, values named as
@@ -233,8 +233,7 @@ def check_patterns(denoiser: Examinable, eval_set: EvalSet) -> None:
     """
     if isinstance(denoiser.network, UNetConfig):
         return
-    images, indices, t, key, condition = eval_set.batch(0, np.arange(1))
-    patterns = activations(denoiser, images, t, key, indices, condition, collection=PATTERNS)
+    patterns = activations.of_batch(denoiser, eval_set.batch(0, np.arange(1)), collection=PATTERNS)
     for site, pattern in patterns.items():
         least, sums = np.min(pattern), np.asarray(pattern, np.float64).sum(-1)
         if least < 0 or np.abs(sums - 1).max() > TOLERANCE:

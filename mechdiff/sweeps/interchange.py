@@ -34,7 +34,7 @@ from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable, chosen_components
-from mechdiff.sweeps.activations import activations
+from mechdiff.sweeps.activations import of_batch
 from mechdiff.sweeps.coords import component_coords
 from mechdiff.sweeps.execution.engine import Engine
 from mechdiff.sweeps.execution.passes import PassOutputs
@@ -198,9 +198,7 @@ def _variables(
 
 def _moved(engine: Engine, stacked: Intervention, first: EvalBatch, second: EvalBatch):
     """`transfer_fraction` of some pairs: activations on the second faces replace those on the first."""
-    images, indices, t, key, condition = second
-    replacement = activations(engine.denoiser, images, int(t), key, indices, condition)
-    from_second = dataclasses.replace(stacked, replacement=replacement)
+    from_second = dataclasses.replace(stacked, replacement=of_batch(engine.denoiser, second))
     prediction = np.asarray(_predict(engine.denoiser, second))
     return engine.reduce(from_second, first, transfer_fraction, per_image=prediction)
 
@@ -231,10 +229,7 @@ def transfer_by_component(
     weights = stats.bootstrap_weights(along.sizes["image"], repeats, seed)
     interval = stats.bootstrap(share, weights, confidence, "percentile")
     # Where few pairs show the factor, resamples without any have no share, and there is no interval.
-    unknown = np.isnan(interval.low) | np.isnan(interval.high)
-    interval = dataclasses.replace(
-        interval,
-        low=np.where(unknown, np.nan, interval.low),
-        high=np.where(unknown, np.nan, interval.high),
-    )
+    absent = np.isnan(interval.low) | np.isnan(interval.high)
+    ends = {end: np.where(absent, np.nan, getattr(interval, end)) for end in ("low", "high")}
+    interval = dataclasses.replace(interval, **ends)
     return along.isel(image=0, drop=True).copy(data=interval.estimate), interval

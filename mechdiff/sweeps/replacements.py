@@ -22,7 +22,7 @@ from mechdiff.diffusion.process import image_noise
 from mechdiff.interventions.gates import CAPTURED
 from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import digests
-from mechdiff.sweeps.activations import activation_moments, activations, replacements_at
+from mechdiff.sweeps.activations import activation_moments, of_batch, replacements_at
 
 
 @runtime_checkable
@@ -66,7 +66,7 @@ class Resample:
 
     Attributes:
       donors: `(draws, images)`, index of the image whose activation each image gets.
-      collection: which values of a donor are used, as for `activations.activations`.
+      collection: which values of a donor are used, as for `activations.of_batch`.
     """
 
     denoiser: Examinable
@@ -81,8 +81,8 @@ class Resample:
 
     def at(self, t_index: int, images: Int[np.ndarray, " batch"], draw: int) -> PyTree:
         """The activations of the images' donors."""
-        x0, indices, t, key, condition = self.eval_set.batch(t_index, self.donors[draw, images])
-        return activations(self.denoiser, x0, t, key, indices, condition, collection=self.collection)
+        batch = self.eval_set.batch(t_index, self.donors[draw, images])
+        return of_batch(self.denoiser, batch, collection=self.collection)
 
     def digest(self) -> str:
         """SHA-256 of images, timesteps, noise, donors, parameters and, where there is one, condition."""

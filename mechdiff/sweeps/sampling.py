@@ -80,7 +80,7 @@ def sampling_sweep(
 ) -> xr.Dataset:
     """Samples with each component left out in each window, and measures how far each sample moves.
 
-    Resumable, and computed by any number of processes, as `sweeps.ablation_sweep` is.
+    Resumable, and computed by any number of processes, as `ablation.ablation_sweep` is.
 
     Args:
       windows: half-open intervals of t; each must hold a visited timestep. See `even_windows`.

@@ -52,10 +52,10 @@ def scaling_curves(
 
     Args:
       eval_set: images in [-1, 1]; image i has the noise of `image_noise(key, i)`, as in
-        `sweeps.ablation_sweep`.
+        `ablation.ablation_sweep`.
       gate_values: finite.
       ablation, replacements: what takes the place of the share that is scaled down, as in
-        `sweeps.ablation_sweep`: for ablations other than `zero` site -> `(timesteps, *site)` or a source.
+        `ablation.ablation_sweep`: for ablations other than `zero` site -> `(timesteps, *site)` or a source.
       block: images at once.
     Returns:
       Dataset with `loss` and `change`, dims `gate, component, t, image`, and `clean_loss`, dims `t, image`.

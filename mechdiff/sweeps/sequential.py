@@ -102,7 +102,7 @@ class _Run:
     rule: StoppingRule
     block: int
     rows: int
-    precision: Precision = "float32"
+    precision: Precision
 
     @functools.cached_property
     def key(self) -> str:

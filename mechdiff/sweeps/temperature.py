@@ -126,7 +126,7 @@ def temperature_effects(
 
     Args:
       eval_set: images in [-1, 1]; image i has the noise of `image_noise(key, i)`, as in
-        `sweeps.ablation_sweep`.
+        `ablation.ablation_sweep`.
       values: temperatures above 0; above 1 flatten the pattern.
       heads: all of the network if None.
       matched: with gates that hold the norm of the head's output, image by image.

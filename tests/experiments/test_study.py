@@ -37,6 +37,12 @@ def study(tmp_path, monkeypatch, tiny):
     del sys.modules[module]
 
 
+def test_reproduce_trains_no_network_that_it_could_not_examine(tmp_path):
+    asked = ("--preset=tiny", "--set=data.name=synthetic", "--set=sweep.timesteps=51")
+    assert launch("reproduce", *asked, f"--workdir={tmp_path}") == 2
+    assert not (tmp_path / "models").exists()
+
+
 def test_two_models_named_by_their_folders_are_examined_under_the_names_of_their_runs(tmp_path, monkeypatch):
     names = []
     monkeypatch.setattr(examination, "examine_and_pack", lambda name, *_, **__: names.append(name))

@@ -40,7 +40,17 @@ def test_what_can_not_be_planned_is_one_line():
     ):
         with pytest.raises(ConfigError, match=words):
             plan.networks(override(preset("tiny"), [setting]), ["gaussian"], 1, None)
-    snapshots = override(preset("tiny"), ["sweep.images=3", "train.keep=5"])
+    alone = ["sweep.ablations=zero", "sweep.reference_images=0", "sweep.images=3"]
+    for setting, data, words in (
+        ("study.controls=true", "synthetic", "around means of reference images"),
+        ("study.circuits=mean", "synthetic", "reference_images=0 is too small"),
+        ("study.pairs=2", "synthetic", "sweep.images=3 are too few to choose pairs and run them; give 4"),
+        ("study.pairs=0", "gaussian", "reference_images=0 is too small"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            plan.networks(override(preset("tiny"), [*alone, setting]), [data], 1, None)
+    # Of nested images, too, circuits take those of one timestep.
+    snapshots = override(preset("tiny"), ["sweep.images=3", "sweep.nested=true", "train.keep=5"])
     with pytest.raises(ConfigError, match="too few to find and score circuits"):
         plan.networks(snapshots, ["synthetic"], 1, None)
 

@@ -138,6 +138,14 @@ def test_scores_shares_and_interactions_are_those_of_the_losses(denoiser, plain)
     shares = integrated_gradients.integrated_gradients(denoiser, EVAL_SET, steps=64, block=5)
     nothing = plain(ablate(denoiser.identity, ".*"))
     np.testing.assert_allclose(shares["score"].sum("component"), nothing - whole, rtol=0.02, atol=1e-4)
+    means = activations.activation_means(denoiser, EVAL_SET, block=2)
+    shares = integrated_gradients.integrated_gradients(
+        denoiser, EVAL_SET, ablation="mean", replacements=means, steps=64, block=5
+    )
+    for t_index, shared in enumerate(shares["score"].sum("component").values):
+        here = {site: leaf[t_index] for site, leaf in means.items()}
+        brought = (plain(ablate(denoiser.identity, ".*", "mean", here)) - whole)[t_index]
+        np.testing.assert_allclose(shared, brought, rtol=1e-3, atol=1e-4)
     parts = denoiser.components()
     pair = interactions.pair_effects(denoiser, EVAL_SET, [(parts[0], parts[-1])])
     both = plain(ablate(denoiser.identity, [parts[0], parts[-1]]))

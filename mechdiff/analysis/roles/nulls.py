@@ -1,12 +1,11 @@
 """Matched null of roles: random sets of channels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from mechdiff.core.errors import ConfigError
-from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component, site_stage
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.stages import branch_before
@@ -18,8 +17,6 @@ def matched_sets(
     identity: Intervention,
     count: int,
     seed: int = 0,
-    ablation: str = "zero",
-    replacements: Mapping | None = None,
 ) -> tuple[list[str], Intervention]:
     """`count` random sets of channels for each class of components (`matched_class`): the matched null.
 
@@ -35,7 +32,6 @@ def matched_sets(
     """
     rng = np.random.default_rng(seed)
     classes = {matched_class(component, identity): component for component in components}
-    stacked = leave_one_out(identity, [], ablation, replacements)[1]
     gate = {
         site: np.ones((count * len(classes), leaf.shape[-1]), np.float32)
         for site, leaf in identity.gate.items()
@@ -53,7 +49,7 @@ def matched_sets(
         for row in range(place * count, (place + 1) * count):
             for i in rng.permutation(len(channels))[: _channels(component, identity)]:
                 gate[channels[i][0]][row, channels[i][1]] = 0
-    return [name for name in classes for _ in range(count)], replace(stacked, gate=gate)
+    return [name for name in classes for _ in range(count)], replace(identity, gate=gate)
 
 
 def matched_class(component: Component, identity: Intervention) -> str:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
 
 from mechdiff.core.errors import ConfigError, unknown
-from mechdiff.interventions.components import PATTERN, site_type
+from mechdiff.interventions.components import PATTERN, full_matches, site_type
 from mechdiff.models.traced.interpreter import RULES, cannot_enter
 from mechdiff.models.traced.liveness import reaching
 from mechdiff.models.traced.programs import BRANCHES, Naming, walk
@@ -143,12 +143,7 @@ def _check_axes(unit_axes: Mapping[str, int], tags: Iterable[str]) -> None:
 
 
 def _matches(pattern: str, name: str) -> bool:
-    if pattern == name:
-        return True
-    try:
-        return re.fullmatch(pattern, name) is not None
-    except re.error as error:
-        raise ConfigError(f"pattern {pattern!r} is not a regular expression: {error}") from None
+    return pattern == name or bool(full_matches(pattern, [name]))
 
 
 def _plain(name: str) -> tuple[str, int | None]:

@@ -150,18 +150,11 @@ def _counts(ablations: Sequence[str], visible: Bool[np.ndarray, "ablation compon
 def _tested(chosen: Sequence[str], share: float) -> str:
     if np.isnan(share):
         return "too few networks for two halves"
-    above = f"above {THRESHOLD:g} % in {_percent(share)} of networks under every ablation that changes it"
+    above = f"above {THRESHOLD:g} % in {share:.0%} of networks under every ablation that changes it"
     return f"{' and '.join(chosen) or 'none'}, {above}"
 
 
 def _apart(networks: Sequence[NetworkResults], increases: Float[np.ndarray, " network"]) -> str:
-    by_data, by_start = (
-        apart.by_data(networks, increases, unit=" %"),
-        apart.by_start(networks, increases, unit=" %"),
-    )
-    words = "; ".join(filter(None, (by_data, by_start)))
+    summaries = (summary(networks, increases, unit=" %") for summary in (apart.by_data, apart.by_start))
+    words = "; ".join(filter(None, summaries))
     return f" ({words})" if words else ""
-
-
-def _percent(share: float) -> str:
-    return "-" if np.isnan(share) else f"{share:.0%}"

@@ -120,6 +120,7 @@ def verdict(finding: Finding, p_adjusted: float) -> str:
 
 def _claim(question: Question, finding: Finding | str, p_adjusted: float, counts: tuple[int, int]) -> Claim:
     words = {name: getattr(question, name) for name in ("id", "statement", "estimand", "paper_value")}
+    images, people = counts
     if isinstance(finding, str):
         empty = {"estimate": np.nan, "interval": (np.nan, np.nan), "p": np.nan, "n_seeds": 0}
         facts = empty | {"verdict": "not testable here", "because": finding}
@@ -130,8 +131,6 @@ def _claim(question: Question, finding: Finding | str, p_adjusted: float, counts
             facts["because"] += (
                 f"; n = {finding.n_seeds} decides nothing: a test takes {FEWEST} training seeds"
             )
-    images, people = counts
-    if isinstance(finding, Finding):
         images = images if finding.images is None else finding.images
         people = people if finding.people is None else finding.people
     return Claim(**words, **facts, n_images=images, n_people=people, p_adjusted=float(p_adjusted))

@@ -9,7 +9,6 @@ from PIL import Image
 
 from mechdiff.core.types import PRNGKey
 from mechdiff.interventions.components import pattern_site
-from mechdiff.models import conditions
 from mechdiff.models.blocks import PATTERNS
 from mechdiff.models.denoiser import Examinable
 from mechdiff.study.eval_images import EvalImages
@@ -26,14 +25,11 @@ def draw(
       `pattern`, by head, timestep and image, as bytes.
     """
     heads = [component for component in denoiser.components() if component.component_type == "head"]
-    count, drawn = min(sizes.maps, len(images.scored)), {}
-    for t_index, t in enumerate(timesteps if heads else ()):
+    count, drawn, eval_set = min(sizes.maps, len(images.scored)), {}, images.scored_set(timesteps, noise)
+    for t_index in range(len(timesteps) if heads else 0):
         for image in range(count):
-            place = np.array([image])
-            condition = conditions.at(images.scored_condition, place)
-            values = activations.activations(
-                denoiser, images.scored[place], t, noise, place, condition, collection=PATTERNS
-            )
+            batch = eval_set.batch(t_index, np.array([image]))
+            values = activations.of_batch(denoiser, batch, collection=PATTERNS)
             for head in heads[: sizes.heads]:
                 pattern = values.get(head.site, values.get(pattern_site(head.site)))
                 if pattern is not None and pattern.shape[-1] > 1:

@@ -10,7 +10,7 @@ from mechdiff.analysis import effects
 from mechdiff.core.types import PRNGKey
 from mechdiff.interventions.components import Component
 from mechdiff.models.denoiser import Examinable
-from mechdiff.storage import digests, labelled, locks
+from mechdiff.storage import digests, labelled
 from mechdiff.study.eval_images import EvalImages
 from mechdiff.study.examples import attention_maps, samples, strongest
 from mechdiff.study.examples.sizes import Sizes
@@ -29,7 +29,7 @@ def save(
     """Writes the examples of an examined network, unless those at `path` are of the same network and images.
 
     Args:
-      sweep: of `sweeps.ablation_sweep`; it says which components are the largest, and the timesteps.
+      sweep: of `ablation.ablation_sweep`; it says which components are the largest, and the timesteps.
       seed: of the noise that samples begin with.
       noise: key of the noise on the scored images.
     """
@@ -43,17 +43,17 @@ def save(
         settings=[seed, *dataclasses.asdict(sizes).values()],
         timesteps=sweep["t"].values.tolist(),
     )
-    with locks.lock(path.parent, wait=True):
-        if path.exists() and labelled.read(path).attrs.get("made_of") == key:
-            return
+
+    def draw() -> xr.Dataset:
         timesteps = few(sweep["t"].values, sizes.map_timesteps)
         parts = [
             samples.draw(denoiser, chosen, images, seed, sizes),
             strongest.find(denoiser, chosen, images, timesteps[len(timesteps) // 2], noise, sizes),
             attention_maps.draw(denoiser, images, timesteps, noise, sizes),
         ]
-        merged = xr.merge(parts, combine_attrs="no_conflicts")
-        labelled.replace(path, merged.assign_attrs(made_of=key))
+        return xr.merge(parts, combine_attrs="no_conflicts")
+
+    labelled.save_once(path, key, draw)
 
 
 def drawable(denoiser: Examinable) -> bool:

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from mechdiff.core.batches import batches
 from mechdiff.core.types import PRNGKey
 from mechdiff.interventions.components import Component
-from mechdiff.models import conditions
 from mechdiff.models.denoiser import Examinable
 from mechdiff.study.eval_images import EvalImages
 from mechdiff.study.examples.sizes import Sizes
@@ -35,10 +34,10 @@ def find(
     of_image = footprint.row_bytes(network) + footprint.replacement_bytes(network)
     block = memory.images_at_once(min(8, count), of_image)
     size = np.empty((len(chosen), count))
+    eval_set = images.scored_set([t], noise)
     for batch in batches(count, block):
         places = batch.indices
-        condition = conditions.at(images.scored_condition, places)
-        values = activations.activations(denoiser, images.scored[places], t, noise, places, condition)
+        values = activations.of_batch(denoiser, eval_set.batch(0, places))
         for row, component in enumerate(chosen):
             size[row, places] = root_mean_square(denoiser, component, np.asarray(values[component.site]))
     order = np.argsort(-size, axis=1, kind="stable")[:, : sizes.strongest]

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.types import AnyArray, Images, PyTree
 from mechdiff.diffusion.process import to_eps
-from mechdiff.interventions.components import VECTORS, site_stage, site_type
+from mechdiff.interventions.components import row_rank, site_stage, site_type
 from mechdiff.interventions.record import Intervention, stack_size
 from mechdiff.models.denoiser import Denoiser, Examinable
 from mechdiff.models.stage_modules import at_timesteps, enter
@@ -56,14 +56,9 @@ def joining_stages(config: UNetConfig, stacked: Intervention) -> Int[np.ndarray,
     place = {stage.name: i for i, stage in enumerate(stages(config))}
     count = stack_size(stacked)
     first = np.full(count, len(place) - 1)
-    for site, changed in _changes(stacked, count, _rank):
+    for site, changed in _changes(stacked, count, row_rank):
         first = np.where(changed, np.minimum(first, place[site_stage(site)]), first)
     return first
-
-
-def _rank(site: str) -> int:
-    """Axes of one row of the activation at a UNet's site."""
-    return 1 if site_type(site) in VECTORS else 3
 
 
 def joining_sites(network: TracedNetwork, stacked: Intervention) -> Int[np.ndarray, " interventions"]:
@@ -137,7 +132,7 @@ def _changed_skips(
     """`changed_skips` of a plan."""
     count, joined = stack_size(stacked), np.cumsum(joins)
     changing = {stage.name: np.zeros(count, bool) for stage in stages(config)}
-    for site, changed in _changes(stacked, count, _rank):
+    for site, changed in _changes(stacked, count, row_rank):
         if site_type(site) == "skip":
             changing[site_stage(site)] |= changed
     joined_when_made, counts = [], []
