@@ -216,4 +216,7 @@ def _check_release(state: tensors.State, path: Path) -> None:
             "convolutions standardize their weights, and how many heads there are, leaves no trace in tensors"
         )
     if RMS not in state and GROUPS not in state:
-        raise CheckpointError(f"{path} has no {RMS}: no Unet of denoising_diffusion_pytorch 1.9 or later")
+        raise CheckpointError(
+            f"{path} has no {RMS}: no Unet of denoising_diffusion_pytorch 1.9 or later (of its networks, "
+            f"KarrasUnet and UViT are not read); {foreign.WAY_OUT}"
+        )
