@@ -38,9 +38,10 @@ def options_of(get: Options, state: tensors.State, path: Path) -> dict[str, Any]
 
 def _side(size: tuple[int, ...]) -> int:
     """The side of images: one number, or both sides, as `GaussianDiffusion` takes them too."""
-    if len(size) > 2 or len(set(size)) != 1:
+    sides = set(size)
+    if len(size) > 2 or len(sides) != 1:
         raise ConfigError(f"{WHAT} option image_size={shorten(list(size))} is not that of square images")
-    return size[0]
+    return sides.pop()
 
 
 def _read_off(get: Options, state: tensors.State, levels: int) -> dict[str, Any]:
