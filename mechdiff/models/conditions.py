@@ -126,8 +126,8 @@ def check(network: Any, condition: Any) -> None:
     """
     if isinstance(network, UNetConfig):
         resolve(network, condition)
-    elif condition is not None and taken(network).classes and np.ndim(condition) == 1:
-        _check_range(condition, taken(network))
+    elif taken(network).classes:
+        _check_labels_of_function(condition, taken(network))
 
 
 def of_rows(network: Any, condition: Any, rows: int) -> Any:
@@ -188,6 +188,18 @@ def _checked_label(config: UNetConfig, label: Any) -> Rows:
         return label
     _check_range(label, taken(config))
     return label
+
+
+def _check_labels_of_function(condition: Any, takes: Takes) -> None:
+    """Checks what a function with classes is given; it may be told them as vectors too."""
+    if isinstance(condition, dict) and set(condition) == {"label"}:
+        raise ConfigError("a function is given the labels alone, not under a name: one integer per row")
+    if not isinstance(condition, np.ndarray | jax.Array):
+        return
+    if condition.ndim == 1:
+        _check_range(condition, takes)
+    elif np.issubdtype(condition.dtype, np.integer):
+        raise ConfigError(f"labels of shape {condition.shape}: expected (rows,): one for each image")
 
 
 def _check_range(label: Any, takes: Takes) -> None:

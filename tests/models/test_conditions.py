@@ -157,11 +157,12 @@ def test_a_list_of_numbers_is_an_array_and_a_list_of_arrays_is_several_parts():
     assert parts[0] is text and parts[1] is mask
 
 
-@pytest.mark.parametrize("wrong", [[0, 9], [0, -1], [0.0, 1.5]])
+@pytest.mark.parametrize("wrong", [[0, 9], [0, -1], [0.0, 1.5], [[0], [1]], {"label": [0, 1]}])
 def test_labels_of_a_function_with_classes_are_checked_as_those_of_a_unet(wrong):
     function = types.SimpleNamespace(fn=types.SimpleNamespace(classes=3, null_label=3))
     np.testing.assert_array_equal(conditions.of_rows(function, [0, 3], 2), [0, 3])
-    with pytest.raises(ConfigError, match=r"out of range; 0 to 2, or 3 for none|expected integers"):
+    conditions.check(function, (np.zeros(2), np.zeros((2, 5))))  # of several parts: its own
+    with pytest.raises(ConfigError, match=r"0 to 2, or 3 for none|expected integers|\(rows,\)|labels alone"):
         conditions.of_rows(function, wrong, 2)
     without = types.SimpleNamespace(fn=types.SimpleNamespace())
-    np.testing.assert_array_equal(conditions.of_rows(without, wrong, 2), wrong)
+    np.testing.assert_equal(conditions.of_rows(without, wrong, 2), wrong)
