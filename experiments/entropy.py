@@ -13,6 +13,7 @@ import numpy as np
 from absl import flags
 
 from mechdiff import stats
+from mechdiff.analysis.entropy_causality import FEWEST
 from mechdiff.cli import tables
 from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
@@ -44,7 +45,9 @@ def main(config, workdir):
         links = entropy_results.entropy_links(
             denoiser, images, eval_set, sweep, workdir / "sweeps", matched=MATCHED.value
         )._asdict()
-        results[denoiser.name] = {name: dataclasses.asdict(result) for name, result in links.items()}
+        results[denoiser.name] = {
+            name: result and dataclasses.asdict(result) for name, result in links.items()
+        }
         print(denoiser.name, *(line(name, result) for name, result in links.items()), sep="\n")
         for name in ("effect", "selectivity"):
             rows.append(row(denoiser.name, name, links[name]))
@@ -83,6 +86,8 @@ def row(network, name, observed):
 
 def line(name, result):
     """A result in words."""
+    if result is None:
+        return f"  slopes within heads: none, as temperatures move the entropy of fewer than {FEWEST} heads"
     if name == "caused":
         slopes = zip(result.targets, result.within.estimate, strict=True)
         rounded = {target: float(slope.round(2)) for target, slope in slopes}

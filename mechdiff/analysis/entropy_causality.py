@@ -20,7 +20,6 @@ from scipy import special
 from mechdiff import stats
 from mechdiff.analysis.roles import feature_variances, image_features, selectivity, target_groups
 from mechdiff.analysis.roles.role_effects import mean_images
-from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.eval_set import EvalBatch
 from mechdiff.interventions.build import temperatures as temperatures_of
@@ -34,6 +33,7 @@ from mechdiff.sweeps.execution.passes import PassOutputs
 from mechdiff.sweeps.execution.provenance import provenance
 
 LEAST = 0.02  # least range of normalized entropy for a slope
+FEWEST = 3  # heads with a slope, for their mean
 
 
 @dataclass(frozen=True)
@@ -146,24 +146,22 @@ def _effects_of_ablation(
 
 def within_head_slope(
     effect: xr.Dataset, entropy: Float[np.ndarray, "head temperature"], confidence: float = 0.95
-) -> EntropySlopes:
+) -> EntropySlopes | None:
     """Slopes of selectivity on entropy, between heads, and within heads over temperatures.
 
     Args:
       effect: of `temperature_effects_on_roles`, at least 3 heads.
       entropy: normalized, of each head at each temperature of `effect`: `normalized` of the two datasets.
 
-    Raises:
-      ConfigError: fewer than 3 heads whose entropy ranges over more than `LEAST`.
+    Returns:
+      The slopes; None: the entropy of fewer than `FEWEST` heads ranges over more than `LEAST`.
     """
     names = [str(name) for name in effect["target"].values]
     mean = effect["effect"].mean(("t", "image")).transpose("head", "temperature", "target").values
     index = selectivity(mean.astype(np.float64), target_groups(names))
     moved = np.ptp(entropy, axis=1) > LEAST
-    if moved.sum() < 3:
-        raise ConfigError(
-            f"temperature moved the entropy of {moved.sum()} heads by {LEAST} or more; 3 are needed"
-        )
+    if moved.sum() < FEWEST:
+        return None
     within = np.stack(
         [_slope(x, y) for x, y in zip(entropy[moved], index[moved], strict=True)], axis=1
     )  # target, head

@@ -112,8 +112,8 @@ def _not_tempered(name: str, site: str) -> str:
     if site_type(site) != HEAD:
         return f"component {name!r} is not an attention head; temperature acts on heads"
     return (
-        f"the pattern of {name!r} has no name; name it where it is computed, "
-        f'`checkpoint_name(pattern, "{pattern_site(site)}@1")`'
+        f"the pattern of {name!r} has no name, as linear attention has no pattern; if it has one, name it "
+        f'where it is computed, `checkpoint_name(pattern, "{pattern_site(site)}@1")`'
     )
 
 

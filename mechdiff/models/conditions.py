@@ -118,10 +118,16 @@ def at(condition: PyTree, places: Any) -> PyTree:
 
 
 def check(network: Any, condition: Any) -> None:
-    """Checks a condition as `resolve` does, if `network` is a UNet's configuration; others check their
-    conditions themselves."""
+    """Checks a condition as `resolve` does, if `network` is a UNet's configuration; of a traced network with
+    classes (`taken`), that labels are whole numbers in range: its function would take any without a word.
+
+    Raises:
+      ConfigError: as `resolve`.
+    """
     if isinstance(network, UNetConfig):
         resolve(network, condition)
+    elif taken(network).classes:
+        _check_labels_of_function(condition, taken(network))
 
 
 def of_rows(network: Any, condition: Any, rows: int) -> Any:
@@ -180,16 +186,33 @@ def _checked_label(config: UNetConfig, label: Any) -> Rows:
         raise ConfigError(f"labels of shape {label.shape}: expected {expected}")
     if config.class_embedding != "table":
         return label
+    _check_range(label, taken(config))
+    return label
+
+
+def _check_labels_of_function(condition: Any, takes: Takes) -> None:
+    """Checks what a function with classes is given; it may be told them as vectors too."""
+    if isinstance(condition, dict) and set(condition) == {"label"}:
+        raise ConfigError("a function is given the labels alone, not under a name: one integer per row")
+    if not isinstance(condition, np.ndarray | jax.Array):
+        return
+    if condition.ndim == 1:
+        _check_range(condition, takes)
+    elif np.issubdtype(condition.dtype, np.integer):
+        raise ConfigError(f"labels of shape {condition.shape}: expected (rows,): one for each image")
+
+
+def _check_range(label: Any, takes: Takes) -> None:
+    label = label if isinstance(label, jax.Array) else np.asarray(label)
     if not np.issubdtype(label.dtype, np.integer):
         raise ConfigError(f"labels of type {label.dtype}: expected integers, one per row")
-    if not isinstance(label, jax.core.Tracer):
-        values = np.asarray(label)
-        bound = config.label_count
-        wrong = values[(values < 0) | (values >= bound)]
-        if wrong.size:
-            null = f", or {config.null_label} for none" if config.null_class else ""
-            raise ConfigError(f"label {wrong[0]} is out of range; 0 to {config.classes - 1}{null}")
-    return label
+    if isinstance(label, jax.core.Tracer):
+        return
+    values = np.asarray(label)
+    wrong = values[((values < 0) | (values >= takes.classes)) & (values != takes.null_label)]
+    if wrong.size:
+        null = "" if takes.null_label is None else f", or {takes.null_label} for none"
+        raise ConfigError(f"label {wrong[0]} is out of range; 0 to {takes.classes - 1}{null}")
 
 
 def _checked_image(config: UNetConfig, image: Any) -> Rows:

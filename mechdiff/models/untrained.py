@@ -50,6 +50,6 @@ def _fresh(denoiser: Examinable, seed: int) -> PyTree:
         raise ConfigError(
             f"how parameters of {denoiser.name} are drawn before training is not known, so there is no "
             "untrained control; wrap it with init=, a function of a PRNG key that returns them, or leave "
-            "controls out (study.controls=false, study.role_sets=0)"
+            "controls out (no --untrained; in a study study.controls=false, study.role_sets=0)"
         )
     return jax.jit(init)(key)

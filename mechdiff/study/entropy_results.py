@@ -27,12 +27,13 @@ class EntropyLinks(NamedTuple):
     Attributes:
       effect, selectivity: rank correlation over heads of entropy with the size of a head's effect, and with
         its largest selectivity.
-      caused: slopes of selectivity on entropy within heads, over temperatures.
+      caused: slopes of selectivity on entropy within heads, over temperatures; None: these move the entropy
+        of too few heads.
     """
 
     effect: entropy_correlation.EntropyCorrelation
     selectivity: entropy_correlation.EntropyCorrelation
-    caused: entropy_causality.EntropySlopes
+    caused: entropy_causality.EntropySlopes | None
 
 
 def entropy_links(

@@ -1,6 +1,7 @@
 """Networks that are told classes or images: what the gates of these do, and what is refused."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -154,3 +155,14 @@ def test_a_list_of_numbers_is_an_array_and_a_list_of_arrays_is_several_parts():
     np.testing.assert_array_equal(conditions.of_rows(network, [[0.0, 1.0], [2.0, 3.0]], 2), [[0, 1], [2, 3]])
     parts = conditions.of_rows(network, [text, mask], 3)
     assert parts[0] is text and parts[1] is mask
+
+
+@pytest.mark.parametrize("wrong", [[0, 9], [0, -1], [0.0, 1.5], [[0], [1]], {"label": [0, 1]}])
+def test_labels_of_a_function_with_classes_are_checked_as_those_of_a_unet(wrong):
+    function = types.SimpleNamespace(fn=types.SimpleNamespace(classes=3, null_label=3))
+    np.testing.assert_array_equal(conditions.of_rows(function, [0, 3], 2), [0, 3])
+    conditions.check(function, (np.zeros(2), np.zeros((2, 5))))  # of several parts: its own
+    with pytest.raises(ConfigError, match=r"0 to 2, or 3 for none|expected integers|\(rows,\)|labels alone"):
+        conditions.of_rows(function, wrong, 2)
+    without = types.SimpleNamespace(fn=types.SimpleNamespace())
+    np.testing.assert_equal(conditions.of_rows(without, wrong, 2), wrong)

@@ -6,6 +6,7 @@ import pytest
 from reference import user_network
 
 from mechdiff.core.errors import ConfigError
+from mechdiff.models.pretrained import lucidrains_init
 from mechdiff.models.untrained import untrained
 
 
@@ -45,3 +46,23 @@ def test_a_function_that_draws_other_parameters_is_refused_in_one_line(init, wor
 def test_without_the_function_the_way_out_is_named():
     with pytest.raises(ConfigError, match="init="):
         untrained(user_network.denoiser())
+
+
+def test_networks_of_other_programs_are_drawn_as_these_draw_them():
+    shapes = {
+        "to_qkv.weight": (24, 8, 3, 3),
+        "to_qkv.bias": (24,),
+        "norm.g": (1, 8, 1, 1),
+        "mem_kv": (2, 300),
+    }
+    shapes |= {"norm.weight": (8,), "norm.bias": (8,)}
+    params = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    init = lucidrains_init.initializer(params)
+    assert init == lucidrains_init.initializer(dict(reversed(params.items())))  # shares compiled programs
+    drawn = init(jax.random.key(0))
+    assert {name: leaf.shape for name, leaf in drawn.items()} == shapes
+    bound = 1 / np.sqrt(8 * 3 * 3)
+    for name in ("to_qkv.weight", "to_qkv.bias"):
+        assert 0.8 * bound < np.abs(drawn[name]).max() <= bound
+    assert drawn["mem_kv"].std() == pytest.approx(1, rel=0.1)
+    assert (drawn["norm.g"] == 1).all() and (drawn["norm.weight"] == 1).all() and not drawn["norm.bias"].any()

@@ -10,6 +10,8 @@ from mechdiff.interventions.components import Component, site_stage
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.stages import branch_before
 
+WAY_OUT = "take other components (roles: --part=res), or none (study.random_sets=0, study.role_sets=0)"
+
 
 def matched_sets(
     components: Sequence[Component],
@@ -28,7 +30,8 @@ def matched_sets(
       The class of each set, and the stacked interventions.
 
     Raises:
-      ConfigError: a component without another branch or skip of its resolution.
+      ConfigError: a component without another branch or skip of its resolution; or a head of another network
+        than a UNet of this package, whose channels are not known.
     """
     rng = np.random.default_rng(seed)
     classes = {matched_class(component, identity): component for component in components}
@@ -45,7 +48,7 @@ def matched_sets(
         sites.pop(component.site, None)
         channels = [(site, i) for site, width in sites.items() for i in range(width)]
         if not channels:
-            raise ConfigError(f"{component.name}: no other branch or skip of its resolution")
+            raise ConfigError(f"{component.name}: no other branch or skip of its resolution; {WAY_OUT}")
         for row in range(place * count, (place + 1) * count):
             for i in rng.permutation(len(channels))[: _channels(component, identity)]:
                 gate[channels[i][0]][row, channels[i][1]] = 0
@@ -64,5 +67,13 @@ def _channels(component: Component, identity: Intervention) -> int:
     start, stop = component.index
     if component.component_type != "head":
         return stop - start
-    branch = branch_before(site_stage(component.site))
+    try:
+        branch = branch_before(site_stage(component.site))
+    except ConfigError:  # of a network whose stages are called otherwise
+        branch = ""
+    if branch not in identity.gate:
+        raise ConfigError(
+            f"{component.name}: a head is compared with random channels, as many as its share of the branch "
+            f"that it follows, and which that is, is not known of this network; {WAY_OUT}"
+        )
     return identity.gate[branch].shape[-1] * (stop - start) // identity.gate[component.site].shape[-1]

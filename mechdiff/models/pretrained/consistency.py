@@ -16,7 +16,7 @@ import numpy as np
 
 from mechdiff.core.config import MOST_STEPS, DiffusionConfig, UNetConfig, from_dict, to_dict
 from mechdiff.core.errors import ConfigError
-from mechdiff.core.types import AnyArray, Features, PyTree
+from mechdiff.core.types import AnyArray, Features, PRNGKey, PyTree
 from mechdiff.diffusion.parameterization import Parameterization
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.interventions.gates import named
@@ -104,6 +104,16 @@ class Network:
         return stream.h
 
 
+@dataclasses.dataclass(frozen=True)
+class Initializer:
+    """`init(key)`, which draws parameters of a UNet; equal for equal UNets, which share compiled programs."""
+
+    unet: UNetConfig
+
+    def __call__(self, key: PRNGKey) -> PyTree:
+        return init_unet(key, self.unet)[0]
+
+
 def recognizes(config: Mapping[str, Any], scheduler: Mapping[str, Any]) -> bool:
     """Whether a network is of this layout, by its flags or by its scheduler."""
     by_scheduler = scheduler.get("_class_name") == SCHEDULER and config.get("_class_name") == "UNet2DModel"
@@ -162,7 +172,15 @@ def build(
     label = (np.zeros(1, np.int32),) if unet.classes else ()
     example = (x, np.zeros(1, np.int32), *label)
     schedule = make_schedule(diffusion)
-    return wrap(Network(unet), params, schedule=schedule, example=example, name=name, parameterization=kind)
+    return wrap(
+        Network(unet),
+        params,
+        schedule=schedule,
+        example=example,
+        name=name,
+        parameterization=kind,
+        init=Initializer(unet),
+    )
 
 
 def _kind(get: Options) -> str:

@@ -21,12 +21,14 @@ from mechdiff.models.pretrained import foreign, states, tensors
 from mechdiff.models.pretrained.fit import check_fit, misfit
 from mechdiff.models.pretrained.folders import Place
 from mechdiff.models.pretrained.imported import ImportedFunction, Stated
+from mechdiff.models.pretrained.lucidrains_init import initializer
 from mechdiff.models.pretrained.lucidrains_levels import (
     OBJECTIVES,
     SCHEDULES,
     WHAT,
     noise_levels,
     objective,
+    trained_with_variances,
 )
 from mechdiff.models.pretrained.lucidrains_network import Network
 from mechdiff.models.pretrained.lucidrains_tensors import ANCHOR, GROUPS, USUAL_GROUPS, options_of
@@ -46,7 +48,7 @@ from mechdiff.models.traced import TracedDenoiser, wrap
 STATED = ("weights", "noise_schedule", "noise_steps", "prediction")
 WHOLE = integer(text=True)
 TABLE = {  # arguments of Unet and GaussianDiffusion
-    "image_size": Option(None, WHOLE),
+    "image_size": Option(None, listed(WHOLE, text=True)),
     "dim": Option(None, optional(WHOLE)),
     "dim_mults": Option(None, listed(WHOLE, text=True)),
     "channels": Option(None, WHOLE),
@@ -68,6 +70,7 @@ IGNORED = (
     "init_dim", "out_dim", "dropout", "flash_attn", "learned_sinusoidal.*", "random_fourier_features",
     "sampling_timesteps", "ddim_sampling_eta", "offset_noise_strength", "min_snr.*", "_class_name",
     "train_.*", "ema_.*", "gradient_.*", "batch_size", "results_folder", "amp", "fp16", "num_samples",
+    "vb_loss_weight",
 )  # fmt: skip
 TELLING = ("dim_mults", "attn_dim_head", "full_attn", "objective", "self_condition")
 BUFFERS = (
@@ -106,7 +109,8 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
     check_fit(_network(options), state, _example(options), path, WHAT, UNBIASED)
     _check_levels(state, buffers, path)
     diffusion, levels = noise_levels(get, buffers, stated)
-    objective_note, prediction = objective(get, buffers, stated)
+    doubled = len(state["final_conv.weight"]) == 2 * options["channels"]
+    objective_note, prediction = (trained_with_variances if doubled else objective)(get, buffers, stated)
     notes = [*place.notes, *notes, *wrapping, levels, objective_note]
     if options["self_condition"]:
         notes.append(
@@ -135,7 +139,15 @@ def build(
     network, example = _network(options), _example(options)
     schedule = make_schedule(diffusion)
     kind = options["prediction"]
-    return wrap(network, params, schedule=schedule, example=example, name=name, parameterization=kind)
+    return wrap(
+        network,
+        params,
+        schedule=schedule,
+        example=example,
+        name=name,
+        parameterization=kind,
+        init=initializer(params),
+    )
 
 
 def _network(options: Mapping[str, Any]) -> Network:
@@ -204,4 +216,7 @@ def _check_release(state: tensors.State, path: Path) -> None:
             "convolutions standardize their weights, and how many heads there are, leaves no trace in tensors"
         )
     if RMS not in state and GROUPS not in state:
-        raise CheckpointError(f"{path} has no {RMS}: no Unet of denoising_diffusion_pytorch 1.9 or later")
+        raise CheckpointError(
+            f"{path} has no {RMS}: no Unet of denoising_diffusion_pytorch 1.9 or later (of its networks, "
+            f"KarrasUnet and UViT are not read); {foreign.WAY_OUT}"
+        )

@@ -120,6 +120,28 @@ def objective(get: Options, buffers: Mapping, stated: Stated) -> tuple[str, str]
     return (f"the weights of its loss are those of {prediction}" if by_file else ""), prediction
 
 
+def trained_with_variances(get: Options, buffers: Mapping, stated: Stated) -> tuple[str, str]:
+    """As `objective`, of a network with learned variances. The package's class for these regresses noise
+    whatever its objective, of which its buffer `loss_weight` and its config still tell.
+
+    Raises:
+      ConfigError: a bare network whose objective is given nowhere; or an objective other than noise that is
+        not stated by `prediction`.
+    """
+    named = OBJECTIVES.get(get["objective"])
+    if stated.prediction is not None:
+        return "", stated.prediction
+    if named not in (None, "epsilon"):
+        raise ConfigError(
+            f"{WHAT} option objective={get['objective']} of a network with learned variances: the package's "
+            "LearnedGaussianDiffusion trains it to predict noise all the same; state --prediction=epsilon if "
+            f"that trained it, --prediction={named} if another program did"
+        )
+    if named is None and "betas" not in buffers:
+        return objective(get, buffers, stated)
+    return "it predicts noise, as all networks with learned variances of this package do", "epsilon"
+
+
 def by_loss_weight(buffers: Mapping) -> str | None:
     """Which output the buffer `loss_weight` belongs to: 1, snr or snr / (snr + 1), where snr is below 1, as
     the weights may be cut above."""

@@ -23,7 +23,7 @@ def options_of(get: Options, state: tensors.State, path: Path) -> dict[str, Any]
             raise CheckpointError(f"{path} does not fit {WHAT}: 1 missing: {name}")
     read_off = _read_off(get, state, levels)
     _check_stated(get, read_off, levels)
-    side = get["image_size"]
+    side = _side(get["image_size"])
     if side % 2 ** (levels - 1):
         raise ConfigError(f"{WHAT} option image_size={side} is not divisible by {2 ** (levels - 1)}")
     return {
@@ -34,6 +34,14 @@ def options_of(get: Options, state: tensors.State, path: Path) -> dict[str, Any]
         "theta": get["sinusoidal_pos_emb_theta"],
         "groups": _groups(get, state),
     }
+
+
+def _side(size: tuple[int, ...]) -> int:
+    """The side of images: one number, or both sides, as `GaussianDiffusion` takes them too."""
+    sides = set(size)
+    if len(size) > 2 or len(sides) != 1:
+        raise ConfigError(f"{WHAT} option image_size={shorten(list(size))} is not that of square images")
+    return sides.pop()
 
 
 def _read_off(get: Options, state: tensors.State, levels: int) -> dict[str, Any]:

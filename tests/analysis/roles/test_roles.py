@@ -14,7 +14,8 @@ from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, predict_x0, q_sample
 from mechdiff.diffusion.schedules import cosine_schedule
 from mechdiff.interventions.build import ablate, leave_one_out
-from mechdiff.interventions.components import component_at
+from mechdiff.interventions.components import Component, component_at
+from mechdiff.interventions.record import ALWAYS, Intervention
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, denoise
 from mechdiff.sweeps.execution.engine import Engine
@@ -119,6 +120,17 @@ def test_matched_sets_have_as_many_channels_elsewhere_at_the_same_resolution():
     assert (removed[DETAIL][:5] == 0).all() and removed[DETAIL][5:10].sum() > 0
     touched = {site for site, count in removed.items() if count[10:].any()}
     assert all(component_at(known, site).resolution == 4 for site in touched)
+
+
+@pytest.mark.parametrize("stage", ["down0.attn", "encoder8.attention"])
+def test_heads_of_other_networks_have_no_null_and_the_way_out_is_named(stage):
+    ones, zeros = (
+        {f"{stage}.head": np.ones(2, np.float32)},
+        {f"{stage}.head": np.zeros((4, 2, 1), np.float32)},
+    )
+    head = Component(f"{stage}.head0", "head", f"{stage}.head", (0, 1), 0, 0)
+    with pytest.raises(ConfigError, match=f"{stage}.head0: .*roles: --part=res"):
+        roles.matched_class(head, Intervention(ones, zeros, {}, ALWAYS))
 
 
 def test_selectivity_by_hand():

@@ -18,7 +18,12 @@ from mechdiff.diffusion.schedules import cosine_schedule, make_schedule
 from mechdiff.interventions.build import ablate
 from mechdiff.models import load, pretrained
 from mechdiff.models.pretrained import Stated, builders, lucidrains, lucidrains_tensors
-from mechdiff.models.pretrained.lucidrains_levels import betas_of, by_loss_weight, noise_levels
+from mechdiff.models.pretrained.lucidrains_levels import (
+    betas_of,
+    by_loss_weight,
+    noise_levels,
+    trained_with_variances,
+)
 from mechdiff.models.pretrained.options import read_options
 from mechdiff.storage.exported import export_model
 
@@ -195,6 +200,28 @@ def test_the_objective_is_told_by_the_weights_of_the_loss(objective):
 
 
 @pytest.mark.parametrize(
+    ("config", "buffers", "stated", "expected"),
+    [
+        ({}, ("betas",), None, "epsilon"),  # whatever the weights of a loss that it does not use
+        ({"objective": "pred_noise"}, (), None, "epsilon"),
+        ({"objective": "pred_v"}, ("betas",), None, "trains it to predict noise all the same"),
+        ({"objective": "pred_v"}, ("betas",), "v_prediction", "v_prediction"),
+        ({}, (), None, "objective is absent"),
+    ],
+)
+def test_with_learned_variances_noise_is_predicted_whatever_the_objective(config, buffers, stated, expected):
+    get = read_options(config, lucidrains.TABLE, what="lucidrains")
+    bar = np.array([0.9, 0.4, 0.1])
+    tables = {"betas": bar, "alphas_cumprod": bar, "loss_weight": bar} if buffers else {}
+    assert by_loss_weight(tables) == ("v_prediction" if buffers else None)
+    try:
+        found = trained_with_variances(get, tables, Stated(prediction=stated))[1]
+    except MechdiffError as error:
+        found = str(error)
+    assert expected in found and "\n" not in found
+
+
+@pytest.mark.parametrize(
     ("stated", "joined", "outputs", "expected"),
     [
         ({}, 3, 3, (3, False)),
@@ -287,7 +314,8 @@ def renamed(state: dict, old: str, new: str) -> dict:
         (WHOLE, dict, "objective is absent|no betas"),
         ({"dim_mults": [1, 2]}, dict, "image_size is absent"),
         (BARE | {"dim_mults": [1, 3, 2]}, dict, "dim_mults=.*the tensors say"),
-        (BARE | {"image_size": 6}, dict, "not divisible by 4"),
+        (BARE | {"image_size": [6, 6]}, dict, "image_size=6 is not divisible by 4"),
+        (BARE | {"image_size": [8, 16]}, dict, "not that of square images"),
         (BARE | {"dim_mult": [1]}, dict, "unknown option of lucidrains 'dim_mult'; closest: dim_mults"),
         (BARE, lambda state: renamed(state, "mid_attn.to_qkv", "mid_attn.fn.fn.to_qkv"), "before 1.9"),
         (
