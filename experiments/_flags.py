@@ -3,6 +3,7 @@
 The command `mechdiff` makes its options of `of` and `common`.
 """
 
+import dataclasses
 import math
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ from absl import flags
 
 from mechdiff.cli import hints
 from mechdiff.core import old_names, presets, processes
+from mechdiff.core.config import SweepConfig
 from mechdiff.storage import files
 
 FLAGS = flags.FLAGS
@@ -49,6 +51,12 @@ MOST = 2**31 - 1  # of anything that an integer flag counts
 PREPROCESSING, CLASSES = "data.preprocessing.", "data.classes"
 STUDIES = ("reproduce", "study", "examine")  # launchers that read the settings of section study
 OF_STUDIES = f"it is for {', '.join(STUDIES[:-1])} and {STUDIES[-1]}"
+
+
+def all_but(*followed: str) -> dict[str, str]:
+    """For `idle`: the settings of sweeps but for those that a launcher follows."""
+    others = (field.name for field in dataclasses.fields(SweepConfig) if field.name not in followed)
+    return {f"sweep.{name}": "nothing there depends on it; leave it out" for name in others}
 
 
 def of(module: ModuleType, script: str = "") -> list[flags.Flag]:
