@@ -148,8 +148,8 @@ def test_a_process_that_failed_ends_with_its_code_whatever_python_s_own_end_does
     """XLA's threads, which may still compute, made that crash."""
     code = (
         "import atexit, os, sys; from mechdiff.cli import interrupts; interrupts.end_silently()\n"
-        "class Crashes:\n    def __del__(self):\n        os.abort()\n"
-        "left = sys.left = Crashes(); atexit.register(print, 'handlers are called')\n"
+        "class Crashes:\n    def __del__(self, abort=os.abort):\n        abort()\n"
+        "left = Crashes(); atexit.register(print, 'handlers are called')\n"
         "interrupts.failed(130); sys.exit(130)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
