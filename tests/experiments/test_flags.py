@@ -31,7 +31,11 @@ from experiments import _flags
         (["--workdir=gs://"], "error: gs:// is no bucket's address; write gs://BUCKET/FOLDER or s3://"),
         (["--workdir=s3:///runs"], "error: s3:///runs is no bucket's address; write gs://BUCKET/FOLDER"),
         (["--workdir=gcs://bucket/runs"], "error: gcs://bucket/runs is no bucket's address; write gs://"),
-        (["--debug=perhaps"], "error: flag --debug=perhaps: "),
+        (
+            ["--debug=perhaps"],
+            "error: --debug=perhaps is neither true nor false; write --debug or --nodebug",
+        ),
+        (["--log_file=/dev/full"], "error: /dev/full: the disk is full; free some space or choose another"),
         (["train"], "error: unexpected argument 'train'; write --flag=value"),
     ],
 )
