@@ -3,6 +3,7 @@
 The command `mechdiff` makes its options of `of` and `common`.
 """
 
+import dataclasses
 import math
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ from absl import flags
 
 from mechdiff.cli import hints
 from mechdiff.core import old_names, presets, processes
+from mechdiff.core.config import SweepConfig
 from mechdiff.storage import files
 
 FLAGS = flags.FLAGS
@@ -51,6 +53,12 @@ STUDIES = ("reproduce", "study", "examine")  # launchers that read the settings 
 OF_STUDIES = f"it is for {', '.join(STUDIES[:-1])} and {STUDIES[-1]}"
 
 
+def all_but(*followed: str) -> dict[str, str]:
+    """For `idle`: the settings of sweeps but for those that a launcher follows."""
+    others = (field.name for field in dataclasses.fields(SweepConfig) if field.name not in followed)
+    return {f"sweep.{name}": "nothing there depends on it; leave it out" for name in others}
+
+
 def of(module: ModuleType, script: str = "") -> list[flags.Flag]:
     """A launcher's own flags, by name.
 
@@ -80,6 +88,12 @@ def parse(argv: list[str]) -> None:
         if meant is None:
             raise
         raise flags.Error(f"unknown flag --{error.flagname}; did you mean {meant}") from None
+    except flags.IllegalFlagValueError as error:
+        given, boolean, _ = str(error).removeprefix("flag ").partition(": ('Non-boolean argument")
+        if not boolean:
+            raise
+        name = given.partition("=")[0].removeprefix("--")
+        raise flags.Error(f"{given} is neither true nor false; write --{name} or --no{name}") from None
     for name in FLAGS:
         if FLAGS[name].present and FLAGS[name].value == "":  # of a shell's variable that is not set, say
             raise flags.Error(f"--{name}= is empty; give a value, or leave it out")

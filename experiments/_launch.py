@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from mechdiff.cli import output
+from mechdiff.cli import interrupts, output
 from mechdiff.core import devices, presets, processes
 from mechdiff.core.config import ExperimentConfig, override
 from mechdiff.core.errors import MechdiffError
@@ -46,6 +46,7 @@ def end(code: int) -> int:
     code = output.end(code)
     if code:
         processes.abandon(code)
+        interrupts.failed(code)
     return code
 
 
@@ -53,6 +54,7 @@ def launch(main: Main, argv: list[str]) -> int:
     """As `run`, but returns the exit code. With --debug errors are raised as they are."""
     output.begin()
     sys.unraisablehook = _unraisable
+    interrupts.raise_again()
     signal.signal(signal.SIGTERM, _interrupt)
     logging.set_verbosity(logging.WARNING)
     try:

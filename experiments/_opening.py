@@ -15,6 +15,7 @@ from mechdiff.core import keys
 from mechdiff.core.config import DRAWN, ExperimentConfig, to_dict
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
+from mechdiff.interventions.components import select
 from mechdiff.models import load
 from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import files, labelled
@@ -23,6 +24,14 @@ from mechdiff.study import choosing, inputs, load_check
 from mechdiff.study.condition_sources import ConditionSources
 
 from . import _flags
+
+FOLLOWED = (
+    "images",
+    "timesteps",
+    "image_block",
+    "nested",
+    "precision",
+)  # of sweeps: by `opened`, or the block
 
 
 class Opened(NamedTuple):
@@ -43,6 +52,7 @@ def opened(
     *,
     name: str = "",
     nested: bool = False,
+    components: str = "",
 ) -> Opened:
     """A trained model and what it is examined on, by the settings `sweeps` and `seed`.
 
@@ -52,6 +62,8 @@ def opened(
       name: shown in results; the folder's if empty.
       nested: whether the launcher uses other images at every timestep where `sweep.nested` asks for them;
         if not, one set is taken, counted and named.
+      components: regular expression that the launcher selects by; refused here, before images are read, if
+        it selects none.
     """
     files.ensure_writable(workdir)  # before hours of computing
     config = config if nested else replace(config, sweep=replace(config.sweep, nested=False))
@@ -61,10 +73,12 @@ def opened(
     choose = chooser(config, workdir, celeba, images)
     denoiser, trained, record = load.load_denoiser(model, name)
     load.check_known(record, denoiser.name)
+    timesteps = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
+    if components:
+        select(denoiser.identity, components)
     images_of = choose(denoiser, trained, record)
     checked = load_check.check(denoiser, images_of, record, config.seed)
     print(f"{denoiser.name}: {images_of.label}; {checked.words}", file=sys.stderr, flush=True)
-    timesteps = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
     key = keys.stream(jax.random.key(config.seed), "scored noise")
     return Opened(denoiser, trained, images_of, images_of.scored_set(timesteps, key))
 

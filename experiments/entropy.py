@@ -32,6 +32,7 @@ idle = {"sweep.ablations": _flags.BY_ZERO}
 
 
 def main(config, workdir):
+    stats.weights.check_units(config.sweep.images)
     _opening.check_names([load.name_of(model) for model in MODEL.value])
     use_all_cores()
     results, rows, inputs, units = {}, [], {}, []

@@ -43,7 +43,12 @@ def main(config, workdir):
         raise ConfigError("pairs are scored on the reference images; sweep.reference_images=0 leaves none")
     needing = dataclasses.replace(config.sweep, ablations=("mean",))  # so that reference images are asked for
     denoiser, _, images, eval_set = _opening.opened(
-        dataclasses.replace(config, sweep=needing), workdir, MODEL.value, CELEBA.value, IMAGES.value
+        dataclasses.replace(config, sweep=needing),
+        workdir,
+        MODEL.value,
+        CELEBA.value,
+        IMAGES.value,
+        components=COMPONENTS.value,
     )
     names = select(denoiser.identity, COMPONENTS.value)
     chosen = [component for component in denoiser.components() if component.name in names]

@@ -28,7 +28,10 @@ MODEL = flags.DEFINE_string("model", None, _flags.MODEL_HELP, required=True)
 ONLY = flags.DEFINE_list("factors", list(FACTORS), "Which factors.")
 PAIRS = flags.DEFINE_integer("pairs", 16, "Pairs of faces for each factor.", lower_bound=2)
 TOP = flags.DEFINE_integer("top", 3, "Components shown for each factor.", lower_bound=1)
-idle = {"sweep.images": "give --pairs=N", "sweep.ablations": "activations are exchanged"}
+idle = _flags.all_but("timesteps") | {
+    "sweep.images": "give --pairs=N",
+    "sweep.ablations": "activations are exchanged",
+}
 
 
 def main(config, workdir):

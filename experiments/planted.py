@@ -12,8 +12,9 @@ import time
 
 from absl import flags
 
+from mechdiff.core import ranges
 from mechdiff.core.config import to_dict
-from mechdiff.core.errors import ConfigError
+from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.storage import files
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.storage.run_log import progress
@@ -30,10 +31,19 @@ idle = _flags.SEED_ALONE
 
 def main(config, workdir):
     started, records = time.monotonic(), []
-    files.ensure_writable(workdir / "planted")
-    for flag in (SIZES, ONLY, METHODS):
+    for what, flag, known in (
+        ("size", SIZES, planted.SIZES),
+        ("plant", ONLY, planted.PLANTS),
+        ("method", METHODS, planted.METHODS),
+    ):
         if not flag.value:
             raise ConfigError(f"--{flag.name}= names none; leave it out for all")
+        for name in flag.value:
+            if name not in known:
+                raise ConfigError(unknown(what, name, known))
+        ranges.distinct(f"--{flag.name}", flag.value)  # a plant's records would count twice
+    ranges.within("seed + instances", config.seed + INSTANCES.value, 1, 2**32)  # each is a seed
+    files.ensure_writable(workdir / "planted")
     plants = list(itertools.product(SIZES.value, ONLY.value))
     with progress(INSTANCES.value * len(plants), desc="scoring", unit="plant") as bar:
         for instance in range(config.seed, config.seed + INSTANCES.value):

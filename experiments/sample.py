@@ -33,7 +33,7 @@ WINDOW = flags.DEFINE_list("window", [], "Timesteps LOW,HIGH in which the ablati
 
 LABEL = flags.DEFINE_integer("label", None, "The class that is drawn, from 0; default: all in turn.")
 GUIDANCE = flags.DEFINE_float("guidance", 1.0, "Scale of classifier-free guidance; 0 is without classes.")
-idle = {
+idle = _flags.all_but("precision") | {
     "sweep.images": "give --count=N",
     "sweep.timesteps": "give --steps=N",
     "sweep.ablations": _flags.BY_ZERO,
@@ -56,6 +56,12 @@ def main(config, workdir):
         except ValueError:
             raise ConfigError(f"--window={','.join(WINDOW.value)} is not LOW,HIGH") from None
         identity = build.windowed(identity, low, high)
+        visited = drawing.sampled_timesteps(denoiser, STEPS.value)
+        if not ((low <= visited) & (visited < high)).any():
+            raise ConfigError(
+                f"--window={low},{high} holds none of the {len(visited)} timesteps that are visited, "
+                f"{visited[0]} to {visited[-1]}: the ablation would not act; widen it, or give more --steps"
+            )
     denoiser = dataclasses.replace(denoiser, identity=identity)
     key = keys.stream(jax.random.key(config.seed), "own samples")
     labels = None if LABEL.value is None else np.full(COUNT.value, LABEL.value, np.int32)

@@ -13,7 +13,6 @@ from mechdiff import stats
 from mechdiff.analysis import effects
 from mechdiff.cli import tables
 from mechdiff.core.devices import use_all_cores
-from mechdiff.storage import files
 from mechdiff.sweeps import attention_patterns
 
 from . import _flags, _launch, _opening
@@ -24,13 +23,12 @@ IMAGES = flags.DEFINE_string("images", None, _flags.IMAGES_HELP)
 SOURCES = flags.DEFINE_list(
     "sources", list(attention_patterns.PATTERN_SOURCES), "What takes the place of a pattern."
 )
-idle = {"sweep.ablations": "give --sources=LIST"}
+idle = _flags.all_but(*_opening.FOLLOWED) | {"sweep.ablations": "give --sources=LIST"}
 
 
 def main(config, workdir):
     attention_patterns.check_sources(SOURCES.value)
     stats.weights.check_units(config.sweep.images)
-    files.ensure_writable(workdir)
     use_all_cores()
     denoiser, _, images, eval_set = _opening.opened(
         _opening.without_references(config), workdir, MODEL.value, CELEBA.value, IMAGES.value

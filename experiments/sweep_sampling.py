@@ -30,7 +30,7 @@ WINDOWS = flags.DEFINE_integer("windows", 5, "Parts that the visited timesteps a
 SAMPLES = flags.DEFINE_integer("samples", 16, "Samples under every intervention.", lower_bound=2)
 STEPS = flags.DEFINE_integer("steps", None, "Timesteps visited; default: 50, at most all.", lower_bound=1)
 SAMPLER = flags.DEFINE_enum("sampler", "ddim", ["ddim", "ddpm"], "How a step is made.")
-idle = {
+idle = _flags.all_but("precision", "chunk") | {
     "sweep.images": "give --samples=N",
     "sweep.timesteps": "give --steps=N",
     "sweep.ablations": _flags.BY_ZERO,
@@ -43,7 +43,10 @@ def main(config, workdir):
     load.check_known(record, denoiser.name)
     timesteps = drawing.sampled_timesteps(denoiser, STEPS.value)
     windows = even_windows(timesteps, WINDOWS.value)
-    forecast.print_memory_forecast(denoiser, config.sweep, ablations=("zero",), replacements=len(timesteps))
+    settings = dataclasses.replace(
+        sampling.SETTINGS, chunk=config.sweep.chunk, precision=config.sweep.precision
+    )
+    forecast.print_memory_forecast(denoiser, settings, replacements=len(timesteps))
     files.ensure_writable(workdir)
     manifest.write(workdir, manifest.run_manifest(to_dict(config), models=[denoiser.name]))
     samples = sampling.SampleSet(
@@ -53,7 +56,6 @@ def main(config, workdir):
         condition=condition_of(denoiser, record, SAMPLES.value),
         step_fn={"ddim": ddim_step, "ddpm": ddpm_step}[SAMPLER.value],
     )
-    settings = dataclasses.replace(sampling.SETTINGS, precision=config.sweep.precision)
     swept = sampling.sampling_sweep(denoiser, samples, windows, workdir / "trajectories", config=settings)
     shared, naive = network_calls(timesteps, windows, swept.sizes["component"])
     print(calls_in_words(shared, naive))

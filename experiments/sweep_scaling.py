@@ -14,7 +14,6 @@ from mechdiff.cli import tables
 from mechdiff.core.devices import use_all_cores
 from mechdiff.core.errors import ConfigError
 from mechdiff.interventions.components import select
-from mechdiff.storage import files
 from mechdiff.sweeps import scaling
 
 from . import _flags, _launch, _opening
@@ -24,7 +23,7 @@ CELEBA = flags.DEFINE_string("celeba", None, _flags.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _flags.IMAGES_HELP)
 COMPONENTS = flags.DEFINE_string("components", ".*", "Regular expression of their names.")
 GATES = flags.DEFINE_list("gates", [str(value) for value in scaling.GATE_VALUES], "Gates to try.")
-idle = {"sweep.ablations": _flags.BY_ZERO}
+idle = _flags.all_but(*_opening.FOLLOWED) | {"sweep.ablations": _flags.BY_ZERO}
 
 
 def main(config, workdir):
@@ -36,10 +35,14 @@ def main(config, workdir):
         ) from None
     gates = scaling.as_gates(gates)
     stats.weights.check_units(config.sweep.images)
-    files.ensure_writable(workdir)
     use_all_cores()
     denoiser, _, images, eval_set = _opening.opened(
-        _opening.without_references(config), workdir, MODEL.value, CELEBA.value, IMAGES.value
+        _opening.without_references(config),
+        workdir,
+        MODEL.value,
+        CELEBA.value,
+        IMAGES.value,
+        components=COMPONENTS.value,
     )
     names = select(denoiser.identity, COMPONENTS.value)
     chosen = [component for component in denoiser.components() if component.name in names]

@@ -26,14 +26,13 @@ MODEL = flags.DEFINE_string("model", None, _flags.MODEL_HELP, required=True)
 CELEBA = flags.DEFINE_string("celeba", None, _flags.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _flags.IMAGES_HELP)
 WIDTH = flags.DEFINE_float("width", 2.0, "In percent of the clean loss; certain enough wherever it lies.")
-idle = {"sweep.ablations": _flags.BY_ZERO}
+idle = _flags.all_but(*_opening.FOLLOWED) | {"sweep.ablations": _flags.BY_ZERO}
 
 
 def main(config, workdir):
     rule = StoppingRule(WIDTH.value)
     sequential.check_count(config.sweep.images)
     use_all_cores()
-    files.ensure_writable(workdir)
     alone = _opening.without_references(config)
     denoiser, _, images, eval_set = _opening.opened(
         alone, workdir, MODEL.value, CELEBA.value, IMAGES.value, nested=True

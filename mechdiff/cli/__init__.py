@@ -2,3 +2,11 @@
 
 Every subcommand is a launcher of `experiments/` under a shorter name; its options are the launcher's flags.
 """
+
+import sys
+from pathlib import PurePath
+
+from mechdiff.cli import interrupts
+
+if PurePath(sys.argv[0]).stem == "mechdiff":  # the console script is about to import all that it needs
+    interrupts.end_silently()

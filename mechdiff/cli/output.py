@@ -54,8 +54,7 @@ class Tee(Passed):
     def write(self, text: str) -> int:
         """Writes to both."""
         if "\r" not in text:
-            self._log.write(text)
-            self._log.flush()
+            _append(self._log, text)
         return super().write(text)
 
 
@@ -109,8 +108,9 @@ def redirected(
         elif as_json:
             out = err
         if log_file:
-            log = stack.enter_context(_opened(Path(log_file)))
-            log.write(f"# {datetime.now(UTC).isoformat(timespec='seconds')} {command}\n")
+            log = _opened(Path(log_file))
+            stack.callback(_closed, log)
+            _append(log, f"# {datetime.now(UTC).isoformat(timespec='seconds')} {command}\n")
             out, err = Tee(out, log), Tee(err, log)
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))
@@ -189,6 +189,17 @@ def _opened(path: Path) -> io.TextIOBase:
     files.ensure_writable(path.parent)
     with files.plain_errors(path):
         return path.open("a", encoding="utf-8", errors=UNENCODED)
+
+
+def _append(log: io.TextIOBase, text: str) -> None:
+    with files.plain_errors(getattr(log, "name", "")):
+        log.write(text)
+        log.flush()
+
+
+def _closed(log: io.TextIOBase) -> None:
+    with contextlib.suppress(OSError):  # what could not be written was said, with the log's name
+        log.close()
 
 
 @contextlib.contextmanager

@@ -112,13 +112,18 @@ def multiplying(setting: Precision) -> Iterator[None]:
 
 @contextlib.contextmanager
 def enough_memory(way_out: str) -> Iterator[None]:
-    """Turns an out-of-memory error of the block into one line that ends with `way_out`.
+    """Turns an out-of-memory error of the block into one line; that of a device ends with `way_out`.
 
     Raises:
-      MechdiffError: a device's memory was too small.
+      MechdiffError: a device's memory, or this machine's, was too small.
     """
     try:
         yield
+    except MemoryError as error:  # NumPy's says how much was asked for, Python's own nothing
+        raise MechdiffError(
+            f"the memory of this machine is too small: {error or 'no more is left'}; take fewer images, "
+            "samples, pairs or timesteps"
+        ) from error
     except jax.errors.JaxRuntimeError as error:
         if OUT_OF_MEMORY not in str(error):
             raise

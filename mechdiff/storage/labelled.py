@@ -8,6 +8,7 @@ name a lost variable too, which would be read as NaN.
 
 import contextlib
 import functools
+import re
 import shutil
 import time
 import uuid
@@ -23,6 +24,8 @@ from mechdiff.core.old_names import ATTRIBUTE_NAMES, DATASET_NAMES
 from mechdiff.storage import descriptions, files, locks
 
 ABANDONED_SECONDS = 86_400.0  # age of a half-written result that nobody goes on with
+CHUNK = re.compile(r"\d+(\.\d+)*")  # names of chunks in a folder of format 2
+BLOSC_HEADER = 16  # bytes, of which the last four say how long the whole chunk is
 FORMAT = 2  # Zarr 3 has no stable type for text labels yet
 
 
@@ -31,10 +34,28 @@ class _Files(zarr.storage.LocalStore):
     thread, spent a third of the time to read a result on that."""
 
     async def get(self, key, prototype=None, byte_range=None):
-        return self.get_sync(key, prototype=prototype, byte_range=byte_range)
+        content = self.get_sync(key, prototype=prototype, byte_range=byte_range)
+        if content is not None and byte_range is None and CHUNK.fullmatch(key.rpartition("/")[2]):
+            self._check_length(key, len(content), content[:BLOSC_HEADER].to_bytes())
+        return content
+
+    def _check_length(self, key: str, length: int, header: bytes) -> None:
+        """Refuses a chunk that was cut short (by a power failure, or an incomplete copy): Blosc would read on
+        in memory behind it, and the numbers would be anything."""
+        if not _by_blosc(self.root / key.rpartition("/")[0] / ".zarray"):
+            return
+        told = int.from_bytes(header[12:], "little") if length >= BLOSC_HEADER else BLOSC_HEADER
+        if length < told:
+            raise ValueError(f"{key} holds {length} of {told} bytes")
 
     async def set(self, key, value):
         self.set_sync(key, value)
+
+
+@functools.lru_cache(maxsize=256)
+def _by_blosc(described: Path) -> bool:
+    compressor = files.read_json(described).get("compressor") if described.is_file() else None
+    return (compressor or {}).get("id") == "blosc"
 
 
 def create(path: Path, dataset: xr.Dataset, chunks: dict[str, tuple[int, ...]]) -> None:
@@ -125,7 +146,18 @@ def read(path: Path) -> xr.Dataset:
         raise CheckpointError(f"no results at {path}; run the sweep first")
     dataset = opened(path)
     with _whole(path):
+        _check_variables(path, dataset)
         return renamed(dataset.load())
+
+
+def _check_variables(path: Path, dataset: xr.Dataset) -> None:
+    """Refuses a result that lacks a variable which its consolidated metadata, if it has them, name."""
+    told = files.read_json(path / ".zmetadata")["metadata"] if (path / ".zmetadata").is_file() else {}
+    lost = {name.removesuffix("/.zarray") for name in told if name.endswith("/.zarray")} - {
+        *dataset.variables
+    }
+    if lost:
+        raise ValueError(f"it lacks {', '.join(sorted(lost))}")
 
 
 def renamed(dataset: xr.Dataset) -> xr.Dataset:

@@ -11,7 +11,7 @@ from PIL import Image
 from mechdiff.core import keys
 from mechdiff.core.config import DRAWN, DataConfig, SweepConfig
 from mechdiff.core.errors import DataError
-from mechdiff.data import Dataset, class_labels, load, to_bytes, to_float
+from mechdiff.data import OFFSETS, Dataset, class_labels, load, to_bytes, to_float
 from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import checksums, image_grid
 from mechdiff.study.eval_images import (
@@ -41,6 +41,10 @@ def held_out_images(
       DataError: the data set holds too few.
     """
     wanted = images_to_evaluate(config) + config.reference_images
+    if data.name in DRAWN and wanted > (most := OFFSETS["validation"]):
+        raise DataError(
+            f"{settings_in_words(config)} = {wanted}: a split holds {most:,} drawn images; lower them"
+        )
     splits = _held_out(data, size, wanted, cache)
     name = splits[0].name
     pixels = np.concatenate([split.images for split in splits])

@@ -9,6 +9,7 @@ import xarray as xr
 from mechdiff.core.config import from_dict
 from mechdiff.core.errors import CheckpointError, shorten
 from mechdiff.storage import files, image_grid, labelled
+from mechdiff.storage.run_log import progress
 from mechdiff.study import packing
 from mechdiff.study.eval_images import with_phases
 from mechdiff.study.examined_model import ExaminedModel
@@ -33,9 +34,12 @@ def read(folder: Path) -> tuple[dict, list[ExaminedModel]]:
             "their folder)"
         )
     names = sorted({*folders, *shipped}, key=_by_step)
-    return manifest, [
-        _examined(folders[name]) if name in folders else _shipped(shipped[name]) for name in names
-    ]
+    models = []
+    with progress(len(names), desc=f"reading {folder}", unit="network") as bar:
+        for name in names:
+            models.append(_examined(folders[name]) if name in folders else _shipped(shipped[name]))
+            bar.update()
+    return manifest, models
 
 
 def _by_step(name: str) -> tuple[list[str | int], float]:

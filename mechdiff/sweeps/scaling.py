@@ -31,9 +31,11 @@ def as_gates(values: Sequence[float]) -> Float32[np.ndarray, " gates"]:
     Raises:
       ConfigError: none, one that is not finite, or one twice.
     """
-    gates = np.asarray(values, np.float32)
+    with np.errstate(over="ignore"):  # refused below, as infinite
+        gates = np.asarray(values, np.float32)
     if gates.size == 0 or not np.isfinite(gates).all():
-        raise ConfigError(f"gates {gates.tolist()}: give one or more finite numbers, such as {GATE_VALUES}")
+        given = np.asarray(values, np.float64).tolist()
+        raise ConfigError(f"gates {given}: give one or more finite numbers of float32, such as {GATE_VALUES}")
     ranges.distinct("gates", gates.tolist())
     return gates
 

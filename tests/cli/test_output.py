@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -122,3 +123,34 @@ def test_a_full_disk_under_stdout_is_an_error_in_one_line(capsys, monkeypatch):
         patch.setattr(sys, "stdout", Full())
         assert output.end(0) == 2
     assert capsys.readouterr().err.startswith("error: stdout: the disk is full; free some space or choose")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "sys.argv[0] = '-m'; import experiments",
+        "sys.argv[0] = '/bin/mechdiff'; import mechdiff.cli",
+        "from mechdiff.cli import interrupts; interrupts.end_silently()",  # as `python -m mechdiff` does
+    ],
+)
+def test_an_interruption_while_modules_are_imported_ends_in_silence(words):
+    code = f"import signal, sys; {words}; signal.raise_signal(signal.SIGINT)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+    again = code.replace(
+        "signal.raise", "from mechdiff.cli import interrupts; interrupts.raise_again(); signal.raise"
+    )
+    done = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True, timeout=60)
+    assert done.stderr.endswith("KeyboardInterrupt\n")
+
+
+def test_a_process_that_failed_ends_with_its_code_whatever_python_s_own_end_does():
+    """XLA's threads, which may still compute, made that crash."""
+    code = (
+        "import atexit, os, sys; from mechdiff.cli import interrupts; interrupts.end_silently()\n"
+        "class Crashes:\n    def __del__(self, abort=os.abort):\n        abort()\n"
+        "left = Crashes(); atexit.register(print, 'handlers are called')\n"
+        "interrupts.failed(130); sys.exit(130)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "handlers are called\n", "")

@@ -31,7 +31,11 @@ from experiments import _flags
         (["--workdir=gs://"], "error: gs:// is no bucket's address; write gs://BUCKET/FOLDER or s3://"),
         (["--workdir=s3:///runs"], "error: s3:///runs is no bucket's address; write gs://BUCKET/FOLDER"),
         (["--workdir=gcs://bucket/runs"], "error: gcs://bucket/runs is no bucket's address; write gs://"),
-        (["--debug=perhaps"], "error: flag --debug=perhaps: "),
+        (
+            ["--debug=perhaps"],
+            "error: --debug=perhaps is neither true nor false; write --debug or --nodebug",
+        ),
+        (["--log_file=/dev/full"], "error: /dev/full: the disk is full; free some space or choose another"),
         (["train"], "error: unexpected argument 'train'; write --flag=value"),
     ],
 )
@@ -70,6 +74,12 @@ def test_a_number_of_images_is_told_from_a_folder_of_them(launch, capsys):
     [
         ("sweep", "train.steps=3", "has no effect on a network that is trained already; leave it out"),
         ("sample", "sweep.images=3", "has no effect in sample: give --count=N"),
+        ("sample", "sweep.draws=3", "has no effect in sample: nothing there depends on it; leave it out"),
+        (
+            "sweep_scaling",
+            "sweep.reference_images=3",
+            "has no effect in sweep_scaling: nothing there depends on it; leave it out",
+        ),
         ("screen", "sweep.ablations=mean", "has no effect in screen: give --ablation=NAME"),
         ("roles", "sweep.ablations=mean", "has no effect in roles: it replaces by zero"),
         ("sweep", "study.pairs=4", "has no effect in sweep: it is for reproduce, study and examine"),

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 from absl.testing import flagsaver
 from reference import launching
@@ -54,6 +55,15 @@ def test_a_card_too_small_is_one_line_with_the_way_out(launch, capsys, tmp_path)
         r"error: the memory of a device \(cpu\) is too small; lower sweep\.image_block or sweep\.chunk, .*\n"
     )
     assert re.fullmatch(line, capsys.readouterr().err)
+
+
+def test_arrays_that_no_memory_holds_are_one_line_with_the_way_out(launch, capsys, tmp_path):
+    def main(config, workdir):
+        np.empty(2**58)
+
+    assert launch(main, f"--workdir={tmp_path}") == 2
+    line = r"error: the memory of this machine is too small: Unable to allocate .* take fewer images, .*"
+    assert re.fullmatch(line, launching.only_line(capsys))
 
 
 def test_json_on_stdout_holds_what_main_returns_and_nothing_else(launch, capsys, tmp_path):
@@ -257,6 +267,7 @@ def test_every_launcher_starts_with_nothing_but_what_it_requires(name, tmp_path)
     ("name", "flag", "line"),
     [
         ("sweep_scaling", "--gates=0,nan", "gates [0.0, nan]: give one or more finite numbers"),
+        ("sweep_scaling", "--gates=1e300", "gates [1e+300]: give one or more finite numbers of float32"),
         ("sweep_scaling", "--gates=0,half", "--gates=0,half: could not convert"),
         ("sweep_scaling", "--gates=0,1,1", "gates: 1.0 is given twice; give each once"),
         ("sweep_patterns", "--sources=uniform,uniform", "sources of patterns: uniform is given twice"),
@@ -269,6 +280,7 @@ def test_every_launcher_starts_with_nothing_but_what_it_requires(name, tmp_path)
         ("phases", "--set=sweep.timesteps=1", "1 timesteps, most=8: phases need at least 2"),
         ("sweep_sequential", "--set=sweep.images=16", "16 images are too few for a first look; give 32"),
         ("sweep_sequential", "--width=nan", "--width=nan is not a finite number"),
+        ("entropy", "--set=sweep.images=1", "1 unit(s): at least 2 images"),
         ("circuits", "--tau=1", "flag --tau=1: 1.0 is not a number in the range [0.01, 0.9999]"),
     ],
 )
@@ -279,7 +291,24 @@ def test_values_out_of_range_or_given_twice_are_refused_before_any_model_is_read
     assert line in launching.only_line(capsys)
 
 
-@pytest.mark.parametrize("name", ["interchange", "sweep_scaling", "sweep_patterns"])
+@pytest.mark.parametrize(
+    ("flag", "line"),
+    [
+        ("--plants=uniform,uniform", "--plants: uniform is given twice; give each once"),
+        ("--plants=uniform,nix", "unknown plant 'nix'; choose from: long_range"),
+        ("--methods=entropy,nix", "unknown method 'nix'; choose from: entropy"),
+        ("--sizes=small,small", "--sizes: small is given twice"),
+        ("--set=seed=4294967295", "seed + instances=4294967300 is out of range; 1 to 4294967296"),
+    ],
+)
+def test_plants_that_are_unknown_or_would_count_twice_are_refused_before_any_is_scored(
+    flag, line, tmp_path, capsys
+):
+    assert launching.launch("planted", f"--workdir={tmp_path}", flag) == 2
+    assert line in launching.only_line(capsys) and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["interchange", "sweep_scaling", "sweep_patterns", "sweep_sequential"])
 def test_a_file_as_workdir_is_refused_before_any_model_is_read(name, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert launching.launch(name, f"--workdir={tmp_path}/file", "--model=absent") == 2

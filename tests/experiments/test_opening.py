@@ -41,6 +41,28 @@ def test_fields_of_preprocessing_that_the_command_line_names_hold_also_where_the
     assert {"crop", "phases"} <= set(stated) and "filter" not in stated
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("sweep_scaling", "--components=nix"), "unknown component 'nix'; choose from: large.mlp, small.mlp"),
+        (("interactions", "--components=["), "pattern '[' is not a regular expression"),
+        (("phases", "--set=sweep.timesteps=5000"), "5000 timesteps wanted of a schedule with 100; choose 1"),
+        (
+            ("sample", "--ablate=large.mlp", "--steps=3", "--window=1,20"),
+            "--window=1,20 holds none of the 3 timesteps that are visited, 32 to 99: the ablation would not",
+        ),
+    ],
+)
+def test_what_a_network_does_not_have_is_refused_before_images_are_read(
+    words, line, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(_opening, "chooser", lambda *_: None)
+    name, *flags = words
+    model = "--model=mechdiff.models.toy:toy_denoiser"
+    assert launching.launch(name, f"--workdir={tmp_path}", model, *flags) == 2
+    assert launching.only_line(capsys).startswith(f"error: {line}")
+
+
 def test_only_launchers_that_use_nested_images_take_and_count_them(tmp_path, capsys, monkeypatch):
     words = ["images=4", "timesteps=2", "nested=true", "reference_images=0", "ablations=zero"]
     config = override(presets.preset("tiny"), [f"sweep.{word}" for word in words])

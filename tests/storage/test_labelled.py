@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -161,3 +162,23 @@ def test_a_result_is_the_files_that_zarr_itself_would_write(empty, tmp_path):
         return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
     assert members(tmp_path / "ours.zarr") == members(tmp_path / "theirs.zarr")
+
+
+@pytest.mark.parametrize("length", [0, 10, 20])
+def test_a_chunk_that_was_cut_short_is_damage_and_no_number(empty, tmp_path, length):
+    """Its decoder read on in memory behind it, and gave other numbers without an error."""
+    path = tmp_path / "a.zarr"
+    labelled.create(path, empty, {"loss": (1, 1, 4)})
+    labelled.put(path, {"loss": (slice(0, 1), slice(0, 1), slice(0, 4))}, {"loss": np.ones((1, 1, 4))})
+    chunk = path / "loss" / "0.0.0"
+    chunk.write_bytes(chunk.read_bytes()[:length])
+    for read in (labelled.read, lambda path: labelled.written(path, "loss", (0, 0, 0))):
+        with pytest.raises(CheckpointError, match=rf"0.0.0 holds {length} of \d+ bytes.*delete that folder"):
+            read(path)
+
+
+def test_a_result_that_lacks_a_variable_is_damaged(empty, tmp_path):
+    labelled.replace(tmp_path / "a.zarr", empty)
+    shutil.rmtree(tmp_path / "a.zarr" / "loss")
+    with pytest.raises(CheckpointError, match=r"is damaged \(it lacks loss\)"):
+        labelled.read(tmp_path / "a.zarr")

@@ -17,8 +17,9 @@ from mechdiff.core.config import UNetConfig, to_dict
 from mechdiff.storage import exported, files, labelled, work_sharing
 
 ROOT = Path(__file__).parents[2]
-SAMPLING = ["--preset=tiny", "--set=sweep.reference_images=4", "--set=sweep.image_block=3", "--debug"]
-FLAGS = [*SAMPLING, "--set=sweep.images=6", "--set=sweep.timesteps=4"]
+SAMPLING = ["--preset=tiny", "--debug"]
+SETTINGS = ("reference_images=4", "image_block=3", "images=6", "timesteps=4")
+FLAGS = [*SAMPLING, *(f"--set=sweep.{setting}" for setting in SETTINGS)]
 UNET = UNetConfig(  # the least network with what is shared: each of many processes compiles it
     image_size=8, widths=(8,), heads=(2,), norm_groups=4,
     down_attention=(True,), up_attention=(False,), mid_attention=False,

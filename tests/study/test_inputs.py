@@ -24,7 +24,7 @@ from mechdiff.data.images import thumbnail
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.traced import wrap
-from mechdiff.study import choosing, inputs
+from mechdiff.study import choosing, held_out, inputs
 
 FEW = SweepConfig(images=4, reference_images=3)
 
@@ -193,3 +193,10 @@ def test_synthetic_images_do_not_fit_a_gray_network(tmp_path):
     config = ExperimentConfig(name="x", sweep=FEW)
     with pytest.raises(DataError, match=r"takes 1 channel\(s\), but its data has 3"):
         choosing.ImageChoice(config, None, tmp_path)(GRAY, trained("synthetic"))
+
+
+def test_more_images_than_a_split_of_drawn_ones_holds_are_refused_under_the_names_that_were_given(tmp_path):
+    many = SweepConfig(images=2_000_000, reference_images=0, ablations=("zero",))
+    line = r"^sweep.images \(n\) = 2000000: a split holds 1,000,000 drawn images; lower them$"
+    with pytest.raises(DataError, match=line):
+        held_out.held_out_images(DataConfig(), 8, many, tmp_path)

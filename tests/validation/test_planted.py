@@ -328,3 +328,17 @@ def test_unknown_plants_and_sizes_are_named_with_the_way_out():
         planted.make("unifrom")
     with pytest.raises(ConfigError, match="small"):
         planted.make("uniform", size="smal")
+
+
+def test_what_another_process_scores_in_the_meantime_is_kept(monkeypatch, tmp_path):
+    def score(plant, folder, left):
+        if left == ["entropy"]:  # while this goes on, another process scores by others
+            methods.scored("uniform", 0, "small", tmp_path, ["integrated gradients"])
+        return [{"method": method, "auroc": 1.0} for method in left]
+
+    monkeypatch.setattr(methods, "score", score)
+    monkeypatch.setattr(methods, "make", lambda *_: None)
+    methods.scored("uniform", 0, "small", tmp_path, ["entropy"])
+    monkeypatch.setattr(methods, "score", None)  # all is there
+    both = methods.scored("uniform", 0, "small", tmp_path, ["entropy", "integrated gradients"])
+    assert {record["method"] for record in both} == {"entropy", "integrated gradients"}

@@ -74,22 +74,24 @@ def read_options(
       what: for messages, such as `UNet2DModel`.
 
     Raises:
-      ConfigError: an unknown option, or a value of a wrong type or that is not supported; by name.
+      ConfigError: unknown options, or a value of a wrong type or that is not supported; by name.
 
     Example:
       >>> table = {"bias": Option(True, boolean(text=True))}
       >>> read_options({"bias": "False", "model_path": "a"}, table, what="X", ignored=(".*_path",)).values
       {'bias': False}
     """
-    passed_over = []
+    passed_over, strange = [], []
     for name in config:
         if not isinstance(name, str):
             raise ConfigError(f"{what} option {shorten(name)} is not a name; write it as text")
         if name in table or re.fullmatch(UNDERSCORED, name):
             continue
-        if not any(re.fullmatch(pattern, name) for pattern in ignored):
-            raise ConfigError(unknown(f"option of {what}", name, table))
-        passed_over.append(name)
+        known = any(re.fullmatch(pattern, name) for pattern in ignored)
+        (passed_over if known else strange).append(name)
+    if strange:
+        others = f"; unknown too: {', '.join(map(shorten, strange[1:]))}" if strange[1:] else ""
+        raise ConfigError(unknown(f"option of {what}", strange[0], table) + others)
     values = {name: option.default for name, option in table.items()}
     for name in table.keys() & config.keys():
         values[name] = read_value(what, name, config[name], table[name].type)

@@ -22,6 +22,7 @@ from mechdiff.core.errors import NotTestable
 from mechdiff.core.text_table import text_table
 from mechdiff.stats import ALPHA
 from mechdiff.stats.small_samples import FEWEST
+from mechdiff.storage.run_log import progress
 from mechdiff.study.network_results import NetworkResults
 
 
@@ -92,11 +93,13 @@ class Question:
 def decide(questions: Sequence[Question], networks: Sequence[NetworkResults]) -> list[Claim]:
     """Tests every question on the networks, adjusts p by Holm, and decides."""
     findings: list[Finding | str] = []
-    for question in questions:
-        try:
-            findings.append(question.test(networks))
-        except NotTestable as reason:
-            findings.append(str(reason))
+    with progress(len(questions), desc="testing", unit="claim") as bar:
+        for question in questions:
+            try:
+                findings.append(question.test(networks))
+            except NotTestable as reason:
+                findings.append(str(reason))
+            bar.update()
     p = np.array([finding.p if isinstance(finding, Finding) else np.nan for finding in findings])
     adjusted = np.full(len(p), np.nan)
     adjusted[~np.isnan(p)] = stats.holm(p[~np.isnan(p)])

@@ -28,7 +28,7 @@ from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
 from mechdiff.interventions.components import Component, site_type
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components
-from mechdiff.storage import files
+from mechdiff.storage import files, locks
 from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.activations import activation_means, attention_stats
 from mechdiff.sweeps.optimal_ablation import optimal_replacements
@@ -123,8 +123,13 @@ def scored(
     left = [method for method in methods if method not in saved["methods"]]
     if left:
         records = score(make(name, instance, size), folder / path.stem, left)
-        saved = {"methods": [*saved["methods"], *left], "records": [*saved["records"], *records]}
-        files.write_json(path, saved)
+        with locks.lock(folder / path.stem, wait=True):
+            if path.exists():  # another process may have scored other methods in the meantime, or the same
+                saved = files.read_record(path, saved)
+            new = [method for method in left if method not in saved["methods"]]
+            kept = [record for record in records if record["method"] in new]
+            saved = {"methods": [*saved["methods"], *new], "records": [*saved["records"], *kept]}
+            files.write_json(path, saved)
     return [
         {key: float("nan") if value is None else value for key, value in record.items()}
         for record in sorted(files.read_json(path)["records"], key=lambda row: METHODS.index(row["method"]))

@@ -240,6 +240,7 @@ BAD = [
         option(atention_head_dim=8),
         "unknown option of UNet2DModel 'atention_head_dim'; closest: attention_head",
     ),
+    (option(foo=8, bar_dim=9), "; unknown too: 'bar_dim'"),
     (option(time_embedding_type="fourier"), "option time_embedding_type='fourier' is not supported"),
     (option(num_class_embeds=10), "1 missing: class_embedding.weight"),
     (

@@ -1,10 +1,15 @@
 """The rules of verdicts."""
 
+import contextlib
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from mechdiff.core.errors import NotTestable
+from mechdiff.study.claims import verdicts
+from mechdiff.study.claims.questions import QUESTIONS
 from mechdiff.study.claims.verdicts import Finding, verdict
 
 
@@ -27,3 +32,18 @@ def test_rules_of_verdicts(interval, p, above, negligible, expected):
     alone = dataclasses.replace(single, p_alone=True)
     expected = "supported" if p < 0.05 else "not supported" if negligible else "undecided"
     assert verdict(alone, p) == expected
+
+
+def test_progress_is_shown_claim_by_claim(monkeypatch):
+    """Those of a study of many networks take a minute."""
+
+    def progress(total, **_):
+        return contextlib.nullcontext(SimpleNamespace(update=lambda: shown.append(total)))
+
+    def untestable(_):
+        raise NotTestable("there are none")
+
+    shown = []
+    monkeypatch.setattr(verdicts, "progress", progress)
+    verdicts.decide([dataclasses.replace(question, test=untestable) for question in QUESTIONS], [])
+    assert shown == [len(QUESTIONS)] * len(QUESTIONS)
