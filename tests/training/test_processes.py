@@ -36,7 +36,7 @@ SETTINGS = (
     "data.name=gaussian",  # no program is compiled to draw it
 )
 
-# Arguments: a file of (config, folder or address, step, copy) for each run, the port, the process. At that
+# Arguments: a file of (config, folder or address, step, copies) for each run, the port, the process. At that
 # step the processes are killed, or the folder is copied as it would be left: only what is on disk counts.
 PROGRAM = """
 import asyncio, faulthandler, gc, json, os, shutil, signal, sys, time
@@ -65,15 +65,16 @@ if process == 1:  # of two copies in a bucket, one makes its folders later than 
     async_path.mkdir = late
 programs.SAMPLES = programs.SAMPLE_STEPS = 4
 original = loop.Trainer._finite
-for config, folder, at, copied in runs:
+for config, folder, at, *copies in runs:
     if Path(folder).name != "whole":  # compiling the sampler once is enough
         loop.Trainer.samples = lambda self, ema: np.zeros((4, 8, 8, 3), np.uint8)
-    def finite(self, pending, done, saved, at=at, copied=copied):
+    def finite(self, pending, done, saved, at=at, copies=copies):
         if done >= at > 0:
             saved.wait()
-        if done >= at > 0 and copied:
-            if process == 0 and not Path(copied).exists():
-                shutil.copytree(self.workdir, copied)
+        if done >= at > 0 and copies:
+            for copied in copies:
+                if process == 0 and not Path(copied).exists():
+                    shutil.copytree(self.workdir, copied)
         elif done >= at > 0:
             if others := exchange.of(self.workdir):
                 others.send()
@@ -143,19 +144,15 @@ def runs(tiny, store, tmp_path_factory):
     sharded = override(config, ["train.fsdp=True"])
     killed = started(
         folder / "first",
-        (config, folder / "whole", KILLED_AT, str(folder / "killed")),
-        (sharded, f"{store}/killed", KILLED_AT, ""),
+        (config, folder / "whole", KILLED_AT, str(folder / "killed"), str(folder / "broken")),
+        (config, folder / "killed", 0),
+        (sharded, folder / "sharded", 0),
+        (sharded, f"{store}/killed", KILLED_AT),
     )
     codes, lines = ended(killed)
     assert all(code < 0 for code in codes), lines  # JAX ends one that notices the other's death first
-    shutil.copytree(folder / "killed", folder / "broken")
     objects.Objects(store).system.copy(f"{store}/killed", f"{store}/broken", recursive=True)
-    again = started(
-        folder / "again",
-        (config, folder / "killed", 0, ""),
-        (sharded, folder / "sharded", 0, ""),
-        (sharded, f"{store}/killed", 0, ""),
-    )
+    again = started(folder / "again", (sharded, f"{store}/killed", 0))  # compiles one training, not two
     codes, lines = ended(again)
     assert codes == [0, 0], lines
     return folder, config, lines
@@ -213,12 +210,14 @@ def test_one_process_goes_on_where_two_were_killed(runs, tmp_path):
 
 
 def test_sharded_state_trains_to_the_same_parameters(runs, alone, tmp_path):
-    """Also what it left is read by one process that doesn't shard."""
+    """Also what it left is read by one process that doesn't shard, which takes its last steps anew."""
     folder, config, _ = runs
     assert largest_difference(params(folder / "sharded" / "model"), params(alone)) < 5e-4
     shutil.copytree(folder / "sharded", tmp_path / "run")
-    longer = loop.train(override(config, ["train.steps=9"]), tmp_path / "run")
-    assert load.load_trained(longer)[3]["steps"] == 9
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "8")
+    again = loop.train(config, tmp_path / "run")
+    assert files.read_json(tmp_path / "run" / "manifest.json")["resumed_from"] == 4
+    assert largest_difference(params(again), params(alone)) < 5e-4
 
 
 def test_a_run_in_a_bucket_killed_in_both_processes_resumes_to_the_same_numbers(runs, store):
