@@ -49,9 +49,13 @@ def random_params(config: UNetConfig, seed: int = 0) -> dict:
     return jax.tree_util.tree_map_with_path(draw, shapes(config)[0])
 
 
-def fresh_state(config: ExperimentConfig) -> step.TrainState:
-    """The state before the first step, with random parameters: to draw them as training does is compiled."""
-    params = random_params(config.unet)
+def fresh_state(config: ExperimentConfig, params: dict | None = None) -> step.TrainState:
+    """The state before the first step, with random parameters: to draw them as training does is compiled.
+
+    Args:
+      params: of another network.
+    """
+    params = random_params(config.unet) if params is None else params
     moments = jax.eval_shape(step.make_optimizer(config.train).init, params)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), moments)  # with which Adam begins
     return step.TrainState(np.int32(0), params, params, zeros)

@@ -54,34 +54,33 @@ def setting(small):
 
 
 def dense(config, params, intervention, x, t, *, condition, mode):
-    """A network of two products, which compiles in a tenth of the time; `width` units see whole images."""
+    """A network that compiles at once, for what doesn't depend on the network: a product, in and out again."""
     seen = jnp.tanh(x.reshape(len(x), -1) @ params["into"] + 0.02 * t[:, None])
     return (seen @ params["out"]).reshape(x.shape)
 
 
 @pytest.fixture
 def of_dense(small, setting, monkeypatch):
-    """`small` and a setting in which the network is `dense`: for what does not depend on the network."""
+    """Of `dense`: a state, what is fixed, and a batch."""
     monkeypatch.setattr(step, "apply_unet", dense)
-    rng = np.random.default_rng(2)
+    rng, (_, fixed, batch) = np.random.default_rng(2), setting
     into, out = (rng.normal(0, 0.1, shape).astype(np.float32) for shape in ((192, 64), (64, 192)))
-    config, (_, fixed, batch) = override(small, ["train.clip_norm=1e6"]), setting
-    return config, (step.state_of({"into": into, "out": out}, config), fixed, batch)
+    return fresh_state(small, {"into": into, "out": out}), fixed, batch
 
 
 @functools.cache
-def update(config, mesh):
+def update(config, mesh, network):
     return jax.jit(functools.partial(step.train_step, config, mesh))
 
 
 def stepped(config, setting, mesh=ONE):
     state, fixed, batch = setting
-    return update(config, mesh)(fixed, SEED, state, batch)
+    return update(config, mesh, step.apply_unet)(fixed, SEED, state, batch)
 
 
-def test_accumulated_micro_batches_make_the_same_step(small, setting):
-    one, metrics_one = stepped(small, setting)
-    two, metrics_two = stepped(override(small, ["train.accumulate=2"]), setting)
+def test_accumulated_micro_batches_make_the_same_step(small, of_dense):
+    one, metrics_one = stepped(small, of_dense)
+    two, metrics_two = stepped(override(small, ["train.accumulate=2"]), of_dense)
     np.testing.assert_allclose(metrics_one.loss, metrics_two.loss, rtol=1e-5)
     np.testing.assert_allclose(metrics_one.grad_norm, metrics_two.grad_norm, rtol=1e-4)
     moments = [optax.tree.get(state.opt_state, "mu") for state in (one, two)]  # Adam's update divides by |g|
@@ -167,12 +166,12 @@ def test_trainings_of_other_seeds_and_images_share_their_programs(small, setting
     assert not np.array_equal(*(state.params["conv_in"]["conv"]["kernel"] for state in states))
 
 
-def test_two_devices_train_as_one_does(small, setting):
-    state, fixed, batch = setting
+def test_two_devices_train_as_one_does(small, of_dense):
+    state, fixed, batch = of_dense
     placement = data_parallel(small.train)
     assert len(placement.batch.device_set) == 2
     spread = jax.device_put(batch, placement.batch)
-    one, metrics_one = stepped(small, setting)
+    one, metrics_one = stepped(small, of_dense)
     placed = jax.device_put(state, placement.everywhere), fixed, spread
     two, metrics_two = stepped(small, placed, placement.mesh)
     np.testing.assert_allclose(metrics_one.loss, metrics_two.loss, rtol=1e-5)
@@ -180,14 +179,11 @@ def test_two_devices_train_as_one_does(small, setting):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *moments)
 
 
-def test_sharded_parameters_make_the_same_step_and_take_half_the_room(small):
+def test_sharded_parameters_make_the_same_step_and_take_half_the_room(small, of_dense):
     """Of two devices, each holds half of every large kernel, of its moments and of its EMA."""
-    wide = override(small, ["unet.widths=32", "unet.norm_groups=8"])
-    sharded = override(wide, ["train.fsdp=True"])
-    batch = np.random.default_rng(1).integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
-    state, fixed = fresh_state(wide), step.fixed_parts(wide)
+    state, fixed, batch = of_dense
     states, losses, sizes = [], [], []
-    for config in (wide, sharded):
+    for config in (small, override(small, ["train.fsdp=True"])):
         placement = data_parallel(config.train)
         shardings = placement.of_state(state)
         placed = jax.device_put(state, shardings), jax.device_put(batch, placement.batch)
@@ -236,7 +232,7 @@ def test_a_card_too_small_for_a_step_is_named_with_the_way_out(small, tmp_path, 
     with pytest.raises(
         MechdiffError, match=r"too small; raise train\.accumulate \(now 1\), lower train\.batch"
     ):
-        loop.Trainer(small, tmp_path).run()
+        loop.Trainer(override(small, ["data.name=gaussian"]), tmp_path).run()
 
 
 @pytest.mark.parametrize(("count", "kind"), [(1, jax.errors.JaxRuntimeError), (2, MechdiffError)])
@@ -264,6 +260,16 @@ def test_the_export_holds_config_losses_and_memorization(tiny, trained):
     assert set(record["memorization"]) == {"samples_nearest", "held_out_nearest", "ratio", "copies"}
     assert [line["step"] for line in record["log"] if line["kind"] == "eval"] == [10, 20]
     assert (trained[0] / "samples.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def like(monkeypatch):
+    """Runs take the programs of a config that have been compiled, whatever their own settings."""
+
+    def take(config):
+        monkeypatch.setattr(loop, "programs", lambda _: programs.programs(config))
+
+    return take
 
 
 @pytest.fixture
@@ -344,8 +350,9 @@ def test_nan_stops_the_run_and_names_the_newest_checkpoint(tiny, tmp_path, monke
     assert checkpoint.TrainCheckpoints(tmp_path / "checkpoints").latest_step() == 10
 
 
-def test_another_config_does_not_continue_a_run(tiny, trained, monkeypatch):
+def test_another_config_does_not_continue_a_run(tiny, trained, like, monkeypatch):
     """But images whose digests are in the checkpoint may lie elsewhere; early checkpoints have none."""
+    like(tiny)
     with pytest.raises(CheckpointError, match=r"train.learning_rate is 0.001 there and 0.01 here"):
         loop.train(override(tiny, ["train.learning_rate=0.01"]), trained[1])
     saved = checkpoint.TrainCheckpoints(trained[1] / "checkpoints")
@@ -362,7 +369,8 @@ IDLE = ("diffusion.beta_start=0.001", "diffusion.min_snr_gamma=3", "train.label_
 
 
 @pytest.mark.parametrize("setting", IDLE)
-def test_settings_without_effect_are_refused_in_a_new_run(small, setting, tmp_path):
+def test_settings_without_effect_are_refused_in_a_new_run(small, setting, like, tmp_path):
+    like(small)
     with pytest.raises(ConfigError, match=rf"^{setting.partition('=')[0]}=\S+ has no effect beside "):
         loop.train(override(small, [setting]), tmp_path)
     used = ("diffusion.schedule=linear", "diffusion.weighting=min_snr", "unet.classes=2")
@@ -376,7 +384,8 @@ def test_settings_without_effect_do_not_end_a_run_that_has_begun(tiny, trained, 
 
 
 @pytest.mark.usefixtures("unsampled")
-def test_more_steps_continue_a_finished_run(tiny, trained, tmp_path, caplog):
+def test_more_steps_continue_a_finished_run(tiny, trained, tmp_path, like, caplog):
+    like(tiny)  # with its learning rate
     shutil.copytree(trained[1], tmp_path / "run")
     longer = loop.train(override(tiny, ["train.steps=21"]), tmp_path / "run")
     assert load.load_trained(longer)[3]["steps"] == 21
@@ -384,7 +393,8 @@ def test_more_steps_continue_a_finished_run(tiny, trained, tmp_path, caplog):
     assert run_log.read_log(tmp_path / "run" / "log.jsonl")[-1]["step"] == 21
 
 
-def test_a_run_goes_on_neither_backwards_nor_on_other_images(tiny, trained, monkeypatch, caplog):
+def test_a_run_goes_on_neither_backwards_nor_on_other_images(tiny, trained, like, monkeypatch, caplog):
+    like(tiny)
     with pytest.raises(ConfigError, match=r"20 steps are done in .*, train.steps=10 is fewer; raise it"):
         loop.train(override(tiny, ["train.steps=10"]), trained[1])
     read = loop.load_run_data
