@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 from reference import user_network
+from reference.results import unrendered
 
 from experiments import _launch, _opening
 from mechdiff import report
@@ -28,7 +29,8 @@ def config(tiny):
     return override(dataclasses.replace(tiny, name="functions"), FEW)
 
 
-def test_a_function_is_swept_and_reported_in_order_of_execution(config, tmp_path):
+def test_a_function_is_swept_and_reported_in_order_of_execution(config, tmp_path, monkeypatch):
+    unrendered(monkeypatch)
     choose = choosing.ImageChoice(config, None, tmp_path / "cache")
     for function in ("with_classes", "denoiser"):
         model = f"reference.user_network:{function}"

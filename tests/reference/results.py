@@ -1,5 +1,8 @@
 """Saved results of a model that was never trained: random numbers in the layout of `examine.examine`."""
 
+from types import SimpleNamespace
+
+import matplotlib
 import numpy as np
 import xarray as xr
 
@@ -7,11 +10,28 @@ from mechdiff.core.config import override, to_dict
 from mechdiff.core.presets import preset
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.unet import components
+from mechdiff.report import model_figures, style
 from mechdiff.storage import files, image_grid, labelled
 from mechdiff.study.network_results import STATISTICS
 
 T = np.array([2, 20, 45], np.int32)
 IMAGES = 5
+
+
+def unrendered(patch) -> None:
+    """Figures of single networks are made, but not written, which takes most of the time of a report: for
+    pages that are looked at for something else.
+
+    Args:
+      patch: pytest's `MonkeyPatch`.
+    """
+
+    def page_figure(folder, name, alt, draw):
+        with matplotlib.rc_context(style.settings(style.LIGHT)):
+            draw(style.LIGHT)
+        return style.PageFigure(name, f'<svg role="img" aria-label="{alt}"></svg>', 1, 1, alt)
+
+    patch.setattr(model_figures, "style", SimpleNamespace(page_figure=page_figure))
 
 
 def fabricate(folder, name: str, inputs: str, seed: int, *changes: str) -> None:

@@ -18,7 +18,7 @@ import pytest
 import xarray as xr
 from absl.testing import flagsaver
 from PIL import Image
-from reference.results import IMAGES, T, fabricate
+from reference.results import IMAGES, T, fabricate, unrendered
 
 from experiments import _launch
 from experiments import report as launcher
@@ -398,7 +398,9 @@ def many(tmp_path_factory):
     check = {"name": "max-T", "promise": "uniform", "nominal": None, "found": 0.05, "low": 0.03, "high": 0.07}
     checks = [{**check, "p": 0.4, "n": 900, "holds": True}]
     files.write_json(where / "calibration.json", {"checks": checks, "manifest": manifest})
-    return report.build(where).read_text("utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        unrendered(patch)
+        return report.build(where).read_text("utf-8")
 
 
 def test_many_networks_are_shown_together_and_one_of_each_data_set_in_detail(many):
@@ -449,7 +451,8 @@ def test_proofs_that_are_something_else_are_named(tmp_path, name, content):
         getattr(trust, name)(tmp_path)
 
 
-def test_networks_of_unlike_components_or_unknown_pictures_have_a_page_too(tmp_path):
+def test_networks_of_unlike_components_or_unknown_pictures_have_a_page_too(tmp_path, monkeypatch):
+    unrendered(monkeypatch)
     fabricate(tmp_path, "held-a", "held-out images", 1, "data.name=unknown", "data.path=x")
     files.write_json(tmp_path / "manifest.json", {"config": {}})
     first = report.build(tmp_path).read_text("utf-8")

@@ -4,7 +4,7 @@ import shutil
 
 import pandas as pd
 import pytest
-from reference.results import IMAGES, fabricate
+from reference.results import IMAGES, fabricate, unrendered
 
 from mechdiff import report
 from mechdiff.core.config import override, to_dict
@@ -49,7 +49,8 @@ def examinations(made, tmp_path):
     return shutil.copytree(made, tmp_path / "examined")
 
 
-def test_verdicts_and_report_come_from_the_collected_files_alone(examinations, tmp_path):
+def test_verdicts_and_report_come_from_the_collected_files_alone(examinations, tmp_path, monkeypatch):
+    unrendered(monkeypatch)
     folder, names = tmp_path / "study", ["held-celeba-0", "held-synthetic-0"]
     assert collecting.collect([examinations / "a", examinations / "c"], folder) == names
     shutil.rmtree(examinations)

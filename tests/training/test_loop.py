@@ -54,7 +54,7 @@ def setting(small):
 
 
 def dense(config, params, intervention, x, t, *, condition, mode):
-    """A network that compiles at once, for what doesn't depend on the network: a product, in and out again."""
+    """A network that compiles at once, for what doesn't depend on the network: two products."""
     seen = jnp.tanh(x.reshape(len(x), -1) @ params["into"] + 0.02 * t[:, None])
     return (seen @ params["out"]).reshape(x.shape)
 
