@@ -15,10 +15,10 @@ from mechdiff.storage import exported
 
 TOURS = Path(__file__).parents[2] / "experiments" / "tours"
 UNET = dataclasses.replace(SMALL, image_size=16)  # the side of the faces that the tours draw
-FEWER = {
+FEWER = {  # as many pairs as images of both halves: one program draws the faces of either
     "ten_minutes": {"samples": 2, "steps": 8, "images": 4, "timesteps": 2},
     "your_model_and_images": {"images": 2, "timesteps": 2, "components": r"mid\.block0.*", "side": 32},
-    "find_prove_steer": {"images": 4, "timesteps": 2, "pairs": 4, "samples": 2, "steps": 2, "shuffles": 2},
+    "find_prove_steer": {"images": 4, "timesteps": 2, "pairs": 8, "samples": 2, "steps": 2, "shuffles": 2},
 }
 
 

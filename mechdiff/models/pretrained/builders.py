@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 from mechdiff.core.config import DiffusionConfig, UNetConfig
 from mechdiff.core.errors import CheckpointError, unknown
 from mechdiff.core.types import PyTree
@@ -12,7 +10,7 @@ from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.pretrained import consistency, edm, lucidrains
 from mechdiff.models.pretrained.imported import Imported, ImportedFunction
 from mechdiff.models.traced import TracedDenoiser
-from mechdiff.models.unet import init_unet
+from mechdiff.models.unet import identity_intervention
 
 BUILDERS = {layout.WHAT: layout.build for layout in (lucidrains, edm, consistency)}
 
@@ -37,7 +35,7 @@ def denoiser_of(imported: Imported | ImportedFunction, name: str) -> Denoiser | 
     """An imported network as a denoiser."""
     if isinstance(imported, ImportedFunction):
         return build(imported.layout, imported.options, imported.params, imported.diffusion, name=name)
-    identity = jax.jit(lambda key: init_unet(key, imported.unet)[1])(jax.random.key(0))
+    identity = identity_intervention(imported.unet)
     return Denoiser(name, imported.unet, imported.schedule, imported.params, identity)
 
 

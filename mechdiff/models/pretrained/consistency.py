@@ -11,7 +11,6 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from mechdiff.core.config import MOST_STEPS, DiffusionConfig, UNetConfig, from_dict, to_dict
@@ -41,7 +40,7 @@ from mechdiff.models.pretrained.options import (
 from mechdiff.models.stage_modules import enter, run_stage
 from mechdiff.models.stages import stages
 from mechdiff.models.traced import TracedDenoiser, wrap
-from mechdiff.models.unet import init_unet
+from mechdiff.models.unet import init_shapes
 
 WHAT = "consistency"
 STATED = ("weights", "null_class")
@@ -218,7 +217,7 @@ def _notes(imported: Imported, kind: str, get: Options, assumed: tuple[str, ...]
 @functools.cache
 def _identity(unet: UNetConfig) -> Intervention:
     """The intervention that changes nothing, in NumPy: where gates only name values, none of it is used."""
-    shapes = jax.eval_shape(functools.partial(init_unet, config=unet), jax.random.key(0))[1]
+    shapes = init_shapes(unet)[1]
 
     def filled(leaves: Mapping[str, Any], value: float) -> dict[str, np.ndarray]:
         return {site: np.full(leaf.shape, value, np.float32) for site, leaf in leaves.items()}
