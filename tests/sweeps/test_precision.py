@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reference.networks import identity_of, random_params
 
 from mechdiff.circuits import audits, screen_tables, screening
 from mechdiff.core import devices
@@ -17,7 +18,6 @@ from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models import convolution
 from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.unet import init_unet
 from mechdiff.storage import labelled
 from mechdiff.sweeps import precision, sampling, stopping
 from mechdiff.sweeps.ablation import ablation_sweep
@@ -94,10 +94,7 @@ def denoiser(tiny):
         image_size=8, widths=(8,), heads=(1,), norm_groups=4, mid_attention=False,
         down_attention=(False,), up_attention=(False,),
     )  # fmt: skip
-    params, identity = jax.jit(init_unet, static_argnums=1)(jax.random.key(0), unet)
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda p: np.float32(p + 0.1 * rng.normal(size=p.shape)), params)
-    return Denoiser("random", unet, make_schedule(tiny.diffusion), params, identity)
+    return Denoiser("random", unet, make_schedule(tiny.diffusion), random_params(unet), identity_of(unet))
 
 
 def test_a_sweep_measures_the_error_of_its_precision(denoiser, tmp_path, caplog):
