@@ -30,7 +30,8 @@ UNET = UNetConfig(  # the least network with what is shared: each of many proces
 def model(tiny, tmp_path_factory):
     """Folder of a network that was never trained."""
     folder = tmp_path_factory.mktemp("untrained") / "model"
-    config = to_dict(dataclasses.replace(tiny, unet=UNET))
+    drawn = dataclasses.replace(tiny.data, name="gaussian")  # no program is compiled to draw it
+    config = to_dict(dataclasses.replace(tiny, unet=UNET, data=drawn))
     return exported.export_model(folder, random_params(UNET), config, {}, extras={"samples.png": b""})
 
 
