@@ -6,17 +6,20 @@ import numpy as np
 import pandas as pd
 import pytest
 from reference.launching import launch
+from reference.results import unrendered
 
 from mechdiff.api.course import compare_steps
 from mechdiff.core.errors import CheckpointError
+from mechdiff.report import changes
 
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (12, 8, 8, 3)).astype(np.float32)
 SMALL = ("--preset=tiny", "--set=sweep.images=6", "--set=sweep.timesteps=2", "--set=sweep.ablations=zero")
 
 
 @pytest.fixture
-def launched(tmp_path, capsys):
+def launched(tmp_path, capsys, monkeypatch):
     """`launched(*flags)`: exit code and what was printed."""
+    unrendered(monkeypatch, changes)  # of such pages, `test_changes` has the figures
     np.save(tmp_path / "images.npy", IMAGES)
     shown = (f"--images={tmp_path / 'images.npy'}", f"--workdir={tmp_path / 'out'}")
     return lambda *options: (launch("compare", *SMALL, *shown, *options), capsys.readouterr())

@@ -18,12 +18,13 @@ T = np.array([2, 20, 45], np.int32)
 IMAGES = 5
 
 
-def unrendered(patch) -> None:
-    """Figures of single networks are made, but not written, which takes most of the time of a report: for
-    pages that are looked at for something else.
+def unrendered(patch, *modules) -> None:
+    """Figures that modules of the report draw are made, but not written, which takes most of the time of a
+    page: for pages that are looked at for something else.
 
     Args:
       patch: pytest's `MonkeyPatch`.
+      modules: with `style` among their names; none: `model_figures`, which has those of single networks.
     """
 
     def page_figure(folder, name, alt, draw):
@@ -31,7 +32,8 @@ def unrendered(patch) -> None:
             draw(style.LIGHT)
         return style.PageFigure(name, f'<svg role="img" aria-label="{alt}"></svg>', 1, 1, alt)
 
-    patch.setattr(model_figures, "style", SimpleNamespace(page_figure=page_figure))
+    for module in modules or (model_figures,):
+        patch.setattr(module, "style", SimpleNamespace(**{**vars(style), "page_figure": page_figure}))
 
 
 def fabricate(folder, name: str, inputs: str, seed: int, *changes: str) -> None:
