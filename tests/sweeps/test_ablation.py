@@ -111,10 +111,10 @@ def test_numbers_do_not_move_with_chunk_or_block(denoiser, images, levels, means
 
 
 def test_an_image_does_not_move_with_the_others(denoiser, images, levels, means, swept, tmp_path):
-    among = EvalSet(np.concatenate([images[:3], images[3:] / 2]), levels, KEY)
-    others = ablation_sweep(denoiser, among, tmp_path, config=CONFIG, replacements=means)
-    np.testing.assert_allclose(others.loss[..., :3], swept[0].loss[..., :3], rtol=2e-5)
-    assert (others.loss[..., 3:] != swept[0].loss[..., 3:]).all()
+    few = ablation_sweep(
+        denoiser, EvalSet(images[:3], levels, KEY), tmp_path, config=CONFIG, replacements=means
+    )
+    np.testing.assert_allclose(few.loss, swept[0].loss[..., :3], rtol=2e-5)
 
 
 def test_a_killed_sweep_resumes_to_the_same_numbers_and_repeats_nothing(
