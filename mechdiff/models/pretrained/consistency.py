@@ -40,7 +40,7 @@ from mechdiff.models.pretrained.options import (
 from mechdiff.models.stage_modules import enter, run_stage
 from mechdiff.models.stages import stages
 from mechdiff.models.traced import TracedDenoiser, wrap
-from mechdiff.models.unet import init_shapes
+from mechdiff.models.unet import init_shapes, init_unet
 
 WHAT = "consistency"
 STATED = ("weights", "null_class")
