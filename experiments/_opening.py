@@ -25,13 +25,8 @@ from mechdiff.study.condition_sources import ConditionSources
 
 from . import _flags
 
-FOLLOWED = (
-    "images",
-    "timesteps",
-    "image_block",
-    "nested",
-    "precision",
-)  # of sweeps: by `opened`, or the block
+# Settings of sweeps that launchers of one network follow: for the set that is examined, its blocks, precision.
+FOLLOWED = ("images", "timesteps", "image_block", "nested", "precision")
 
 
 class Opened(NamedTuple):

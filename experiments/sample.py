@@ -56,12 +56,7 @@ def main(config, workdir):
         except ValueError:
             raise ConfigError(f"--window={','.join(WINDOW.value)} is not LOW,HIGH") from None
         identity = build.windowed(identity, low, high)
-        visited = drawing.sampled_timesteps(denoiser, STEPS.value)
-        if not ((low <= visited) & (visited < high)).any():
-            raise ConfigError(
-                f"--window={low},{high} holds none of the {len(visited)} timesteps that are visited, "
-                f"{visited[0]} to {visited[-1]}: the ablation would not act; widen it, or give more --steps"
-            )
+        drawing.check_acts(identity.window, drawing.sampled_timesteps(denoiser, STEPS.value))
     denoiser = dataclasses.replace(denoiser, identity=identity)
     key = keys.stream(jax.random.key(config.seed), "own samples")
     labels = None if LABEL.value is None else np.full(COUNT.value, LABEL.value, np.int32)

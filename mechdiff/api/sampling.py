@@ -20,7 +20,12 @@ from mechdiff.interventions.record import Intervention
 from mechdiff.models import conditions
 from mechdiff.models.denoiser import Examinable
 from mechdiff.storage.run_log import progress
-from mechdiff.sweeps.execution.drawing import sample_clip, sample_condition, sampled_timesteps
+from mechdiff.sweeps.execution.drawing import (
+    check_acts,
+    sample_clip,
+    sample_condition,
+    sampled_timesteps,
+)
 
 BLOCK = 16  # images of one program
 OF_ROWS = PartitionSpec(None, "images")  # replacements: timesteps, images, ...
@@ -47,11 +52,12 @@ def sample(
       condition: leaves `(n, ...)`; None: of a network with classes, all of them in turn.
 
     Raises:
-      ConfigError: `n` or `steps` below 1, more steps than T, fewer source images than `n`, or a condition
-        that the network does not take or of another number of images.
+      ConfigError: `n` or `steps` below 1, more steps than T, a window that holds none of them, fewer source
+        images than `n`, or a condition that the network does not take or of another number of images.
     """
     n, seed = ranges.whole("n", n, 1), ranges.seed(seed)
     timesteps = sampled_timesteps(denoiser, None if steps is None else ranges.whole("steps", steps, 1))[::-1]
+    check_acts(intervention.window, timesteps)
     condition = sample_condition(denoiser, n) if condition is None else condition
     condition = conditions.of_rows(denoiser.network, condition, n)  # before tracing, where labels have values
     shared, of_images = replacements_of(denoiser, intervention, sources or {}, timesteps, n)

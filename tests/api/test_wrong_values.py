@@ -38,6 +38,9 @@ WRONG = {  # what the message says -> what is called, of a model and images
     ),
     "expected finite numbers": lambda model, images: model.add(RES, np.array([np.nan])),
     "low=0.5": lambda model, images: model.during(0.5, 300),
+    "are visited, .*: the intervention would not act": lambda model, images: (
+        model.ablate(HEAD).during(1, 2).sample(2, steps=3)
+    ),
     "holds no timestep": lambda model, images: model.during(5000, 6000),
     r"the array is masked; .*images.filled\(0\)": lambda model, images: model.sweep(
         np.ma.masked_less(images, 9), n=2

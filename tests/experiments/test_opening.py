@@ -49,7 +49,7 @@ def test_fields_of_preprocessing_that_the_command_line_names_hold_also_where_the
         (("phases", "--set=sweep.timesteps=5000"), "5000 timesteps wanted of a schedule with 100; choose 1"),
         (
             ("sample", "--ablate=large.mlp", "--steps=3", "--window=1,20"),
-            "--window=1,20 holds none of the 3 timesteps that are visited, 32 to 99: the ablation would not",
+            "window [1, 20) holds none of the 3 timesteps that are visited, 32 to 99: the intervention",
         ),
     ],
 )

@@ -12,7 +12,7 @@ from mechdiff.core.batches import batches
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.errors import ConfigError
-from mechdiff.core.types import Images, PRNGKey, PyTree
+from mechdiff.core.types import AnyArray, Images, PRNGKey, PyTree
 from mechdiff.diffusion.samplers import Sampler, guided, sample
 from mechdiff.diffusion.schedules import SAMPLE_STEPS, ddim_timesteps
 from mechdiff.models import conditions
@@ -75,6 +75,24 @@ def sampled_timesteps(denoiser: Examinable, steps: int | None = None) -> Int[np.
     """
     last = denoiser.schedule.steps
     return ddim_timesteps(last, min(SAMPLE_STEPS, last) if steps is None else steps)
+
+
+def check_acts(window: Int[AnyArray, " ends"], visited: Int[np.ndarray, " steps"]) -> None:
+    """Refuses an intervention whose window holds none of the timesteps that are visited.
+
+    Example:
+      >>> check_acts(np.array([0, 300]), np.arange(0, 1000, 20))
+
+    Raises:
+      ConfigError: it would not act; with the timesteps that are visited.
+    """
+    low, high = (int(end) for end in window)
+    if not ((low <= visited) & (visited < high)).any():
+        raise ConfigError(
+            f"window [{low}, {high}) holds none of the {len(visited)} timesteps that are visited, "
+            f"{visited.min()} to {visited.max()}: the intervention would not act; widen it, or take more "
+            "steps"
+        )
 
 
 def _drawn(
