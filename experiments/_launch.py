@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from logging import CRITICAL, getLogger
 from pathlib import Path
 
@@ -25,9 +25,7 @@ from mechdiff.storage import bucket, exchange, files
 from . import _flags
 
 FLAGS = flags.FLAGS
-LESS_MEMORY = (
-    "lower sweep.image_block or sweep.chunk, let no other process use the card, or take a larger one"
-)
+BLOCKS = ("sweep.image_block", "sweep.chunk")  # what is computed at once, where a launcher follows them
 LONGEST = 1500  # characters of an error's line
 UNBEGUN = "coroutine '.*' was never awaited"  # Orbax's, of a checkpoint that is given up
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
@@ -65,7 +63,7 @@ def launch(main: Main, argv: list[str]) -> int:
         _flags.check_settings(sys.modules[main.__module__], argv[0])
         config = override(presets.preset(FLAGS.preset), FLAGS.set)
         _join(getattr(sys.modules[main.__module__], "joins", False))
-        with devices.enough_memory(LESS_MEMORY):
+        with devices.enough_memory(_less_memory(getattr(sys.modules[main.__module__], "idle", {}))):
             _work(main, config, argv)
     except KeyboardInterrupt as stop:
         number = stop.args[0] if stop.args else signal.SIGINT
@@ -110,6 +108,12 @@ def _work_in(workdir: Path, shown: str, main: Main, config: ExperimentConfig, ar
             output.print_json(
                 command=command, workdir=workdir, seconds=seconds, result=result, written=written
             )
+
+
+def _less_memory(idle: Container[str]) -> str:
+    """The way out where a device's memory is too small, by the settings that a launcher follows."""
+    lower = [f"lower {name}" for name in BLOCKS if name not in idle]
+    return ", ".join([*lower, "let no other process use the card", "or take a larger one"])
 
 
 def _last_line(line: str) -> None:

@@ -25,8 +25,9 @@ from mechdiff.study.condition_sources import ConditionSources
 
 from . import _flags
 
-# Settings of sweeps that launchers of one network follow: for the set that is examined, its blocks, precision.
-FOLLOWED = ("images", "timesteps", "image_block", "nested", "precision")
+# Settings of sweeps that launchers of one network follow: for the set that is examined, which is drawn or
+# read together with the reference images, for its blocks and precision.
+FOLLOWED = ("images", "reference_images", "timesteps", "image_block", "nested", "precision")
 
 
 class Opened(NamedTuple):

@@ -16,6 +16,7 @@ from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.errors import NumericsError
 from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.samplers import Sampler, initial_noise, keys_of_steps, one_step
+from mechdiff.interventions.describe import describe
 from mechdiff.interventions.record import Intervention
 from mechdiff.models import conditions
 from mechdiff.models.denoiser import Examinable
@@ -52,12 +53,14 @@ def sample(
       condition: leaves `(n, ...)`; None: of a network with classes, all of them in turn.
 
     Raises:
-      ConfigError: `n` or `steps` below 1, more steps than T, a window that holds none of them, fewer source
-        images than `n`, or a condition that the network does not take or of another number of images.
+      ConfigError: `n` or `steps` below 1, more steps than T, an intervention whose window holds none of
+        them, fewer source images than `n`, or a condition that the network does not take or of another number
+        of images.
     """
     n, seed = ranges.whole("n", n, 1), ranges.seed(seed)
     timesteps = sampled_timesteps(denoiser, None if steps is None else ranges.whole("steps", steps, 1))[::-1]
-    check_acts(intervention.window, timesteps)
+    if describe(intervention) != "identity":
+        check_acts(intervention.window, timesteps)
     condition = sample_condition(denoiser, n) if condition is None else condition
     condition = conditions.of_rows(denoiser.network, condition, n)  # before tracing, where labels have values
     shared, of_images = replacements_of(denoiser, intervention, sources or {}, timesteps, n)

@@ -8,5 +8,7 @@ from pathlib import PurePath
 
 from mechdiff.cli import interrupts
 
-if PurePath(sys.argv[0]).stem == "mechdiff":  # the console script is about to import all that it needs
+if [PurePath(word).stem for word in sys.argv[:1]] == [
+    "mechdiff"
+]:  # the console script is about to import all that it needs
     interrupts.end_silently()

@@ -12,6 +12,12 @@ import sys
 _FAILED: list[int] = []  # exit codes; the last one counts
 
 
+def run_as_module_of(package: str) -> bool:
+    """Whether Python is about to run a module of this package (`python -m PACKAGE.NAME`)."""
+    words = sys.orig_argv
+    return sys.argv[:1] == ["-m"] and words[words.index("-m") + 1].split(".")[0] == package
+
+
 def end_silently() -> None:
     """Until `raise_again` an interruption ends this process at once, as it does most programs (the shell says
     130): nothing has begun that would be lost, and Python would show a long traceback. Left alone where

@@ -8,6 +8,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 
@@ -198,13 +199,16 @@ def _check_labels_of_function(condition: Any, takes: Takes) -> None:
         return
     if condition.ndim == 1:
         _check_range(condition, takes)
-    elif np.issubdtype(condition.dtype, np.integer):
-        raise ConfigError(f"labels of shape {condition.shape}: expected (rows,): one for each image")
+    elif jnp.issubdtype(condition.dtype, jnp.integer) and condition.shape[1:] != (takes.classes,):
+        raise ConfigError(
+            f"labels of shape {condition.shape}: expected (rows,), one for each image; or vectors of "
+            f"{takes.classes} classes"
+        )
 
 
 def _check_range(label: Any, takes: Takes) -> None:
     label = label if isinstance(label, jax.Array) else np.asarray(label)
-    if not np.issubdtype(label.dtype, np.integer):
+    if not jnp.issubdtype(label.dtype, jnp.integer):
         raise ConfigError(f"labels of type {label.dtype}: expected integers, one per row")
     if isinstance(label, jax.core.Tracer):
         return

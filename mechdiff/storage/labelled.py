@@ -100,8 +100,12 @@ def _variables(path: Path) -> zarr.Group:
 
 
 def put(path: Path, region: dict[str, tuple[slice, ...]], values: dict[str, np.ndarray]) -> None:
-    """Writes arrays into their regions, in the order of `values`: the last is the mark that all are there."""
-    with files.plain_errors(path):
+    """Writes arrays into their regions, in the order of `values`: the last is the mark that all are there.
+
+    Raises:
+      CheckpointError: a chunk that is overwritten in part was cut short.
+    """
+    with files.plain_errors(path), _whole(path, ValueError):
         for name, value in values.items():
             _variables(path)[name][region[name]] = value
 
@@ -168,10 +172,10 @@ def renamed(dataset: xr.Dataset) -> xr.Dataset:
 
 
 @contextlib.contextmanager
-def _whole(path: Path) -> Iterator[None]:
+def _whole(path: Path, of: type[Exception] = Exception) -> Iterator[None]:
     try:
         yield
-    except Exception as error:
+    except of as error:
         raise CheckpointError(
             f"{path} is damaged ({str(error)[:120]}); delete that folder and run again"
         ) from error

@@ -85,6 +85,10 @@ def test_values_of_a_wrong_type_or_range_are_refused_in_one_line(model, images, 
     assert "\n" not in str(raised.value)
 
 
+def test_a_window_of_nothing_may_hold_no_visited_timestep(model):
+    np.testing.assert_array_equal(model.during(1, 2).sample(1, steps=2), model.sample(1, steps=2))
+
+
 def test_an_empty_name_is_no_folder():
     with pytest.raises(CheckpointError, match="empty; shipped networks: "):
         load("")

@@ -125,10 +125,13 @@ def test_a_full_disk_under_stdout_is_an_error_in_one_line(capsys, monkeypatch):
     assert capsys.readouterr().err.startswith("error: stdout: the disk is full; free some space or choose")
 
 
+BY_MODULE = "sys.argv[0] = '-m'; sys.orig_argv[1:] = ['-m', {!r}]; import experiments"
+
+
 @pytest.mark.parametrize(
     "words",
     [
-        "sys.argv[0] = '-m'; import experiments",
+        BY_MODULE.format("experiments.sample"),
         "sys.argv[0] = '/bin/mechdiff'; import mechdiff.cli",
         "from mechdiff.cli import interrupts; interrupts.end_silently()",  # as `python -m mechdiff` does
     ],
@@ -141,6 +144,13 @@ def test_an_interruption_while_modules_are_imported_ends_in_silence(words):
         "signal.raise", "from mechdiff.cli import interrupts; interrupts.raise_again(); signal.raise"
     )
     done = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True, timeout=60)
+    assert done.stderr.endswith("KeyboardInterrupt\n")
+
+
+def test_interruptions_of_a_program_that_imports_launchers_are_its_own():
+    """Here a package `lab` whose `__init__` imports them, run by `python -m lab.run`."""
+    code = f"import signal, sys; {BY_MODULE.format('lab.run')}; signal.raise_signal(signal.SIGINT)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stderr.endswith("KeyboardInterrupt\n")
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import warnings
 
 import jaxtyping
 
@@ -14,18 +13,17 @@ def checked_once(function=None, *, typechecker):
 
     jaxtyping's own binds the arguments, checks them before the call, and checks them again with what is
     returned; here one call of the checked function does all that, and functions that say nothing of types are
-    left as they are. Classes, and functions whose shapes name arguments (`"{size}"`), go to jaxtyping's own.
+    left as they are. Classes, and functions whose shapes name arguments (`"{size}"`) or whose types are
+    named in another package (optax's), go to jaxtyping's own.
     """
     if function is None:
         return functools.partial(checked_once, typechecker=typechecker)
     hints = list(getattr(function, "__annotations__", {}).values())
-    if not inspect.isfunction(function) or "{" in str(hints):
+    if not inspect.isfunction(function) or any(word in str(hints) for word in ("{", "ForwardRef")):
         return jaxtyped(function, typechecker=typechecker)
     if not hints:
         return function
-    with warnings.catch_warnings():  # of hints that other packages wrote
-        warnings.simplefilter("ignore")
-        checked = typechecker(function)
+    checked = typechecker(function)
 
     @functools.wraps(function)
     def call(*args, **kwargs):

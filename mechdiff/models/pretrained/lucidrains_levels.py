@@ -125,21 +125,21 @@ def trained_with_variances(get: Options, buffers: Mapping, stated: Stated) -> tu
     whatever its objective, of which its buffer `loss_weight` and its config still tell.
 
     Raises:
-      ConfigError: a bare network whose objective is given nowhere; or an objective other than noise that is
-        not stated by `prediction`.
+      ConfigError: a bare network whose objective is given nowhere; an objective other than noise that is
+        not stated by `prediction`; or one that contradicts what is stated.
     """
     named = OBJECTIVES.get(get["objective"])
-    if stated.prediction is not None:
+    if named in (None, "epsilon"):
+        if stated.prediction is None and "betas" in buffers:
+            return "it predicts noise, as all networks with learned variances of this package do", "epsilon"
+        return objective(get, {}, stated)
+    if stated.prediction in ("epsilon", named):
         return "", stated.prediction
-    if named not in (None, "epsilon"):
-        raise ConfigError(
-            f"{WHAT} option objective={get['objective']} of a network with learned variances: the package's "
-            "LearnedGaussianDiffusion trains it to predict noise all the same; state --prediction=epsilon if "
-            f"that trained it, --prediction={named} if another program did"
-        )
-    if named is None and "betas" not in buffers:
-        return objective(get, buffers, stated)
-    return "it predicts noise, as all networks with learned variances of this package do", "epsilon"
+    raise ConfigError(
+        f"{WHAT} option objective={get['objective']} of a network with learned variances: the package's "
+        "LearnedGaussianDiffusion trains it to predict noise all the same; state --prediction=epsilon if "
+        f"that trained it, --prediction={named} if another program did"
+    )
 
 
 def by_loss_weight(buffers: Mapping) -> str | None:
