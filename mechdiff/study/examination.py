@@ -6,7 +6,7 @@ from pathlib import Path
 from mechdiff.core.config import ExperimentConfig, to_dict
 from mechdiff.models.load import model_folder
 from mechdiff.storage import manifest
-from mechdiff.study import examine, further_results, packing
+from mechdiff.study import circuit_results, examine, further_results, packing
 from mechdiff.study.eval_images import EvalImages
 
 
@@ -34,7 +34,12 @@ def examine_and_pack(
 
     Returns:
       The packed file, the last thing that is written.
+
+    Raises:
+      ConfigError: what circuits or pairs take is not there, before anything is computed; or as of
+        `examine.examine`.
     """
+    circuit_results.check(config)  # before hours of sweeping
     folder, path = workdir / "subjects" / name, packed_path(workdir, name)
     examined = examine.examine(
         name, model_folder(model), choose, config.sweep, config.seed, folder, studied=True
