@@ -77,7 +77,7 @@ def test_a_number_of_images_is_told_from_a_folder_of_them(launch, capsys):
         ("sample", "sweep.draws=3", "has no effect in sample: nothing there depends on it; leave it out"),
         (
             "sweep_scaling",
-            "sweep.reference_images=3",
+            "sweep.chunk=3",
             "has no effect in sweep_scaling: nothing there depends on it; leave it out",
         ),
         ("screen", "sweep.ablations=mean", "has no effect in screen: give --ablation=NAME"),
