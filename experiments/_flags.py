@@ -89,11 +89,11 @@ def parse(argv: list[str]) -> None:
             raise
         raise flags.Error(f"unknown flag --{error.flagname}; did you mean {meant}") from None
     except flags.IllegalFlagValueError as error:
-        given, boolean, _ = str(error).removeprefix("flag ").partition(": ('Non-boolean argument")
+        word, boolean, _ = str(error).removeprefix("flag ").partition(": ('Non-boolean argument")
         if not boolean:
             raise
-        name = given.partition("=")[0].removeprefix("--")
-        raise flags.Error(f"{given} is neither true nor false; write --{name} or --no{name}") from None
+        name = word.partition("=")[0].removeprefix("--")
+        raise flags.Error(f"{word} is neither true nor false; write --{name} or --no{name}") from None
     for name in FLAGS:
         if FLAGS[name].present and FLAGS[name].value == "":  # of a shell's variable that is not set, say
             raise flags.Error(f"--{name}= is empty; give a value, or leave it out")

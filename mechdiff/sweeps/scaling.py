@@ -34,8 +34,10 @@ def as_gates(values: Sequence[float]) -> Float32[np.ndarray, " gates"]:
     with np.errstate(over="ignore"):  # refused below, as infinite
         gates = np.asarray(values, np.float32)
     if gates.size == 0 or not np.isfinite(gates).all():
-        given = np.asarray(values, np.float64).tolist()
-        raise ConfigError(f"gates {given}: give one or more finite numbers of float32, such as {GATE_VALUES}")
+        written = np.asarray(values, np.float64).tolist()
+        raise ConfigError(
+            f"gates {written}: give one or more finite numbers of float32, such as {GATE_VALUES}"
+        )
     ranges.distinct("gates", gates.tolist())
     return gates
 

@@ -38,8 +38,8 @@ def study(tmp_path, monkeypatch, tiny):
 
 
 def test_reproduce_trains_no_network_that_it_could_not_examine(tmp_path):
-    asked = ("--preset=tiny", "--set=data.name=synthetic", "--set=sweep.timesteps=51")
-    assert launch("reproduce", *asked, f"--workdir={tmp_path}") == 2
+    settings = ("--preset=tiny", "--set=data.name=synthetic", "--set=sweep.timesteps=51")
+    assert launch("reproduce", *settings, f"--workdir={tmp_path}") == 2
     assert not (tmp_path / "models").exists()
 
 

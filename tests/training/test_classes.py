@@ -110,8 +110,8 @@ def drawn():
     into, out, classes = (rng.normal(0, 0.2, n).astype(np.float32) for n in ((192, 16), (16, 192), (3, 16)))
 
     def predict(x_t, t, condition):
-        seen = x_t.reshape(len(x_t), -1) @ into + jnp.sin(t)[:, None] + 5 * jnp.asarray(classes)[condition]
-        return (jnp.tanh(seen) @ out).reshape(x_t.shape)
+        hidden = x_t.reshape(len(x_t), -1) @ into + jnp.sin(t)[:, None] + 5 * jnp.asarray(classes)[condition]
+        return (jnp.tanh(hidden) @ out).reshape(x_t.shape)
 
     def run(denoise_fn):
         sampler = Sampler(schedule, timesteps=[5, 20, 45])

@@ -55,8 +55,8 @@ def setting(small):
 
 def dense(config, params, intervention, x, t, *, condition, mode):
     """A network that compiles at once, for what doesn't depend on the network: two products."""
-    seen = jnp.tanh(x.reshape(len(x), -1) @ params["into"] + 0.02 * t[:, None])
-    return (seen @ params["out"]).reshape(x.shape)
+    hidden = jnp.tanh(x.reshape(len(x), -1) @ params["into"] + 0.02 * t[:, None])
+    return (hidden @ params["out"]).reshape(x.shape)
 
 
 @pytest.fixture

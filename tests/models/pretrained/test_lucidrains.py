@@ -215,10 +215,10 @@ def test_with_learned_variances_noise_is_predicted_whatever_the_objective(config
     tables = {"betas": bar, "alphas_cumprod": bar, "loss_weight": bar} if buffers else {}
     assert by_loss_weight(tables) == ("v_prediction" if buffers else None)
     try:
-        found = trained_with_variances(get, tables, Stated(prediction=stated))[1]
+        answer = trained_with_variances(get, tables, Stated(prediction=stated))[1]
     except MechdiffError as error:
-        found = str(error)
-    assert expected in found and "\n" not in found
+        answer = str(error)
+    assert expected in answer and "\n" not in answer
 
 
 @pytest.mark.parametrize(
