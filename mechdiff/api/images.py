@@ -67,7 +67,8 @@ def eval_images(
     if isinstance(images, EvalImages):
         return images
     n = ranges.whole("n", n, 1, meaning="how many images")
-    config = SweepConfig(ablations=("zero",), images=n, reference_images=reference)
+    ablation = "mean" if reference else "zero"  # references that are wanted must be there
+    config = SweepConfig(ablations=(ablation,), images=n, reference_images=reference)
     trained = model.config
     given_images, condition = model.record.get(factories.WITH_IMAGES, (None, None))
     if images is None and given_images is not None:

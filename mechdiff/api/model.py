@@ -76,7 +76,8 @@ class Model:
         """Components replaced.
 
         Args:
-          what: a name, a regular expression that whole names match, or a list of names.
+          what: a name, a regular expression that whole names match, several of these, or a table with their
+            names, such as `components(type="head")`.
           with_: `zero`; or `mean`, over 16 images (or all, if there are fewer) at the same timestep and
             position.
           images: that the mean is over: a folder, file or array; None: see `images.eval_images`.

@@ -162,7 +162,7 @@ def sweep(
       n: images, each at every timestep; for other ablations than `zero` as many others are
         taken for replacements. None: 16, of images prepared by `eval_images` all.
       ablation: `zero`, `mean`, `resample`, `noise` or `optimal`.
-      components: names or a regular expression; None: all.
+      components: as `Model.ablate` takes them; None: all.
       timesteps: how many, evenly spread in log-SNR.
       seed: of the noise.
       folder: in which what was computed is kept and resumed; None: the user's cache.

@@ -2,17 +2,21 @@
 
 from collections.abc import Iterable
 
+import pandas as pd
+
 from mechdiff.core.errors import ConfigError, shorten
 from mechdiff.interventions.components import Component
 
-What = str | Component | Iterable[str | Component]  # a name, a regular expression, or a list of components
+# A name, a regular expression, several of them, or a table that has them in a column: `model.components()`,
+# `result.top()`.
+What = str | Component | Iterable[str | Component] | pd.DataFrame
 
 
 def listed(what: What) -> str | list[str | Component]:
     """`what` as `components.select` takes it.
 
     Raises:
-      ConfigError: neither a name nor a list of them, or an empty list.
+      ConfigError: neither a name nor several of them, or none; a table without them.
 
     Example:
       >>> listed(("mid.attn0.head0", "mid.attn0.head1"))
@@ -22,6 +26,11 @@ def listed(what: What) -> str | list[str | Component]:
         return what
     if isinstance(what, Component):
         return [what]
+    if isinstance(what, pd.DataFrame):
+        columns = [column for column in ("name", "component") if column in what]
+        if not columns:
+            raise ConfigError(f"a table of {', '.join(map(str, what))}: components need a column 'name'")
+        what = what[columns[0]]
     chosen = list(what) if isinstance(what, Iterable) else []
     if not chosen:
         raise ConfigError(

@@ -98,7 +98,8 @@ class Sheet:
         return buffer.getvalue()
 
     def __repr__(self) -> str:
-        return f"Sheet({len(self.rows)} rows: {'; '.join(self.labels)[:200]})"
+        rows = "1 row" if len(self.rows) == 1 else f"{len(self.rows)} rows"
+        return f"Sheet({rows}: {'; '.join(self.labels)[:200]})"
 
     def save(self, path: str | Path) -> None:
         """Writes the sheet as PNG, whole or not at all; ConfigError for a name that ends otherwise."""
@@ -120,7 +121,7 @@ def show(*rows: Any, labels: Sequence[str] | None = None) -> Sheet:
 
     Example:
       >>> show(np.zeros((2, 8, 8, 3), np.float32), labels=["gray"])
-      Sheet(1 rows: gray)
+      Sheet(1 row: gray)
     """
     if not rows:
         raise ConfigError("nothing to show; give samples, such as md.show(model.sample(8))")

@@ -113,7 +113,8 @@ def select(identity: Intervention, what: ComponentSelection) -> dict[str, tuple[
     """The gates of the selected components.
 
     Args:
-      what: one regular expression that whole names match, or component names and `Component`s.
+      what: a component's name, a regular expression that whole names match, or several of these and
+        `Component`s.
 
     Returns:
       name -> (site, (start, stop)).
@@ -125,19 +126,14 @@ def select(identity: Intervention, what: ComponentSelection) -> dict[str, tuple[
         for site, gate in identity.gate.items()
         for name, index in units(site, gate.shape[-1]).items()
     }
-    if isinstance(what, str):
-        names = full_matches(what, known)
-        if not names:
-            raise ConfigError(_unknown(what, known, "{} selects all of them"))
-        return {name: known[name] for name in names}
     chosen = {}
-    for item in what:
+    for item in [what] if isinstance(what, str) else what:
         if isinstance(item, Component):
             chosen[item.name] = (item.site, item.index)
-        elif item in known:
-            chosen[item] = known[item]
+        elif names := [item] if item in known else full_matches(str(item), known):
+            chosen |= {name: known[name] for name in names}
         else:
-            raise ConfigError(_unknown(item, known, "name them, or give {} alone"))
+            raise ConfigError(_unknown(str(item), known))
     return chosen
 
 
@@ -149,13 +145,12 @@ def full_matches(pattern: str, names: Iterable[str]) -> list[str]:
         raise ConfigError(f"pattern {pattern!r} is not a regular expression: {error}") from None
 
 
-def _unknown(what: object, known: Iterable[str], advice: str) -> str:
-    """The line for what names no component; of a stage or a layer, with `advice` on an expression for all of
-    its components."""
+def _unknown(what: str, known: Iterable[str]) -> str:
+    """The line for what names no component; of a stage or a layer, with an expression for its components."""
     known = list(known)
-    if isinstance(what, str) and any(re.match(rf"{re.escape(what)}[.\d]", name) for name in known):
-        return f"{shorten(what)} is no component but has several; {advice.format(repr(what + '.*'))}"
-    return unknown("component", str(what), known)
+    if any(re.match(rf"{re.escape(what)}[.\d]", name) for name in known):
+        return f"{shorten(what)} is no component but has several; {what + '.*'!r} selects all of them"
+    return unknown("component", what, known)
 
 
 def row_rank(site: str) -> int:

@@ -99,8 +99,8 @@ def check_inputs(denoiser: "Examinable", x_t: Any, t: Any) -> tuple[Any, Any]:
     """`x_t` and one timestep per row; a single integer `t` serves all rows.
 
     Raises:
-      ConfigError: images of another shape, such as with channels first; timesteps that are not integers, not
-        one per row, or outside [0, T).
+      ConfigError: images of another shape, such as with channels first, or whole numbers; timesteps that are
+        not integers, not one per row, or outside [0, T).
     """
     expected, shape = tuple(denoiser.image_shape), np.shape(x_t)
     if len(shape) != len(expected) + 1 or shape[1:] != expected:
@@ -111,6 +111,10 @@ def check_inputs(denoiser: "Examinable", x_t: Any, t: Any) -> tuple[Any, Any]:
         raise ConfigError(f"images of shape {shape}, but {denoiser.name} takes (images, {takes}){hint}")
     if not shape[0]:
         raise ConfigError(f"no images: an array of shape {shape}")
+    if not jnp.issubdtype(jnp.result_type(x_t), jnp.floating):
+        raise ConfigError(
+            f"images of type {jnp.result_type(x_t)}: expected noisy images, floats of about [-1, 1]"
+        )
     return x_t, check_timesteps(t, len(x_t), denoiser.schedule.steps)
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from mechdiff.core import devices
 from mechdiff.core.batches import batches
 from mechdiff.core.devices import ALL
+from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.eval_set import BATCH, EvalBatch, EvalSet
 from mechdiff.interventions.components import HEAD, pattern_site, site_type
@@ -88,6 +89,10 @@ def _stacked(trees: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 def _moments_by_timestep(denoiser: Examinable, eval_set: EvalSet, block: int):
     """Mean and standard deviation of every site, float32, timestep by timestep."""
+    if not eval_set.count:
+        raise ConfigError(
+            "no reference images, over which mean, noise and optimal ablation average; give some"
+        )
     network = denoiser.network
     of_image = footprint.row_bytes(network) + 2 * footprint.replacement_bytes(network)
     block = memory.images_at_once(block, of_image)

@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 
 from mechdiff.api import load, show
+from mechdiff.api.images import eval_images
+from mechdiff.api.selection import listed
 from mechdiff.core.errors import CheckpointError, MechdiffError
+from mechdiff.interventions.components import select
 
 HEAD, RES = "mid.attn0.head0", "mid.block0.res"
 WRONG = {  # what the message says -> what is called, of a model and images
@@ -26,6 +29,7 @@ WRONG = {  # what the message says -> what is called, of a model and images
     r"components \(\)": lambda model, images: model.sweep(images, n=2, components=()),
     "'mid' is no component but has several; 'mid.*' selects all": lambda model, images: model.ablate("mid"),
     "'mid.attn0' is no component but has": lambda model, images: model.ablate(["mid.attn0"]),
+    "a table of depth: components need": lambda model, images: model.ablate(model.components()[["depth"]]),
     "components 3": lambda model, images: model.ablate(3),
     "factor=nan": lambda model, images: model.scale(HEAD, float("nan")),
     "factor=None": lambda model, images: model.scale(HEAD, None),
@@ -60,6 +64,11 @@ WRONG = {  # what the message says -> what is called, of a model and images
     r"unknown component type \['head'\]": lambda model, images: model.components(["head"]),
     r"component=\['mid'\]: expected the name": lambda model, images: model.add(["mid"], np.ones(4)),
     "no images: an array of shape": lambda model, images: model.predict(images[:0], 5),
+    "images of type uint8: expected noisy": lambda model, images: model.predict(images.astype(np.uint8), 5),
+    r"2 \+ 2 = 4; lower them": lambda model, images: model.sweep(images[:3], n=2, ablation="mean"),
+    "no reference images, over which": lambda model, images: model.sweep(
+        eval_images(model, images, 2), ablation="noise"
+    ),
     "3 images, but mid.block0.res is patched from 2": lambda model, images: model.patch(
         RES, images[:2]
     ).predict(images[:3], 5),
@@ -87,6 +96,14 @@ def test_values_of_a_wrong_type_or_range_are_refused_in_one_line(model, images, 
 
 def test_a_window_of_nothing_may_hold_no_visited_timestep(model):
     np.testing.assert_array_equal(model.during(1, 2).sample(1, steps=2), model.sample(1, steps=2))
+
+
+def test_components_are_named_by_patterns_and_tables_too(model):
+    heads = model.components("head")
+    names = sorted(heads["name"])
+    found = heads.rename(columns={"name": "component"})  # as of `result.top()`
+    for what in (".*head.*", [names[0], ".*head.*"], heads, found, heads["name"]):
+        assert sorted(select(model.denoiser.identity, listed(what))) == names
 
 
 def test_an_empty_name_is_no_folder():
