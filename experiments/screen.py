@@ -48,6 +48,7 @@ def main(config, workdir):
     if not EVERY.value:
         stats.weights.check_units(config.sweep.images)
     use_all_cores()
+    config = dataclasses.replace(config, sweep=dataclasses.replace(config.sweep, ablations=(ABLATION.value,)))
     screens, inputs, largest, intervals, few = {"trained": {}, "untrained": {}}, {}, {}, {}, {}
     for folder in MODEL.value:
         name = load.name_of(folder)
@@ -59,7 +60,7 @@ def main(config, workdir):
         networks = {"trained": denoiser}
         if UNTRAINED.value:
             networks["untrained"] = untrained.untrained(denoiser, trained.seed)
-        forecast.print_memory_forecast(denoiser, _sweep(config))
+        forecast.print_memory_forecast(denoiser, config.sweep)
         for group, network in networks.items():
             screen = screened(config, workdir, network, images, eval_set, chosen)
             screens[group][network.name] = screen
@@ -85,22 +86,17 @@ def main(config, workdir):
     return {"folder": workdir, "top": largest}
 
 
-def _sweep(config):
-    return dataclasses.replace(config.sweep, ablations=(ABLATION.value,))
-
-
 def screened(config, workdir, network, images, eval_set, chosen):
     """Results of `examine_all` or `verify`, as --every says, for one network."""
-    replacements = replacement_values(
-        network, images, eval_set.timesteps, jax.random.key(config.seed), _sweep(config)
-    ).get(ABLATION.value)
+    root = jax.random.key(config.seed)
+    replacements = replacement_values(network, images, eval_set.timesteps, root, config.sweep)
     return (examine_all if EVERY.value else verify)(
         network,
         eval_set,
         workdir / "exact",
         chosen=chosen,
         ablation=ABLATION.value,
-        replacements=replacements,
+        replacements=replacements.get(ABLATION.value),
         setting=config.sweep.precision,
     )
 
