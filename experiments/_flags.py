@@ -146,10 +146,17 @@ def check_examining(launcher: str) -> None:
             raise flags.Error(
                 f"--set={word} has no effect on a network that is trained already; leave it out"
             )
-        followed = (name.startswith(PREPROCESSING) and named) or (name == CLASSES and "celeba" in named)
+        followed = named and (name.startswith(PREPROCESSING) or (name == CLASSES and _of_celeba(named)))
         if section == "data" and not followed:
             images = f"its images are those of {ways}" if ways else "it takes no images"
             raise flags.Error(f"--set={word} has no effect in {launcher}: {images}")
+
+
+def _of_celeba(named: list[str]) -> bool:
+    """Whether one of these flags names a folder of CelebA."""
+    from mechdiff.data.celeba import is_celeba  # what it imports takes longer than all other flags
+
+    return "celeba" in named or ("celeba" in FLAGS and is_celeba(FLAGS.images))
 
 
 def _name(module: ModuleType) -> str:

@@ -9,13 +9,14 @@ from mechdiff.core import ranges
 from mechdiff.core.config import DRAWN, SweepConfig
 from mechdiff.core.errors import ConfigError, shorten, unknown
 from mechdiff.core.types import AnyArray
+from mechdiff.data import celeba
 from mechdiff.data.arrays import whole_array
 from mechdiff.data.collection import open_collection
 from mechdiff.data.images import BACKGROUNDS, DEFAULT
 from mechdiff.models import factories
 from mechdiff.models.load import check_known
 from mechdiff.study import condition_sources
-from mechdiff.study.choosing import drawn_images
+from mechdiff.study.choosing import drawn_images, held_out_faces
 from mechdiff.study.eval_images import EvalImages
 from mechdiff.study.held_out import own_samples, stored_samples
 from mechdiff.study.inputs import TRAINING_IMAGES, accompanying_images, images_from, rows_to_examine
@@ -31,6 +32,8 @@ def how_many(model: Any, images: Given) -> int | None:
     if images is None:
         own_images, _ = model.record.get(factories.WITH_IMAGES, (None, None))
         return None if own_images is None else len(own_images)
+    if _is_celeba(images):
+        return int((celeba.open_source(str(images)).splits > 0).sum())
     there = open_collection(images if isinstance(images, str | Path) else whole_array(images))
     return len(rows_to_examine(there, _trained_on(model)))
 
@@ -42,10 +45,11 @@ def eval_images(
 
     Args:
       model: a `Model`.
-      images: a folder, an `.npy` or `.npz` file, or an array: bytes, or floats in [-1, 1]; or what this
-        function or `study.inputs.images_from` returned, as it is, its labels taken for this model's. None:
-        what a user's function gave with its denoiser, held-out synthetic or Gaussian images for a model that
-        was trained on these, and samples of the model's own for any other.
+      images: a folder (of one in the layout of CelebA held-out images are taken, and it is known who is on
+        them), an `.npy` or `.npz` file, or an array: bytes, or floats in [-1, 1]; or what this function or
+        `study.inputs.images_from` returned, as it is, its labels taken for this model's. None: what a user's
+        function gave with its denoiser, held-out synthetic or Gaussian images for a model that was trained on
+        these, and samples of the model's own for any other.
       brief: for a first answer: None means the samples that are stored with the model, if there are any; its
         own samples are drawn in few steps, see `held_out.own_samples`.
       background: `white` or `black`, put under transparent pixels of image files; empty: that with which the
@@ -80,14 +84,23 @@ def eval_images(
     if images is None:
         return own_samples(model.denoiser, config, seed=0, brief=brief)
     prepared = DEFAULT if trained is None else trained.data.preprocessing
+    prepared = dataclasses.replace(prepared, background=background or prepared.background)
+    if _is_celeba(images):
+        data = None if trained is None else trained.data
+        classes = "" if data is None else data.classes
+        return held_out_faces(model.denoiser, data, str(images), config, prepared, classes, cache_folder())
     return images_from(
         images if isinstance(images, str | Path) else whole_array(images),
         model.denoiser,
         config,
-        preprocessing=dataclasses.replace(prepared, background=background or prepared.background),
+        preprocessing=prepared,
         trained_on=_trained_on(model),
         sources=condition_sources.with_class_names(model.record, condition_sources.ConditionSources()),
     )
+
+
+def _is_celeba(images: Given) -> bool:
+    return isinstance(images, str | Path) and celeba.is_celeba(images)
 
 
 def number_wanted(images: Given, n: int | None, default: int) -> int:

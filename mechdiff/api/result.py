@@ -34,7 +34,8 @@ if TYPE_CHECKING:  # methods import it when they draw: matplotlib would make eve
 
 IMAGES = 16  # of a sweep, where their number is not said
 UNITS = (
-    "delta_loss, low, high: relative loss increase, %, pooled over noise levels; 95 % interval over images"
+    "delta_loss, low, high: relative loss increase, %, pooled over noise levels; 95 % interval over n "
+    "images, or people where they are known"
 )
 
 
@@ -70,7 +71,8 @@ class Result:
     @functools.cached_property
     def frame(self) -> pd.DataFrame:
         """All components, the largest loss increase first: component, type, delta_loss (% of the loss, pooled
-        over timesteps), low, high (95 % interval), p (sign flips, max-T over components), n (images)."""
+        over timesteps), low, high (95 % interval), p (sign flips, max-T over components), n (images, or
+        people where they are known)."""
         frame = effect_table(self.dataset, self.ablation)
         frame.attrs["units"] = UNITS
         return frame
@@ -122,11 +124,12 @@ class Result:
         return f"{self.dataset.attrs.get('denoiser', 'model')}, {self.ablation} ablation"
 
     def _about(self) -> str:
-        sizes = self.dataset.sizes
+        sizes, units = self.dataset.sizes, units_of(self.dataset)
         shown = self.dataset.attrs.get("inputs", "images")
+        of_people = f" of {units.people} people" if units.clustered else ""
         return (
             f"{self._title}: {sizes['component']} components, {sizes['t']} timesteps, "
-            f"{sizes['image']} images ({shown})"
+            f"{sizes['image']} images{of_people} ({shown})"
         )
 
     @property

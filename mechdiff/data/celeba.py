@@ -120,6 +120,12 @@ def _seen_in_training(
     return of_trained
 
 
+def is_celeba(path: str | Path) -> bool:
+    """Whether a folder holds CelebA's list of splits, which tells held-out images from those of training."""
+    folder = Path(path).expanduser()
+    return folder.is_dir() and look_for_list(folder, PARTITION) is not None
+
+
 def find_packs(path: str) -> list[Path]:
     """The folders in `path` (joined by commas) that are packs, each followed by its sub-folders that are.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from mechdiff.core.config import DRAWN, DataConfig, ExperimentConfig, Preprocessing, SweepConfig
 from mechdiff.core.errors import ConfigError, DataError
+from mechdiff.data.celeba import is_celeba
 from mechdiff.data.images import DEFAULT
 from mechdiff.models import conditions, factories
 from mechdiff.models.denoiser import Denoiser, Examinable
@@ -34,7 +35,8 @@ class ImageChoice:
       celeba: folder of CelebA in its layout, of which held-out images are taken; None: models that were not
         trained on synthetic faces are examined on their own samples.
       cache: folder where prepared images are kept.
-      images: a folder of images, or an `.npy` or `.npz` file, that all models are examined on.
+      images: a folder of images, or an `.npy` or `.npz` file, that all models are examined on. Of a folder in
+        the layout of CelebA, held-out images are taken, as of `celeba`.
       sources: the user's statements on the conditions of these images.
       stated: names of fields of `config.data.preprocessing` that hold for every model, defaults or not.
 
@@ -68,22 +70,23 @@ class ImageChoice:
           record: what is saved with the model, see `load.load_denoiser`.
         """
         record, sweep, preprocessing = record or {}, self.config.sweep, self._prepared(trained)
-        if self.images:
+        faces = self.images if self.images and is_celeba(self.images) else self.celeba
+        if self.images and not faces:
             return _of_user(self.images, denoiser, sweep, preprocessing, self.sources, record)
-        if factories.WITH_IMAGES in record and not self.celeba:
+        if factories.WITH_IMAGES in record and not faces:
             of_model, condition = record[factories.WITH_IMAGES]
             return accompanying_images(denoiser, sweep, of_model, condition)
-        if trained.data.name in DRAWN:
+        if trained.data.name in DRAWN and not self.images:
             return drawn_images(denoiser, trained.data, sweep, self.cache)
-        if not self.celeba:
+        if not faces:
             return own_samples(denoiser, sweep, self.config.seed)
-        faces = DataConfig(
-            name="celeba",
-            path=self.celeba,
-            preprocessing=for_network(preprocessing, denoiser),
-            classes=self.config.data.classes or trained.data.classes,
-        )
-        return _held_out_faces(denoiser, trained, faces, sweep, self.cache)
+        if self.sources.classes or self.sources.conditions:
+            raise ConfigError(
+                f"--classes and --conditions have no effect on CelebA, which {faces} is; its classes are "
+                "attributes: --set=data.classes=NAME"
+            )
+        classes = self.config.data.classes or trained.data.classes
+        return held_out_faces(denoiser, trained.data, faces, sweep, preprocessing, classes, self.cache)
 
     def _prepared(self, trained: ExperimentConfig) -> Preprocessing:
         """The preprocessing of a model's training images, with what is changed of it."""
@@ -126,14 +129,32 @@ def _of_user(
     )
 
 
-def _held_out_faces(
-    denoiser: Examinable, trained: ExperimentConfig, faces: DataConfig, config: SweepConfig, cache: Path
+def held_out_faces(
+    denoiser: Examinable,
+    trained: DataConfig | None,
+    path: str,
+    config: SweepConfig,
+    preprocessing: Preprocessing,
+    classes: str,
+    cache: Path,
 ) -> EvalImages:
-    """Held-out images of CelebA, labeled by whether it is known that the model was not trained on them."""
+    """Held-out images of CelebA, labeled by whether it is known that the model was not trained on them.
+
+    Args:
+      trained: data that the model was trained on; None: not known.
+      path: folder of CelebA.
+      classes: the attribute that is the class, for a network that takes one; empty: not stated.
+
+    Raises:
+      DataError: a folder that lacks something, or too few images.
+    """
+    faces = DataConfig(
+        name="celeba", path=path, preprocessing=for_network(preprocessing, denoiser), classes=classes
+    )
     images = held_out_images(faces, size_of(denoiser), config, cache, classes_for(denoiser, faces))
-    if trained.data.name in ("celeba", "tfds"):
+    if trained is not None and trained.name in ("celeba", "tfds"):
         return images
-    label = f"CelebA images of {faces.path}; not known whether the model was trained on them"
+    label = f"CelebA images of {path}; not known whether the model was trained on them"
     label = with_phases(label, images.facts["preprocessing"])
     return dataclasses.replace(images, label=label, facts={**images.facts, "held_out": None})
 

@@ -165,6 +165,8 @@ def test_settings_of_images_are_taken_where_they_act(tmp_path):
     assert len(taken) == 5
     main.__module__ = "experiments.sweep"
     assert launching.launch("sweep", *flags, "--model=x", images, classes, main=main) == 2
+    (tmp_path / "list_eval_partition.txt").touch()  # now it is CelebA
+    assert launching.launch("sweep", *flags, "--model=x", images, classes, main=main) == 0
 
 
 @pytest.mark.parametrize("name", ["gates", "doses"])

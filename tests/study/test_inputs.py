@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from jax.ad_checkpoint import checkpoint_name
 from PIL import Image
+from reference.celeba_packs import write_pack
 from reference.networks import SMALL, identity_of
 
+import mechdiff as md
+from mechdiff.api.images import eval_images, how_many
 from mechdiff.core.config import (
     DataConfig,
     DiffusionConfig,
@@ -24,7 +27,7 @@ from mechdiff.data.images import thumbnail
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.traced import wrap
-from mechdiff.study import choosing, held_out, inputs
+from mechdiff.study import choosing, condition_sources, held_out, inputs
 
 FEW = SweepConfig(images=4, reference_images=3)
 
@@ -187,6 +190,25 @@ def test_a_choice_changes_only_what_is_stated_of_the_preprocessing(celeba, tmp_p
 def test_a_choice_takes_one_kind_of_images(tmp_path):
     with pytest.raises(ConfigError, match="--celeba=a and --images=b both name the images"):
         choosing.ImageChoice(ExperimentConfig(name="x"), "a", tmp_path, "b")
+
+
+def test_of_a_folder_of_celeba_held_out_images_of_known_people_are_taken(tmp_path):
+    pack = write_pack(tmp_path / "pack", size=(40, 40), unpacked=True)
+    names = sorted(path.name for path in (pack / "img_align_celeba").iterdir())
+    (pack / "identity_CelebA.txt").write_text("".join(f"{name} {n // 2}\n" for n, name in enumerate(names)))
+    config = ExperimentConfig(name="x", sweep=FEW)
+    by_flag = choosing.ImageChoice(config, str(pack), tmp_path)(RGB, trained("celeba"))
+    for data in (trained("celeba"), trained("synthetic")):
+        images = choosing.ImageChoice(config, None, tmp_path, str(pack))(RGB, data)
+        np.testing.assert_array_equal(images.scored, by_flag.scored)
+        assert sorted(images.scored_people) == [5, 6, 6, 7]  # of the split `test`, the last four
+    assert "not known whether" in images.label and "held-out" in by_flag.label
+    model = md.load(RGB)
+    np.testing.assert_array_equal(eval_images(model, pack, 4, 3).reference, by_flag.reference)
+    assert how_many(model, pack) == 7
+    stated = condition_sources.ConditionSources(classes="1")
+    with pytest.raises(ConfigError, match="no effect on CelebA, which"):
+        choosing.ImageChoice(config, None, tmp_path, str(pack), stated)(RGB, trained("celeba"))
 
 
 def test_synthetic_images_do_not_fit_a_gray_network(tmp_path):
