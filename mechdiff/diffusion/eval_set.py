@@ -4,11 +4,12 @@ import dataclasses
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
 from mechdiff.core.devices import ALL, IMAGES
-from mechdiff.core.errors import ConfigError
+from mechdiff.core.errors import ConfigError, shorten
 from mechdiff.core.types import AnyArray, Images, PRNGKey, PyTree, Shown
 from mechdiff.diffusion.process import Noised, images_at, noised
 from mechdiff.diffusion.schedules import NoiseSchedule
@@ -55,8 +56,9 @@ class EvalSet:
         axes, `(images, ...)` or `(timesteps, images, ...)`; None: nothing.
 
     Raises:
-      ConfigError: images of another rank, nested images for another number of timesteps, or a condition for
-        another number of images.
+      ConfigError: images of another rank or of whole numbers, timesteps that are no integers or below 0,
+        nested images for another number of timesteps, or a condition for another number of images. (A
+        timestep of T or above gives NaN: a set knows no schedule.)
 
     Example:
       >>> import jax
@@ -73,7 +75,17 @@ class EvalSet:
     condition: PyTree = None
 
     def __init__(self, images, timesteps, key: PRNGKey, condition: PyTree = None):
-        images, timesteps = np.asarray(images), np.asarray(timesteps, np.int32).reshape(-1)
+        images, timesteps = np.asarray(images), np.asarray(timesteps).reshape(-1)
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ConfigError(
+                f"images of type {images.dtype}: expected floats in [-1, 1]; mechdiff.data.to_float makes "
+                "them of bytes"
+            )
+        if not np.issubdtype(timesteps.dtype, np.integer) or not timesteps.size or timesteps.min() < 0:
+            raise ConfigError(
+                f"timesteps {shorten(timesteps.tolist())}: expected integers in [0, T), one at least"
+            )
+        timesteps = timesteps.astype(np.int32)
         if images.ndim not in (4, 5):
             raise ConfigError(
                 f"images of shape {images.shape}: expected (images, height, width, channels), or "

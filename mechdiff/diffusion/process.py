@@ -48,8 +48,10 @@ def images_at(images: Shown, t_index: int) -> tuple[Images, Int[np.ndarray, " im
 
 
 def q_sample(schedule: NoiseSchedule, x0: Images, t: Timesteps, noise: Images) -> Images:
-    """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise (Ho et al. 2020, eq. 4)."""
-    return _rows(schedule.sqrt_alphas_bar[t]) * x0 + _rows(schedule.sqrt_one_minus_alphas_bar[t]) * noise
+    """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise (Ho et al. 2020, eq. 4); NaN where t is T or above."""
+    signal, rest = jnp.asarray(schedule.sqrt_alphas_bar), jnp.asarray(schedule.sqrt_one_minus_alphas_bar)
+    # An index of JAX would be cut to the last one in silence.
+    return _rows(jnp.take(signal, t, mode="fill")) * x0 + _rows(jnp.take(rest, t, mode="fill")) * noise
 
 
 class Noised(NamedTuple):

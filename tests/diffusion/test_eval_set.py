@@ -30,6 +30,19 @@ def test_images_of_another_rank_or_number_are_refused(images, match):
         EvalSet(images, [1, 2], KEY)
 
 
+@pytest.mark.parametrize("timesteps", [[-1], [0.5], [True], []])
+def test_timesteps_and_images_of_another_kind_are_refused(timesteps):
+    with pytest.raises(ConfigError, match=r"timesteps \[.*\]: expected integers"):
+        EvalSet(np.zeros((2, 8, 8, 3)), timesteps, KEY)
+    with pytest.raises(ConfigError, match="images of type uint8: expected floats"):
+        EvalSet(np.zeros((2, 8, 8, 3), np.uint8), [1], KEY)
+
+
+def test_a_timestep_that_the_schedule_lacks_gives_no_number():
+    batch = EvalSet(np.zeros((1, 2, 2, 1), np.float32), [1000], KEY).batch(0)
+    assert np.isnan(jax.jit(lambda batch: batch.noised(linear_schedule(1000)).x_t)(batch)).all()
+
+
 def test_a_batch_is_noised_as_the_forward_process_says():
     """x_t = sqrt(abar) x_0 + sqrt(1 - abar) noise in float64, the noise being that of each index."""
     images = np.random.default_rng(0).uniform(-1, 1, (2, 3, 2, 2, 1)).astype(np.float32)

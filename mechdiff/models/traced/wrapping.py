@@ -189,8 +189,8 @@ def _check_schedule(schedule: Any) -> None:
 
 
 def _check_example(example: tuple) -> None:
-    if len(example) not in (2, 3):
-        raise ConfigError(f"example has {len(example)} entries; give (x, t) or (x, t, condition)")
+    if not isinstance(example, tuple | list) or len(example) not in (2, 3):
+        raise ConfigError(f"example={shorten(example)}: give (x, t) or (x, t, condition)")
     shape, shape_of_t, dtype = np.shape(example[0]), np.shape(example[1]), jnp.result_type(example[1])
     if len(shape) != 4:
         raise ConfigError(

@@ -314,7 +314,7 @@ def bad(**changes):
         ({"fn": lambda p, x, t: x.reshape(3, 32)}, "can't be traced by JAX at 8 rows"),
         ({"fn": lambda p, x, t: x}, "no value of this function has a name"),
         ({"fn": lambda p, x, t: name(x, "")}, "has the name ''; give it one such as 'block0.mlp'"),
-        ({"example": (X,)}, r"example has 1 entries; give \(x, t\)"),
+        ({"example": (X,)}, r"example=.*: give \(x, t\)"),
         ({"example": (X, T.astype(float))}, "t of the example has .* float.*give one int a row"),
         ({"example": (X, T[0])}, "t of the example has shape"),
         (
