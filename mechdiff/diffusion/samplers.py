@@ -16,7 +16,7 @@ from mechdiff.core import keys
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import AnyArray, DenoiseFn, Images, PRNGKey, PyTree, StepFn, Timesteps
 from mechdiff.diffusion.process import image_noise, log_alpha_bar, posterior, predict_eps, predict_x0
-from mechdiff.diffusion.schedules import NoiseSchedule
+from mechdiff.diffusion.schedules import NoiseSchedule, increasing_timesteps
 
 TimestepSequence = Sequence[int] | Int[np.ndarray, " n"]
 
@@ -203,10 +203,8 @@ def one_step(
 def _plan(sampler: Sampler, keep: TimestepSequence) -> tuple[np.ndarray, np.ndarray]:
     """The timesteps in the order of sampling, and the place of each in `keep` (len(keep): not kept)."""
     steps = sampler.schedule.steps
-    timesteps = np.asarray(range(steps) if sampler.timesteps is None else sampler.timesteps, np.int32)
-    increasing = timesteps.size > 0 and np.all(np.diff(timesteps) > 0)
-    if not increasing or timesteps[0] < 0 or timesteps[-1] >= steps:
-        raise ConfigError(f"timesteps={timesteps.tolist()}: need increasing timesteps in [0, {steps})")
+    timesteps = np.arange(steps) if sampler.timesteps is None else sampler.timesteps
+    timesteps = increasing_timesteps(timesteps, steps)
     slots = {int(t): slot for slot, t in enumerate(keep)}
     if len(slots) < len(keep) or not slots.keys() <= set(timesteps.tolist()):
         raise ConfigError(

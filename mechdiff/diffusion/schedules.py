@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from mechdiff.core.config import DiffusionConfig
 from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.core.types import AnyArray
 
 SAMPLE_STEPS = 50  # of DDIM, unless said otherwise
 
@@ -118,6 +119,16 @@ def ddim_timesteps(steps: int, n: int) -> Int[np.ndarray, " n"]:
     return (np.arange(1, n + 1) * steps // n - 1).astype(np.int32)
 
 
+def increasing_timesteps(timesteps: Sequence[int] | AnyArray, steps: int) -> Int[np.ndarray, " n"]:
+    """The timesteps that a sampler visits, as an array. Raises ConfigError unless they are integers in
+    [0, `steps`) that increase."""
+    values = np.asarray(timesteps)
+    whole = np.issubdtype(values.dtype, np.integer) and values.size > 0
+    if not whole or values[0] < 0 or values[-1] >= steps or (np.diff(values) <= 0).any():
+        raise ConfigError(f"timesteps={values.tolist()}: need increasing timesteps in [0, {steps})")
+    return values.astype(np.int32)
+
+
 def _linear_betas(steps: int, start: float, end: float) -> np.ndarray:
     return np.linspace(start, end, steps, dtype=np.float64)
 
@@ -133,6 +144,8 @@ def _cosine_betas(steps: int, s: float = 0.008, max_beta: float = 0.999) -> np.n
 
 
 def _from_betas(betas: np.ndarray) -> NoiseSchedule:
+    if not betas.size:
+        raise ConfigError("a schedule needs one beta at least")
     if not np.all((betas > 0) & (betas < 1)):
         raise ConfigError(f"betas from {betas.min()} to {betas.max()}: need 0 < beta < 1 at every t")
     log_bar = np.cumsum(np.log1p(-betas))

@@ -14,11 +14,12 @@ import numpy as np
 import xarray as xr
 
 from mechdiff import stats
-from mechdiff.core import devices
+from mechdiff.core import devices, ranges
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import PRNGKey, PyTree, StepFn
 from mechdiff.diffusion.samplers import TimestepSequence, ddim_step
+from mechdiff.diffusion.schedules import increasing_timesteps
 from mechdiff.interventions.build import needs_replacements
 from mechdiff.interventions.components import Component
 from mechdiff.models.denoiser import Examinable, chosen_components
@@ -44,7 +45,7 @@ class SampleSet:
       clip: of predicted images, as for `samplers.sample`; None: that of the network's config.
 
     Raises:
-      ConfigError: fewer than two samples.
+      ConfigError: fewer than two samples, or no whole number.
 
     Example:
       >>> import jax
@@ -60,8 +61,7 @@ class SampleSet:
     clip: float | None = None
 
     def __post_init__(self):
-        if self.count < 2:
-            raise ConfigError(f"samples={self.count}: a distance between sets needs at least 2")
+        ranges.whole("samples", self.count, 2, meaning="how many, for a distance between sets")
 
 
 SETTINGS = SweepConfig(ablations=("zero",), image_block=8)  # default of sampling sweeps
@@ -99,7 +99,8 @@ def sampling_sweep(
       a part of the samples and windows that was drawn in full precision too.
 
     Raises:
-      ConfigError: an ablation without replacements, or a window without timesteps.
+      ConfigError: an ablation without replacements, no window or one without timesteps, or timesteps that are
+        not distinct integers in [0, T).
 
     Example:
       >>> import tempfile
@@ -121,6 +122,8 @@ def sampling_sweep(
                 f"replacements of {ablation} ablation differ between images; sampling needs arrays, "
                 "as for 'mean'"
             )
+    if not windows:
+        raise ConfigError("no windows; give one at least, such as (0, T)")
     sampler = _rollout(denoiser, sample_set, config.image_block)
     for window in windows:
         rollout.first_step_inside(sampler.timesteps, window)  # refuses a window without timesteps
@@ -151,7 +154,7 @@ def mean_distance(swept: xr.Dataset, seed: int = 0) -> Interval:
 
 
 def _rollout(denoiser: Examinable, sample_set: SampleSet, block: int) -> Rollout:
-    down = np.sort(np.asarray(sample_set.timesteps, np.int32))[::-1].copy()
+    down = increasing_timesteps(np.sort(sample_set.timesteps), denoiser.schedule.steps)[::-1].copy()
     clip = drawing.sample_clip(denoiser) if sample_set.clip is None else float(sample_set.clip)
     block = min(block, sample_set.count)
     return Rollout(denoiser, down, sample_set.key, sample_set.step_fn, clip, block, sample_set.condition)

@@ -211,12 +211,18 @@ def test_energy_distance_is_unbiased_where_sets_share_their_noise():
 
 def test_bad_windows_kinds_and_counts_are_refused(denoiser, chosen, tmp_path):
     samples = sampling.SampleSet(LEVELS, 2, KEY)
-    run = functools.partial(sampling.sampling_sweep, denoiser, samples, chosen=chosen, folder=tmp_path)
+    run = functools.partial(
+        sampling.sampling_sweep, denoiser, sample_set=samples, chosen=chosen, folder=tmp_path
+    )
     with pytest.raises(ConfigError, match=r"\[9, 10\) holds none"):
         run(windows=[(9, 10)])
+    with pytest.raises(ConfigError, match="no windows"):
+        run(windows=[])
+    with pytest.raises(ConfigError, match=r"timesteps=\[1, 5000\]: need increasing timesteps in"):
+        run(windows=WINDOWS, sample_set=sampling.SampleSet([1, 5000], 2, KEY))
     with pytest.raises(ConfigError, match="mean ablation needs replacements"):
         run(windows=WINDOWS, config=SweepConfig(ablations=("mean",)))
-    with pytest.raises(ConfigError, match="at least 2"):
+    with pytest.raises(ConfigError, match="samples=1 is too small; at least 2"):
         sampling.SampleSet(LEVELS, 1, KEY)
     with pytest.raises(ConfigError, match="choose 1 to 6"):
         rollout.even_windows(LEVELS, 7)
