@@ -80,10 +80,12 @@ def test_the_forest_plot_keeps_rows_for_what_means_hide(examined):
     increase = examined.lead
     order = increase.order.tolist()
     hidden = order[-1], order[-2]  # the least on average
-    quantiles, rms = increase.quantiles.copy(), increase.rms.estimate.copy()
+    quantiles, rms = increase.quantiles.estimate.copy(), increase.rms.estimate.copy()
     quantiles[hidden[0], -1], rms[hidden[1]] = 1e6, 1e5
     varied = dataclasses.replace(
-        increase, quantiles=quantiles, rms=dataclasses.replace(increase.rms, estimate=rms)
+        increase,
+        quantiles=dataclasses.replace(increase.quantiles, estimate=quantiles),
+        rms=dataclasses.replace(increase.rms, estimate=rms),
     )
     chosen = ranking.chosen(varied)
     largest = ranking.SHOWN - ranking.VARIED
