@@ -308,7 +308,7 @@ def test_a_screen_that_misses_widens_until_all_is_verified(denoiser, images, exa
 def test_the_miss_interval_covers_wherever_the_audits_stop():
     """Simulated: a quarter of the rest are misses at every size, the bound is below that."""
 
-    def covered(level, runs=200):
+    def covered(level, runs=100):
         rng, good = np.random.default_rng(0), 0
         settings = ScreenConfig(k=20, shortlist=20, audit=25, miss_bound=0.2)
         for _ in range(runs):
