@@ -55,7 +55,10 @@ def bootstrap(
     Resamples of n units lie between the numbers that were seen, which a mean does not in 2 of 2^n cases: from
     4 images intervals of effects cover .88 (normal), .84 and .75 (lognormal over images, log-sd .5 and 1)
     instead of .95, from 2 half of all. With `student` they cover .95, .91 and .82 from 4, .95, .94 and .89
-    from 2, .95, .93 and .86 from 8 (.93, .91, .85); of log-sd 1 so few images don't show enough.
+    from 2, .95, .93 and .86 from 8 (.93, .91, .85); of log-sd 1 so few images don't show
+    enough. Of more images too, intervals of skewed or heavy-tailed effects cover less: of pooled loss
+    increases that are lognormal over images (log-sd 1) .85 from 16 and .93 from 84, of t(3) .90 and .89
+    (`validation.sweep_calibration`).
 
     Args:
       statistic: maps weights `[m, *units]`, each of the m rows summing to 1, to `[*cells, m]`.
