@@ -223,9 +223,12 @@ def memorization(model: ExaminedModel) -> str:
     if not record:
         return "No memorization figures were saved with this model."
     samples, held_out = number(record["samples_nearest"]), number(record["held_out_nearest"])
+    copies = f"{100 * record['copies']:.1f} %"
+    if "copies_low" in record:  # since 2026-11-30
+        copies += f" [{100 * record['copies_low']:.1f}, {100 * record['copies_high']:.1f}]"
     return (
         f"Median RMS distance to the nearest training image: samples {samples}, held-out images {held_out} "
         f"(pixels in [−1, 1]; ratio {number(record['ratio'])}, far below 1 if images were memorized). "
-        f"{100 * record['copies']:.1f} % of samples are closer to a training image than the 1st percentile "
+        f"{copies} of samples are closer to a training image than the 1st percentile "
         "of held-out images; 1 % is expected without memorization."
     )
