@@ -56,7 +56,7 @@ def weakest(
 def crossed(
     increase: Float[np.ndarray, "network component draws"],
     first: Bool[np.ndarray, " network"],
-    images: int = 0,
+    images: float = 0,
     threshold: float = THRESHOLD,
 ) -> Bottleneck:
     """Chooses a component on one half of the networks and tests it on the other, both ways.
@@ -64,7 +64,7 @@ def crossed(
     Args:
       increase: of `weakest`: first on all images evenly weighted, then in resamples of them, if any.
       first: the half that each network belongs to.
-      images: units that were resampled.
+      images: units that were resampled, as they count (`stats.Units.effective`).
     """
     kept = np.flatnonzero(np.isfinite(increase).all(axis=(0, 2)))  # that some ablation changes
     increase = increase[:, kept]
@@ -99,7 +99,7 @@ def split(data: list[str], seeds: list[int]) -> Bool[np.ndarray, " network"]:
     return first
 
 
-def _half_width(tested: list[Float[np.ndarray, "network draws"]], images: int) -> float:
+def _half_width(tested: list[Float[np.ndarray, "network draws"]], images: float) -> float:
     """Half the width of the interval of the mean of both halves' estimates. Networks of either half are
     others, so that their errors are independent; images are the same, so that what these move, moves both
     (taken for independent until 2026-11-30: where images err as much as networks, .86 covered)."""
@@ -113,7 +113,7 @@ def _half_width(tested: list[Float[np.ndarray, "network draws"]], images: int) -
 
 
 def _tested(
-    values: Float[np.ndarray, "network draws"], images: int, threshold: float, above: bool = True
+    values: Float[np.ndarray, "network draws"], images: float, threshold: float, above: bool = True
 ) -> tuple[float, tuple[float, float], float]:
     """Mean over networks, its interval, and p against the threshold; the first column is the estimate."""
     draws = values[:, 1:] if values.shape[1] > 1 else None

@@ -185,10 +185,19 @@ def satterthwaite(*parts: tuple[float, float]) -> tuple[float, float]:
     return float(np.sqrt(total)), float(total**2 / sum(v**2 / freedom for v, freedom in parts))
 
 
-def resampled_variance(draws: Float[np.ndarray, " repeats"], n: int) -> tuple[float, int]:
+def resampled_variance(draws: Float[np.ndarray, " repeats"], n: float) -> tuple[float, float]:
     """Variance of a statistic, from its values in resamples of `n` units (whose own variance is too small by
-    1 / n), and its degrees of freedom n - 1."""
-    check_units(n)
+    1 / n), and its degrees of freedom n - 1.
+
+    Args:
+      n: what the units count as (`Units.effective`), above 1; less than 2 is taken for 2.
+
+    Raises:
+      ConfigError: `n` of 1 or less.
+    """
+    if not n > 1:
+        check_units(int(n))
+    n = max(n, 2.0)
     return float(np.var(draws, ddof=1) * n / (n - 1)), n - 1
 
 
