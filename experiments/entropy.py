@@ -66,7 +66,7 @@ def title(units):
     few = stats.few_images(least.count, least.effective)
     return (
         f"entropy of attention and what heads do: rank correlation over heads, intervals over n {kinds}, p "
-        f"by shuffled heads{few}"
+        f"by shuffled heads, each by itself{few}"
     )
 
 

@@ -151,7 +151,9 @@ def strengths(
     With singles s <= c and the joint cost j (relative loss increases), for a positive interaction it is
     1 - c / (j - s), the fraction of the costlier component's cost that the other one repairs: 1 for a full
     backup, between 0 and 1 for a partial one. For a negative interaction it is (s + c - j) / s: 1 if the two
-    have no effect without each other, up to 2 if they cancel. NaN if the denominator is not positive.
+    have no effect without each other, 2 if they cancel, and more where the lesser costs almost nothing alone.
+    NaN if the denominator is not positive. An estimate without interval: that of the interaction says how
+    sure it is.
 
     Example (half of an error is repaired, which is three quarters of its square):
       >>> strengths(np.array([[25.0], [0.0]]), np.array([100.0]))
