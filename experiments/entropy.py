@@ -66,20 +66,22 @@ def title(units):
     few = stats.few_images(least.count, least.effective)
     return (
         f"entropy of attention and what heads do: rank correlation over heads, intervals over n {kinds}, p "
-        f"by shuffled heads{few}"
+        f"by shuffled heads, each by itself{few}"
     )
 
 
 def row(network, name, observed):
     """A line of the table at the end."""
-    overall, within = observed.overall, float(observed.within.estimate)
+    overall, within = observed.overall, observed.within
     return {
         "network": network,
         "entropy and": name,
         "rho": float(overall.estimate),
         "95 %": (float(overall.low), float(overall.high)),
         "p": float(observed.p),
-        "within layers": within,
+        "within layers": float(within.estimate),
+        "within, 95 %": (float(within.low), float(within.high)),
+        "within, p": float(observed.p_within),
         "heads": observed.heads,
         "n": overall.n,
     }
@@ -90,12 +92,21 @@ def line(name, result):
     if result is None:
         return f"  slopes within heads: none, as temperatures move the entropy of fewer than {FEWEST} heads"
     if name == "caused":
-        slopes = zip(result.targets, result.within.estimate, strict=True)
-        rounded = {target: float(slope.round(2)) for target, slope in slopes}
+        within = result.within
+        slopes = ", ".join(
+            f"{target} {estimate:.2f} [{low:.2f}, {high:.2f}]"
+            for target, estimate, low, high in zip(
+                result.targets, within.estimate, within.low, within.high, strict=True
+            )
+        )
         yes = [target for target, follows in zip(result.targets, result.follows, strict=True) if follows]
-        return f"  slopes within {result.heads} heads {rounded}; as between heads: {yes or 'none'}"
-    rho = "{estimate:.2f} [{low:.2f}, {high:.2f}]".format(**vars(result.overall))
-    inside = f"within layers {result.within.estimate:.2f}, p {result.p_within:.3f}"
+        heads = f"  slopes within {result.heads} heads, 95 % intervals over these"
+        return f"{heads}: {slopes}; as between heads: {', '.join(yes) or 'none'}"
+    rho, rho_within = (
+        "{estimate:.2f} [{low:.2f}, {high:.2f}]".format(**vars(each))
+        for each in (result.overall, result.within)
+    )
+    inside = f"within layers {rho_within}, p {result.p_within:.3f}"
     if np.isnan(result.within.estimate):
         inside = "within layers nothing to compare"
     p = "" if np.isnan(result.p) else f", p {result.p:.3f}"

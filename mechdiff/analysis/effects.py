@@ -9,7 +9,7 @@ over images, L0_t that of the network without intervention, L_t(do) that under a
                  noise raises it
   images hurt    share of images whose loss rises. An image at every timestep counts once, by its mean over t
                  of 100 (l_t(do) - l_t) / L0_t; in a nested design each image counts
-  quantiles      of that number over images
+  quantiles      of that number over images, of which the mean losses L0_t are taken as they are
   excess         mean over t of 100 (L_t(do) - L0_t) / (L0_t - floor_t), floor_t the loss of the optimal
                  denoiser; only where it is known
 Everything is a function of weights of images, so that estimates and resamples are the same call; the unit of
@@ -92,7 +92,8 @@ class Effects(EffectGrid):
       effective: effective number of components, exp(entropy of the shares of |pooled|).
       rms: root mean square over timesteps, `[component]`.
       hurt: share of images hurt, `[component]`, with an exact interval (`stats.share_interval`).
-      quantiles: over images, `[component, QUANTILES]`.
+      quantiles: over images, `[component, QUANTILES]`, by order statistics (`stats.quantile_interval`): an
+        end is infinite where no image is far enough out.
       precision_error: largest error of a relative loss increase by reduced precision of products, in points,
         `[component]`; 0 in full precision. Intervals of relative loss increases are wider by it at both ends
         (not those of `rms` and `effective`), and cells not above it have p = 1.
@@ -102,7 +103,7 @@ class Effects(EffectGrid):
     effective: Interval
     rms: Interval
     hurt: Interval
-    quantiles: Float[np.ndarray, "component quantile"]
+    quantiles: Interval
     precision_error: Float[np.ndarray, " component"]
 
 
@@ -248,7 +249,7 @@ def measure(
         change=_largest_change(sweep, ablation),
         rms=interval(lambda w: rms_relative_increase(clean, loss, w), student=False),
         hurt=hurt_share(sweep, clean, loss, confidence),
-        quantiles=np.quantile(by_image, QUANTILES, axis=(1, 2)).T,
+        quantiles=stats.quantile_interval(by_image, units, QUANTILES, confidence),
         precision_error=error,
         images=sweep.sizes["image"],
         people=units.people,

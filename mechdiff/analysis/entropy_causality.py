@@ -149,16 +149,21 @@ def within_head_slope(
 ) -> EntropySlopes | None:
     """Slopes of selectivity on entropy, between heads, and within heads over temperatures.
 
+    A head that changes no target at some temperature has no selectivity there, and is left out.
+
     Args:
       effect: of `temperature_effects_on_roles`, at least 3 heads.
       entropy: normalized, of each head at each temperature of `effect`: `normalized` of the two datasets.
 
     Returns:
-      The slopes; None: the entropy of fewer than `FEWEST` heads ranges over more than `LEAST`.
+      The slopes; None: of fewer than `FEWEST` heads that have a selectivity the entropy ranges over more than
+      `LEAST`.
     """
     names = [str(name) for name in effect["target"].values]
     mean = effect["effect"].mean(("t", "image")).transpose("head", "temperature", "target").values
     index = selectivity(mean.astype(np.float64), target_groups(names))
+    known = np.isfinite(index).all(axis=(1, 2))
+    index, entropy = index[known], entropy[known]
     moved = np.ptp(entropy, axis=1) > LEAST
     if moved.sum() < FEWEST:
         return None

@@ -66,7 +66,7 @@ def compare(
     second: Float[np.ndarray, "other head t"],
     layers: Sequence[str],
     draws: Float[np.ndarray, "m both head t"] | None = None,
-    images: int = 0,
+    images: float = 0,
     paired: bool = False,
 ) -> NetworkDivergence:
     """Divergence between the networks of two data sets.
@@ -75,7 +75,7 @@ def compare(
       first, second: mean entropies, nats; at least 2 networks each, heads in the same order.
       layers: of the heads.
       draws: of all networks, first and second, in resamples of the images; heads stay matched as they are.
-      images: units that were resampled.
+      images: units that were resampled, as they count (`stats.Units.effective`).
       paired: whether to compute `p_paired`, for equally many networks of both data sets.
 
     Raises:
@@ -214,7 +214,7 @@ def _share(values: Float[np.ndarray, " way"]) -> float:
 
 
 def _interval(
-    squares: Squares, count: int, pooled: float, draws: np.ndarray | None, images: int
+    squares: Squares, count: int, pooled: float, draws: np.ndarray | None, images: float
 ) -> tuple[float, float]:
     mean = squares.mean(axis=2, keepdims=True)
 

@@ -139,7 +139,8 @@ def agreement_line(name: str, group: Agreement) -> str:
         parts.append(f"rank correlation of sizes {group.spearman:.2f}")
     parts.append(f"equal signs {group.sign:.0%}")
     if group.k > 1:
-        parts.append(f"{group.recall:.0%} of the {group.k} largest among the {group.k} best scores")
+        chance = f"({group.by_chance[0]:.0%} by chance)"
+        parts.append(f"{group.recall:.0%} {chance} of the {group.k} largest among the {group.k} best scores")
     elif group.n > 1:
         parts.append(f"the largest {'has' if group.recall else 'does not have'} the best score")
     return ", ".join(parts)

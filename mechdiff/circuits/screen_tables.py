@@ -74,13 +74,15 @@ def lines(screen: VerifiedScreen, names: Sequence[str]) -> list[str]:
             name,
             f"{group.n}",
             f"{group.spearman:.2f}",
-            *(f"{x:.0%}" for x in (group.sign, group.recall, group.listed)),
+            *(f"{x:.0%}" for x in (group.sign, group.recall, group.by_chance[0])),
+            *(f"{x:.0%}" for x in (group.listed, group.by_chance[1])),
         )
         for name, group in groups.items()
     ]
+    heads = ("of those verified", "n", "Spearman", "signs", "recall", "by chance", "listed", "by chance")
     return [
         *text_table(("component", "score", "exact"), scores),
-        *text_table(("of those verified", "n", "Spearman", "signs", "recall", "listed"), agreements),
+        *text_table(heads, agreements),
         f"{len(done):,} of {len(names):,} verified; of those not on the shortlist {screen.miss_rate:.1%} "
         f"[{low:.1%}, {high:.1%}] are missed ({len(screen.audited)} audited, audit {screen.looks})",
         *precise,

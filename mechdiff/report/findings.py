@@ -23,13 +23,16 @@ def between(value: Value, unit: str = "") -> Markup:
 def precise(value: Number) -> str:
     """A number for a sentence or table: three significant digits, thousands separated, a true minus sign."""
     size = abs(value)
-    if size >= 999.5:
+    if size == float("inf"):
+        text = "\N{INFINITY}"
+    elif size >= 999.5:
         text = f"{size:,.0f}"
     elif size >= 99.5:
         text = f"{size:.0f}"
     else:
         text = f"{size:.1f}" if size >= 9.95 else f"{size:.2f}" if size >= 0.995 else f"{size:.3f}"
-    return ("−" if value < 0 and float(text.replace(",", "")) else "") + text
+    zero = not any(digit in text for digit in "\N{INFINITY}123456789")
+    return ("−" if value < 0 and not zero else "") + text
 
 
 def images(model: ExaminedModel) -> str:
@@ -138,13 +141,14 @@ def _hidden(model: ExaminedModel) -> Markup | None:
     if not len(active):
         return None
     varied = active[(increase.rms.estimate - np.abs(increase.pooled.estimate))[active].argmax()]
-    rare = active[(increase.quantiles[:, -1] - increase.quantiles[:, 1])[active].argmax()]
+    quantiles = increase.quantiles.estimate
+    rare = active[(quantiles[:, -1] - quantiles[:, 1])[active].argmax()]
     words = (
         "<b>Variation,</b> {} ablation: <code>{}</code> varies most over timesteps, root mean square of ΔL/L "
         "{} at a mean of {}; <code>{}</code> most over images: the loss rises on {} of them; median "
-        "{} %, 95 % quantile {} %."
+        "{}, 95 % quantile {}."
     )
-    median, highest = (precise(increase.quantiles[rare, i]) for i in (1, -1))
+    median, highest = (between(numbers.value(increase.quantiles, rare, i), " %") for i in (1, -1))
     rms = between(numbers.value(increase.rms, varied), " %")
     mean = between(numbers.value(increase.pooled, varied), " %")
     names = [increase.components[i] for i in (varied, rare)]
@@ -219,9 +223,12 @@ def memorization(model: ExaminedModel) -> str:
     if not record:
         return "No memorization figures were saved with this model."
     samples, held_out = number(record["samples_nearest"]), number(record["held_out_nearest"])
+    copies = f"{100 * record['copies']:.1f} %"
+    if "copies_low" in record:  # since 2026-11-30
+        copies += f" [{100 * record['copies_low']:.1f}, {100 * record['copies_high']:.1f}]"
     return (
         f"Median RMS distance to the nearest training image: samples {samples}, held-out images {held_out} "
         f"(pixels in [−1, 1]; ratio {number(record['ratio'])}, far below 1 if images were memorized). "
-        f"{100 * record['copies']:.1f} % of samples are closer to a training image than the 1st percentile "
+        f"{copies} of samples are closer to a training image than the 1st percentile "
         "of held-out images; 1 % is expected without memorization."
     )

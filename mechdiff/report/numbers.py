@@ -1,5 +1,6 @@
 """The report's numbers: pure functions from examined models to plain records, no drawing, no HTML."""
 
+import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Sequence
@@ -14,9 +15,11 @@ from mechdiff.analysis.effects import Effects
 from mechdiff.core.errors import ConfigError
 from mechdiff.report.maps import ALPHA
 from mechdiff.stats import Interval
+from mechdiff.stats.intervals import Statistic
 from mechdiff.study.examined_model import ExaminedModel
 from mechdiff.study.network_results import STATISTICS
 
+SHARES = ("normalized_entropy", "identity_mass")  # statistics of attention that lie within [0, 1]
 TOP = 10  # highest-ranked components compared between models
 
 
@@ -204,16 +207,25 @@ def attention_intervals(data: xr.Dataset) -> dict[str, Interval]:
     units = stats.units_of(data)
     cells = {name: data[name].transpose("head", "t", "image").values for name in STATISTICS}
     return {
-        name: stats.bootstrap_units(lambda w, values=values: stats.weighted_mean(values, w), units)
+        name: _of_attention(lambda w, values=values: stats.weighted_mean(values, w), units, name)
         for name, values in cells.items()
     }
+
+
+def _of_attention(statistic: Statistic, units: stats.Units, name: str) -> Interval:
+    """The interval of a mean of an attention statistic, of few images as wide as Student's, within what is
+    possible: 0 or more, and of shares 1 or less."""
+    interval = stats.bootstrap_units(statistic, units, student=True)
+    most = 1.0 if name in SHARES else np.inf
+    low, high = (np.clip(end, 0, most) for end in (interval.low, interval.high))
+    return dataclasses.replace(interval, low=low, high=high)
 
 
 def attention_extremes(data: xr.Dataset) -> dict[str, tuple[str, Value]]:
     """The most focused and the most diffuse head, by normalized entropy H / ln Nk averaged over timesteps."""
     values = data["normalized_entropy"].transpose("head", "t", "image").values
-    interval = stats.bootstrap_units(
-        lambda w: stats.weighted_mean(values, w).mean(axis=1), stats.units_of(data)
+    interval = _of_attention(
+        lambda w: stats.weighted_mean(values, w).mean(axis=1), stats.units_of(data), "normalized_entropy"
     )
     places = {"focused": interval.estimate.argmin(), "diffuse": interval.estimate.argmax()}
     return {word: (str(data["head"].values[i]), value(interval, i)) for word, i in places.items()}
@@ -223,5 +235,7 @@ def attention_ends(data: xr.Dataset) -> tuple[Value, Value]:
     """H / ln Nk averaged over heads, at the least and at the most noisy timestep."""
     ordered = data.sortby("log_snr", ascending=False)
     values = ordered["normalized_entropy"].mean("head").transpose("t", "image").values
-    interval = stats.bootstrap_units(lambda w: stats.weighted_mean(values, w), stats.units_of(ordered))
+    interval = _of_attention(
+        lambda w: stats.weighted_mean(values, w), stats.units_of(ordered), "normalized_entropy"
+    )
     return value(interval, 0), value(interval, -1)

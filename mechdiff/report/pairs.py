@@ -39,11 +39,13 @@ def _listed(table: xr.Dataset) -> Markup:
     names = zip(named.a.values.tolist(), named.b.values.tolist(), strict=True)
     left = [i for i, pair in enumerate(names) if pair not in inside]
     if not (groups or left):
-        return Markup("No pair surely interacts by more than {:g} % of the loss.").format(backups.LEAST)
+        return Markup("No pair interacts by more than {:g} % of the loss by its own 95 % interval.").format(
+            backups.LEAST
+        )
     items = [_group(members, table) for members in groups]
     items += [_item(named.isel(pair=i)) for i in left[:SHOWN]]
     more = f"; and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
-    words = "Pairs that surely interact by more than {:g} % of the loss: {}{}."
+    words = "Pairs that interact by more than {:g} % of the loss, each by its own 95 % interval: {}{}."
     return Markup(words).format(backups.LEAST, Markup("; ").join(items), more)
 
 

@@ -27,7 +27,7 @@ def draw(
     figure = style.figure(5.3, height)
     axes = figure.add_axes((0.30, 0.6 / height, 0.68, (height - 0.95) / height))
     for place, i in enumerate(order):
-        axes.hlines(place, first.quantiles[i, 0], first.quantiles[i, -1], color=theme.muted, lw=0.5, zorder=1)
+        axes.hlines(place, *first.quantiles.estimate[i, [0, -1]], color=theme.muted, lw=0.5, zorder=1)
     for k, increase in enumerate(ablations):
         shift = (k - (len(ablations) - 1) / 2) * 0.3
         for place, i in enumerate(order):
@@ -52,7 +52,7 @@ def chosen(increase: Effects) -> list[int]:
     if len(order) <= SHOWN:
         return order
     largest = order[: SHOWN - VARIED]
-    size = np.maximum(increase.rms.estimate, np.abs(increase.quantiles).max(axis=1))
+    size = np.maximum(increase.rms.estimate, np.abs(increase.quantiles.estimate).max(axis=1))
     varied = [i for i in np.argsort(-size, kind="stable").tolist() if i not in largest]
     return [*largest, *varied[:VARIED]]
 
@@ -88,7 +88,7 @@ def ends(increases: list[Effects]) -> tuple[float, float]:
 def forest_ends(increases: list[Effects]) -> tuple[float, float]:
     """Ends of the forest plots' axis, which shows quantiles over images too, in %."""
     low, high = ends(increases)
-    shown = [increase.quantiles[chosen(increase)] for increase in increases]
+    shown = [increase.quantiles.estimate[chosen(increase)] for increase in increases]
     lowest, highest = (float(f([f(quantiles) for quantiles in shown])) for f in (np.min, np.max))
     return min(low, 1.3 * lowest), max(high, 1.25 * highest)
 

@@ -21,6 +21,7 @@ from mechdiff.stats.intervals import (
     student_mean,
 )
 from mechdiff.stats.jackknife import jackknife_error, jackknife_interval, pseudo_values, ratio_influence
+from mechdiff.stats.quantiles import quantile_interval
 from mechdiff.stats.sequential import confidence_sequence, skewed_sequence
 from mechdiff.stats.shares import share_interval
 from mechdiff.stats.significance import (
@@ -68,6 +69,7 @@ __all__ = [
     "percent_increase",
     "permutation_test",
     "pseudo_values",
+    "quantile_interval",
     "random_orders",
     "ratio_effect",
     "ratio_influence",

@@ -37,9 +37,7 @@ def share_interval(
     """
     having = np.asarray(having, np.float64)
     share = np.asarray(having.mean(axis=(-2, -1)))
-    n = np.full(share.shape, float(np.prod(having.shape[-2:])))
-    if units.clustered:
-        n = _effective_images(having, share, units, confidence)
+    n = effective_images(having, units, confidence)
     tail = (1 - confidence) / 2
     count = share * n
     # The beta distribution is not defined where none has the property, or all have.
@@ -54,14 +52,17 @@ def share_interval(
     )
 
 
-def _effective_images(
-    having: Float[np.ndarray, "*cells t image"],
-    share: Float[np.ndarray, "*cells"],
-    units: Units,
-    confidence: float,
+def effective_images(
+    having: Float[np.ndarray, "*cells t image"], units: Units, confidence: float
 ) -> Float[np.ndarray, "*cells"]:
-    """How many independent images would tell a share as surely as the images of these people."""
-    images = float(np.prod(having.shape[-2:]))
+    """How many independent images would tell a share as surely as these: all, or fewer of people's.
+
+    Args:
+      having: 1 for images that have the property, else 0.
+    """
+    share, images = np.asarray(having.mean(axis=(-2, -1))), float(np.prod(having.shape[-2:]))
+    if not units.clustered:
+        return np.full(share.shape, images)
     of_unit = units.sums(having - having.mean(axis=-1, keepdims=True)).sum(axis=-2) / images
     variance = units.count / (units.count - 1) * (of_unit**2).sum(axis=-1)
     binomial = share * (1 - share)

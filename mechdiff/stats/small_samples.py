@@ -30,7 +30,7 @@ Ends = tuple[float, float]
 def over_seeds(
     values: Float[np.ndarray, " seed"],
     draws: Float[np.ndarray, "seed m"] | None = None,
-    images: int = 0,
+    images: float = 0,
     above: bool = True,
     null: float = 0.0,
     sizes: bool = False,
@@ -40,7 +40,7 @@ def over_seeds(
 
     Args:
       draws: the values in resamples of the images, each resample the same for all seeds.
-      images: number of units that were resampled: images, or people.
+      images: number of units that were resampled: images, or what people count as (`Units.effective`).
       above: whether p is of `null` against a larger mean.
       sizes: whether values are logs of whole numbers, which were rounded.
     """
@@ -58,7 +58,7 @@ def between_groups(
     first: Float[np.ndarray, " seed"],
     second: Float[np.ndarray, " other"],
     draws: Float[np.ndarray, " m"] | None = None,
-    images: int = 0,
+    images: float = 0,
     pseudo: bool = False,
     sizes: bool = False,
 ) -> tuple[float, Ends, float]:
@@ -93,7 +93,7 @@ def jackknife_interval(
     second: Sequence,
     estimate: float,
     draws: Float[np.ndarray, " m"] | None = None,
-    images: int = 0,
+    images: float = 0,
 ) -> Ends:
     """95 % interval of a function of the networks of two data sets, by leaving out one network at a time
     (Efron & Tibshirani 1993, chapter 11); NaN where there are fewer than `FEWEST` of either.

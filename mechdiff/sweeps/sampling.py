@@ -141,16 +141,22 @@ def sampling_sweep(
 def mean_distance(swept: xr.Dataset, seed: int = 0) -> Interval:
     """Mean of the samples' distances with its 95 % interval over samples, `[ablation, component, window]`.
 
+    From fewer than 16 samples its ends lie at least as far out as Student's (`stats.bootstrap`), as those of
+    effects do: of 2 samples, lognormal distances with log-sd .7, .92 cover instead of .48, of 4 .90 (.84).
+
     Args:
       swept: of `sampling_sweep`. Where its precision was measured, intervals are wider by its error at both
         ends, and a mean that is not above it is NaN.
       seed: of the bootstrap.
     """
     distance = swept["distance"].transpose("ablation", "component", "window", "sample").values
-    mean = stats.bootstrap_mean(distance.astype(np.float64), seed=seed)
+    distance = distance.astype(np.float64)
+    weights = stats.bootstrap_weights(distance.shape[-1], seed=seed)
+    mean = stats.bootstrap(lambda drawn: distance @ drawn.T, weights, student=True)
     error = precision.error_of(swept)[..., None]
     estimate = np.where(precision.above_error(swept), mean.estimate, np.nan)
-    return dataclasses.replace(mean, estimate=estimate, low=mean.low - error, high=mean.high + error)
+    low = np.maximum(mean.low - error, 0)  # no distance is negative
+    return dataclasses.replace(mean, estimate=estimate, low=low, high=mean.high + error)
 
 
 def _rollout(denoiser: Examinable, sample_set: SampleSet, block: int) -> Rollout:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from mechdiff import stats
 from mechdiff.core.types import Images, PRNGKey
 from mechdiff.diffusion.process import denoising_loss, image_noise
 from mechdiff.diffusion.schedules import NoiseSchedule
@@ -65,7 +66,8 @@ def memorization(
       `samples_nearest`, `held_out_nearest`: median distance to the nearest training image;
       `ratio`: the first over the second (far below 1 means memorization);
       `copies`: fraction of samples closer to a training image than the 1st percentile of held-out images
-      (0.01 is expected without memorization).
+      (0.01 is expected without memorization);
+      `copies_low`, `copies_high`: its exact 95 % interval, that percentile being taken as it is.
     """
 
     def nearest(images: np.ndarray) -> np.ndarray:
@@ -76,11 +78,16 @@ def memorization(
         return np.minimum(distances, nearest_distances(images[:, :, ::-1], train)[0])
 
     of_samples, of_held_out = nearest(samples), nearest(held_out)
+    closer = of_samples < np.quantile(of_held_out, 0.01)
+    units = stats.Units(np.arange(len(closer)), len(closer), clustered=False)
+    copies = stats.share_interval(closer[None], units)
     return {
         "samples_nearest": float(np.median(of_samples)),
         "held_out_nearest": float(np.median(of_held_out)),
         "ratio": float(np.median(of_samples) / max(np.median(of_held_out), 1e-12)),
-        "copies": float((of_samples < np.quantile(of_held_out, 0.01)).mean()),
+        "copies": float(copies.estimate),
+        "copies_low": float(copies.low),
+        "copies_high": float(copies.high),
     }
 
 

@@ -15,7 +15,15 @@ from mechdiff.analysis import effects, network_divergence
 from mechdiff.analysis.roles.matching import agreement
 from mechdiff.core.errors import ConfigError
 from mechdiff.stats.small_samples import over_seeds
-from mechdiff.validation import attacks, further_calibration, image_calibration, rule_calibration, scope
+from mechdiff.validation import (
+    analysis_calibration,
+    attacks,
+    further_calibration,
+    image_calibration,
+    rule_calibration,
+    scope,
+    sweep_calibration,
+)
 from mechdiff.validation.checks import ALPHA, CONFIDENCE, Check, covers, mean_error, table, uniform
 
 __all__ = ["Check", "calibrate", "table"]
@@ -33,7 +41,8 @@ def calibrate(repeats: int = 400, images: int = 32, seed: int = 0) -> list[Check
     """
     if repeats < 50:
         raise ConfigError(f"repeats={repeats} show nothing; at least 50, better 400")
-    basic, rules, images_of_people, further, attacked, reach = np.random.default_rng(seed).spawn(6)
+    rngs = np.random.default_rng(seed).spawn(8)
+    basic, rules, images_of_people, further, attacked, reach, sweeps, analyses = rngs
     return [
         *basics(basic, repeats, images),
         *rule_calibration.checks(rules, repeats),
@@ -41,6 +50,8 @@ def calibrate(repeats: int = 400, images: int = 32, seed: int = 0) -> list[Check
         *further_calibration.checks(further, repeats),
         *attacks.checks(attacked, repeats),
         *scope.checks(reach, repeats),
+        *sweep_calibration.checks(sweeps, repeats),
+        *analysis_calibration.checks(analyses, repeats),
     ]
 
 

@@ -118,7 +118,7 @@ def test_rounding_of_a_component_that_changes_nothing_is_no_effect_anywhere(peop
     result, table = effects.measure(data, "zero"), saved_effects.effect_table(data, "zero")
     for interval in (result.cells, result.pooled, result.pooled_losses, result.rms, result.hurt):
         assert all(np.all(getattr(interval, end)[2] == 0) for end in ("estimate", "low", "high"))
-    assert np.all(result.p[2] == 1) and np.all(result.quantiles[2] == 0)
+    assert np.all(result.p[2] == 1) and np.all(result.quantiles.estimate[2] == 0)
     assert table.iloc[-1][["delta_loss", "low", "high", "p"]].tolist() == [0, 0, 0, 1]
     varied = variation.variation(data, "zero").iloc[2]
     assert varied[["over_timesteps", "over_images", "hurt"]].tolist() == [0, 0, 0]
@@ -264,8 +264,11 @@ def test_a_component_that_matters_for_one_picture_in_ten_is_seen_in_the_spread()
     result = effects.measure(sweep([loss], clean), "zero", repeats=200)
     np.testing.assert_allclose(result.pooled.estimate[0], result.pooled.estimate[1], rtol=0.1)
     np.testing.assert_allclose(result.hurt.estimate, [0.1, 1.0])
-    assert result.hurt.high[0] < 0.35 and result.quantiles[0, 0] < 0 < 40 < result.quantiles[0, 2]
-    assert np.ptp(result.quantiles[1]) < 2
+    assert (
+        result.hurt.high[0] < 0.35
+        and result.quantiles.estimate[0, 0] < 0 < 40 < result.quantiles.estimate[0, 2]
+    )
+    assert np.ptp(result.quantiles.estimate[1]) < 2
 
 
 @pytest.mark.parametrize("own", [False, True])

@@ -29,9 +29,9 @@ def test_entropy_says_what_intervals_and_p_values_are_over(launcher):
     entropy = launcher("entropy")
     four, many = units_from(None, 4), units_from(None, 16)
     people = units_from(np.arange(16) % 9, 16)
-    assert entropy.title([many]).endswith("intervals over n images, p by shuffled heads")
+    assert entropy.title([many]).endswith("intervals over n images, p by shuffled heads, each by itself")
     assert entropy.title([many, four]).endswith(
-        "p by shuffled heads; n = 4 is few, intervals may be too narrow"
+        "p by shuffled heads, each by itself; n = 4 is few, intervals may be too narrow"
     )
     assert "over n images or people," in entropy.title([many, people])
     ends = {"estimate": np.array(0.76), "low": np.array(-0.9), "high": np.array(0.76)}

@@ -42,7 +42,7 @@ def examined(steps, seed=0, inputs="some"):
         change=pooled,
         rms=interval(pooled),
         hurt=interval(pooled),
-        quantiles=cells,
+        quantiles=interval(cells),
         images=IMAGES,
         people=0,
         precision_error=pooled * 0,

@@ -22,7 +22,7 @@ from reference.results import IMAGES, T, fabricate, unrendered
 
 from experiments import _launch
 from experiments import report as launcher
-from mechdiff import report
+from mechdiff import report, stats
 from mechdiff.analysis import effects
 from mechdiff.core.config import UNetConfig, to_dict
 from mechdiff.core.errors import DataError, MechdiffError
@@ -213,6 +213,8 @@ def test_attention_ends_are_the_cleanest_and_the_noisiest_level(models):
     by_level = data["normalized_entropy"].mean(("head", "image")).values
     assert clean.estimate == pytest.approx(by_level[0], rel=1e-5)  # t increases, log-SNR decreases
     assert noisy.estimate == pytest.approx(by_level[-1], rel=1e-5)
+    few = stats.student_mean(data["normalized_entropy"].mean("head").transpose("t", "image").values)
+    assert clean.low <= few.low[0] + 1e-6 and few.high[0] - 1e-6 <= clean.high <= 1
 
 
 def test_findings_print_intervals_images_and_seeds(page, models):

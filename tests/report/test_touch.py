@@ -209,7 +209,7 @@ def test_tables_sort_filter_and_download(page, model, tmp_path):
     p = [float(row[f"{key}, p (max-T)"]) for row in table if row[key]]
     np.testing.assert_allclose(p, increase.p[active, 1], rtol=1e-5)
     lowest = [float(row["0.05 quantile of images, %"]) for row in table if row[key]]
-    np.testing.assert_allclose(lowest, increase.quantiles[active, 0], rtol=1e-5)
+    np.testing.assert_allclose(lowest, increase.quantiles.estimate[active, 0], rtol=1e-5)
     assert not any(sign in word for word in table[0] for sign in "−|")
     with page.expect_download() as download:
         page.locator("#maps .tools button", has_text="JSON").first.click()
@@ -310,7 +310,7 @@ def test_a_card_of_different_images_at_every_timestep_has_the_quantiles_of_all(m
     marks = page_data.thinned(contributions)
     assert contributions.shape == (2, shape[2] * images)
     assert marks.shape == (2, min(page_data.MOST_IMAGES, contributions.shape[1]))
-    of_table = effects.measure(sweep, "zero", repeats=20).quantiles
+    of_table = effects.measure(sweep, "zero", repeats=20).quantiles.estimate
     np.testing.assert_allclose(np.quantile(marks, effects.QUANTILES, axis=1).T, of_table, rtol=0.02)
 
 

@@ -125,6 +125,26 @@ def test_intervals_cover_where_one_person_has_half_of_the_images():
     assert np.mean(covered["count"]) < 0.9 < 0.93 < np.mean(covered["kish"])
 
 
+@pytest.mark.parametrize("people", [False, True])
+def test_intervals_of_quantiles_are_order_statistics_of_as_many_images_as_count(people):
+    rng, quantiles, images = np.random.default_rng(1), (0.05, 0.5, 0.95), 84
+    member = np.arange(images) // 12 if people else np.arange(images)
+    units = clusters.Units(member, int(member.max()) + 1, people)
+    own, shared = rng.normal(size=(300, 1, images)), rng.normal(size=(300, 1, units.count))
+    interval = stats.quantile_interval((own + shared[..., member]) / np.sqrt(2), units, quantiles)
+    truth = scipy.stats.norm.ppf(quantiles)
+    covered = ((interval.low <= truth) & (truth <= interval.high)).mean(axis=0)
+    assert (covered > 0.92).all()
+    if not people:  # exact (binomial), and no wider than that takes
+        assert (covered < 0.99).all()
+        of_places = stats.quantile_interval(np.arange(float(images))[None], units, quantiles)
+        for end, count in (
+            (of_places.low, lambda q: scipy.stats.binom.ppf(0.025, images, q) - 1),
+            (of_places.high, lambda q: scipy.stats.binom.ppf(0.975, images, q)),
+        ):
+            np.testing.assert_array_equal(end, [count(q) for q in quantiles])
+
+
 @pytest.mark.parametrize("share, within", [(0.05, 0.6), (0.5, 0.6), (0.5, 0.02), (1.0, 0.02)])
 def test_the_interval_of_a_share_covers_for_people(share, within):
     """A bootstrap over people has no width where all images that were seen have the property."""

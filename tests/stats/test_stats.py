@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from mechdiff import stats
 from mechdiff.core.errors import ConfigError
+from mechdiff.stats import small_samples
 
 LEVEL = 0.9
 SIMULATIONS = 600  # one cell each: an interval's coverage is then known to a standard error of 1.2 %
@@ -206,6 +207,21 @@ def test_the_variance_of_resampled_means_is_that_of_a_mean():
     values = np.random.default_rng(1).normal(size=12)
     variance, freedom = stats.resampled_variance(stats.bootstrap_weights(12, 40_000) @ values, 12)
     assert variance == pytest.approx(values.var(ddof=1) / 12, rel=0.03) and freedom == 11
+    with pytest.raises(ConfigError, match="at least 2"):
+        stats.resampled_variance(values, 1)
+
+
+def test_seeds_on_images_of_people_of_whom_one_has_half_cover_by_as_many_as_these_count_as():
+    """.84 by all 40 people; six networks whose seeds scatter little."""
+    rng, person = np.random.default_rng(0), np.r_[np.zeros(39, int), np.arange(1, 40)]
+    units, covered = stats.Units(person, 40, True), []
+    weights = units.resamples(200)
+    for _ in range(150):
+        of_images = rng.normal(size=40)[person] + 0.3 * rng.normal(size=78)
+        values, draws = of_images.mean() + 0.05 * rng.normal(size=6), np.tile(weights @ of_images, (6, 1))
+        ends = [small_samples.over_seeds(values, draws, n)[1] for n in (units.effective, 40)]
+        covered.append([low <= 0 <= high for low, high in ends])
+    assert np.mean(covered, axis=0)[0] > 0.93 > 0.9 > np.mean(covered, axis=0)[1]
 
 
 def test_permutation_test_is_exact_for_few_units():

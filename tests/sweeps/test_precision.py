@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from reference.networks import identity_of, random_params
 
+from mechdiff import stats
 from mechdiff.circuits import audits, screen_tables, screening
 from mechdiff.core import devices
 from mechdiff.core.config import SweepConfig, UNetConfig, override
@@ -180,6 +181,9 @@ def test_a_sampling_sweep_measures_the_error_of_its_precision(denoiser, tmp_path
     means, plain = sampling.mean_distance(reduced), sampling.mean_distance(exact)
     np.testing.assert_allclose(plain.estimate, exact["distance"].astype(np.float64).mean("sample"), rtol=1e-6)
     assert (plain.low <= plain.estimate).all() and (plain.estimate <= plain.high).all() and plain.n == 3
+    of_three = stats.student_mean(exact["distance"].values)
+    assert (plain.low <= np.maximum(of_three.low, 0) + 1e-9).all() and (plain.low >= 0).all()
+    assert (plain.high >= of_three.high - 1e-9).all()
     alone = sampling.mean_distance(reduced.drop_vars("precision_error"))
     np.testing.assert_allclose(
         means.high - alone.high,

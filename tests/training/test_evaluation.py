@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+import scipy.stats
 
 from mechdiff.diffusion.schedules import cosine_schedule
 from mechdiff.training import evaluation
@@ -39,6 +41,9 @@ def test_copies_are_seen_and_fresh_pictures_are_not():
     train, held_out, fresh = (rng.integers(0, 256, (200, 4, 4, 3)).astype(np.uint8) for _ in range(3))
     remembered = evaluation.memorization(train[:50], train, held_out)
     honest = evaluation.memorization(fresh, train, held_out)
+    exact = scipy.stats.binomtest(50, 50).proportion_ci()
+    assert (remembered["copies_low"], remembered["copies_high"]) == (pytest.approx(exact.low), 1)
+    assert honest["copies_low"] <= 0.01 <= honest["copies_high"]
     assert remembered["copies"] == 1 and remembered["ratio"] < 0.01
     assert honest["copies"] < 0.06 and 0.9 < honest["ratio"] < 1.1
     mirror_images = train[:50, :, ::-1]

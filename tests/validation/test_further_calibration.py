@@ -3,7 +3,14 @@
 import numpy as np
 
 from mechdiff import stats
-from mechdiff.validation import attacks, further_calibration, image_calibration, old_rules
+from mechdiff.validation import (
+    analysis_calibration,
+    attacks,
+    further_calibration,
+    image_calibration,
+    old_rules,
+    sweep_calibration,
+)
 from mechdiff.validation import checks as checks_of
 
 
@@ -15,6 +22,19 @@ def test_controls_named_roles_margins_and_pairs_keep_their_word():
         assert promises == {"errs at most", "finds at least"}, rule
     agreement = {check.promise for check in result if check.name.startswith("rank agreement")}
     assert agreement == {"covers", "errs at most", "finds at least"}
+
+
+def test_what_is_shown_with_an_interval_or_a_p_keeps_its_word():
+    sweeps = sweep_calibration.checks(np.random.default_rng(9), 20)
+    assert {check.promise for check in sweeps} == {"covers"}
+    sweeps = [check for check in sweeps if "pooled" not in check.name]  # these are limits, of strong skew
+    replaced = [check for check in sweeps if check.before_by]
+    assert len(replaced) == 3 and all(check.found >= check.before for check in replaced)
+    analyses = analysis_calibration.checks(np.random.default_rng(10), 20)
+    assert [check.name for check in [*sweeps, *analyses] if not check.holds] == []
+    for rule in ("change", "order", "entropy and effects", "role follows", "circuit", "divergence", "sizes"):
+        promises = {check.promise for check in analyses if check.name.startswith(rule)}
+        assert promises == {"errs at most", "finds at least"}, rule
 
 
 def test_the_first_listed_component_decided_where_nothing_was_significant():

@@ -184,7 +184,7 @@ def complexity_ratios(networks: Sequence[NetworkResults]) -> dict[str, Interval]
     """
     sides = seed_pairs(networks)
     natural, simple = (list(map(complexity_measures, side)) for side in sides)
-    units = min(side[0].units.count for side in sides)
+    units = min(side[0].units.effective for side in sides)
     intervals = {}
     for name in natural[0]:
         if not all(name in values for values in [*natural, *simple]):

@@ -75,7 +75,7 @@ def _compared(natural: tuple[NetworkResults, ...], simple: tuple[NetworkResults,
     draws = np.array([_profiles(network.attention) for network in (*natural, *simple)])
     count = len(natural)
     heads = [str(name) for name in natural[0].attention["head"].values]
-    units = min(stats.units_of(network.attention).count for network in (*natural, *simple))
+    units = min(stats.units_of(network.attention).effective for network in (*natural, *simple))
     estimates, resampled = draws[:, 0], np.moveaxis(draws[:, 1:], 1, 0)
     starts = [[network.seed for network in side] for side in (natural, simple)]
     paired = starts[0] == starts[1]
@@ -209,7 +209,7 @@ def entropy(networks: Sequence[NetworkResults]) -> Finding:
     if not np.isfinite([trained[:, 0], fresh[:, 0]]).all():
         raise NotTestable("within no layer do heads differ in both entropy and relative loss increase")
     rho, untrained = trained[:, 0], fresh[:, 0]
-    units = min(network.units.count for network in networks)
+    units = min(network.units.effective for network in networks)
     added = trained - fresh
     estimate, interval, p = small_samples.over_seeds(added[:, 0], added[:, 1:], units, above=False)
     because = (
@@ -228,7 +228,7 @@ def entropy(networks: Sequence[NetworkResults]) -> Finding:
 def _other_ablations(networks: Sequence[NetworkResults]) -> str:
     """The claim's estimate under the ablations that don't decide it, in words, and in either data set."""
     lead = across_seeds.lead_ablation(networks[0].sweep)
-    units = min(network.units.count for network in networks)
+    units = min(network.units.effective for network in networks)
     words = []
     for ablation in map(str, networks[0].sweep["ablation"].values):
         if ablation == lead or not all(_swept(network, ablation) for network in networks):

@@ -37,7 +37,7 @@ def examine(networks: Sequence[NetworkResults]) -> Finding:
         np.array([_increases(network.sweep, ablations) for network in networks]), visible
     )
     first = bottlenecks.split([f"{n.data}{n.complexity}" for n in networks], [n.seed for n in networks])
-    units = min(network.units.count for network in networks)
+    units = min(network.units.effective for network in networks)
     result = bottlenecks.crossed(least, first, units)
     chosen = list(dict.fromkeys(names[i] for i in result.chosen if i >= 0))
     because = (

@@ -68,7 +68,7 @@ def examine(networks: Sequence[NetworkResults], controls: Sequence[NetworkResult
     if first is None or second is None:
         raise NotTestable(f"{measure.name} is not known of all networks of matched loss")
     draws = None if first[1] is None or second[1] is None else first[1] - second[1]
-    units = min(network.units.count for network in [*natural, *simple])
+    units = min(network.units.effective for network in [*natural, *simple])
     estimate, interval, p = small_samples.between_groups(
         first[0], second[0], draws, units, measure.pseudo, measure.sizes
     )

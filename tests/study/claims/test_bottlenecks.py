@@ -6,6 +6,8 @@ import numpy as np
 import xarray as xr
 from reference.made_networks import NAMES, answers_of, network
 
+from mechdiff.study.claims import bottlenecks
+
 
 def test_a_bottleneck_is_named_by_networks_that_do_not_test_it():
     rng = np.random.default_rng(0)
@@ -27,6 +29,16 @@ def test_a_bottleneck_is_named_by_networks_that_do_not_test_it():
     assert answer.verdict != "supported" and "points above the 95th percentile of random" in answer.because
     low = [network("synthetic", s, 0.1 * (1 + 0.1 * rng.random(12)), np.linspace(0, 1, 6)) for s in range(6)]
     assert answers_of(low)["bottlenecks"].verdict == "not supported"
+
+
+def test_people_with_most_of_the_images_count_less(monkeypatch):
+    units, test = [], bottlenecks.bottlenecks.crossed
+    monkeypatch.setattr(bottlenecks.bottlenecks, "crossed", lambda *a: units.append(a[2]) or test(*a))
+    made = [network("celeba", seed, np.full(12, 0.1), np.linspace(0, 1, 6)) for seed in range(2)]
+    images = made[0].sweep.sizes["image"]
+    person = ("image", np.maximum(np.arange(images) - images // 2, 0))  # one has half of them
+    bottlenecks.examine([dataclasses.replace(m, sweep=m.sweep.assign_coords(person=person)) for m in made])
+    assert units == [made[0].units.count ** 2 / ((images // 2 + 1) ** 2 + images // 2 - 1)]
 
 
 def test_a_bottleneck_is_told_by_data_set():
