@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mechdiff.core.types import AnyArray, Features
-from mechdiff.interventions.gates import Gate, Pattern, Temperature
+from mechdiff.interventions.gates import Gate, NamedPattern, Pattern, Temperature, naming
 from mechdiff.models.attention import attend, attention_pattern
 from mechdiff.models.attention_stats import attention_statistics
 from mechdiff.models.convolution import alone, double
@@ -159,7 +159,8 @@ class Attention(nn.Module):
             self.sow(ATTENTION, "value", attention_statistics(attention_pattern(q, k), (height, width)))
         if self.is_mutable_collection(PATTERNS):
             self.sow(PATTERNS, "value", attention_pattern(q, k))
-        z = Pattern(name="mix")(attend(q, k, v), v).swapaxes(1, 2)
+        attended = _by_named_pattern(q, k, v) if naming() else attend(q, k, v)
+        z = Pattern(name="mix")(attended, v).swapaxes(1, 2)
         z = Gate(unit_axis=-2, name="head")(z).reshape(batch, tokens, self.heads * depth)
         out = Dense(channels, dtype=self.dtype, kernel_init=_zeros, name="out")(z)
         return x + out.reshape(x.shape)
@@ -167,6 +168,12 @@ class Attention(nn.Module):
     def _heads(self, h: Float[Array, "batch tokens inner"]) -> Float[Array, "batch heads tokens depth"]:
         batch, tokens, inner = h.shape
         return h.reshape(batch, tokens, self.heads, inner // self.heads).swapaxes(1, 2)
+
+
+def _by_named_pattern(q: Array, k: Array, v: Array) -> Array:
+    """`attend`, with its pattern as a value that `models.traced` can read and edit."""
+    pattern = NamedPattern()(attention_pattern(q, k))
+    return pattern.astype(v.dtype) @ v
 
 
 class Downsample(nn.Module):

@@ -81,6 +81,7 @@ def test_ablated_heads_are_those_of_hooks(arrays, denoiser):
         if component.name.startswith(f"{stage}.head")
     ]
     assert len(heads) == len(arrays["table/hooked"])
+    assert {f"{stage}.pattern" for stage in HEADS_OF.values()} <= denoiser.identity.gate.keys()
     for name, expected in zip(heads, arrays["table/hooked"], strict=True):
         assert relative(denoised(denoiser, build.ablate(denoiser.identity, [name]), X), expected) < 1e-4
 
