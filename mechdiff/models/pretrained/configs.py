@@ -104,7 +104,19 @@ def describe(path: Path) -> Description:
     for name in content:
         if not isinstance(name, str):
             raise ConfigError(f"{path} has an option {shorten(name)} that is not a name; write it as text")
-    return Description(content)
+    return Description(_without_remarks(content))
+
+
+def _without_remarks(content: dict[str, Any]) -> dict[str, Any]:
+    """Options as W&B saves them, `name: {desc: null, value: 3}`, by their values alone."""
+
+    def remarked(value: Any) -> bool:
+        return isinstance(value, Mapping) and "value" in value and value.keys() <= {"desc", "value"}
+
+    options = {name: value for name, value in content.items() if not name.startswith(("_wandb", "wandb"))}
+    if not options or not all(map(remarked, options.values())):
+        return content
+    return {name: value["value"] for name, value in options.items()}
 
 
 def option_names(config: Mapping[str, Any]) -> set[str]:

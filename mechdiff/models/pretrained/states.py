@@ -109,9 +109,18 @@ def _raw(prefix: str, averaged: list[str]) -> bool:
 
 def without_variances(state: State, names: tuple[str, ...], outputs: int) -> tuple[dict, str]:
     """The state with the first `outputs` rows alone of the last convolution, and a note. The other half, the
-    variances of a sampler, has no effect on them."""
+    variances of a sampler, has no effect on them.
+
+    Raises:
+      CheckpointError: there is no other half, whatever the config says.
+    """
     kept = dict(state)
     for name in names:
+        if name in kept and len(kept[name]) == outputs:
+            raise CheckpointError(
+                f"{name} has {outputs} output channels, but its config says {2 * outputs}, with learned "
+                f"variances; write {outputs} (learn_sigma=False) if these are the right tensors"
+            )
         if name in kept and len(kept[name]) == 2 * outputs:
             kept[name] = kept[name][:outputs]
     return kept, "learned variances are dropped: sampling uses those of the posterior"
