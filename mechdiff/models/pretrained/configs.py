@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,19 @@ def option_names(config: Mapping[str, Any]) -> set[str]:
     """
     sections = (value for value in config.values() if isinstance(value, Mapping))
     return {name for names in (config, *sections) for name in names if isinstance(name, str)}
+
+
+def sections(config: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Sections of a config at any depth, and where each stands.
+
+    Example:
+      >>> [place for place, _ in sections({"model": {"params": {"ch": 128}}})]
+      ['model', 'model.params']
+    """
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield f"{place}{name}", value
+            yield from sections(value, f"{place}{name}.")
 
 
 def flags_of(text: str, where: str = "flags") -> dict[str, str]:

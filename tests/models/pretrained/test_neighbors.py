@@ -429,6 +429,16 @@ def test_sigmoid_betas_against_their_formula():
     ("name", "text", "expected"),
     [
         ("config.yaml", "a: [1", "config.yaml, line 1: not valid YAML"),
+        (
+            "config.yaml",
+            "a: {model: {target: x.UNetModel, params: {num_channels: 32}}}",
+            "config.yaml has options of a network under a.model, too deep to be read; write them at its top",
+        ),
+        (
+            "config.yaml",
+            "model: {params: {first_stage_config: {a: 1}, unet_config: {params: {model_channels: 32}}}}",
+            "config.yaml describes a latent diffusion model (by its option first_stage_config)",
+        ),
         ("config.yaml", "a: 1\n\tb: 2", "config.yaml, line 2: not valid YAML"),
         ("config.yaml", "!!python/object/apply:os.system ['true']", "not valid YAML"),
         ("config.yaml", "- 1\n- 2", "config.yaml holds [1, 2], not options by name"),
