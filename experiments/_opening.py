@@ -15,7 +15,6 @@ from mechdiff.core import keys
 from mechdiff.core.config import DRAWN, ExperimentConfig, to_dict
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
-from mechdiff.interventions.components import select
 from mechdiff.models import load
 from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import files, labelled
@@ -48,7 +47,7 @@ def opened(
     *,
     name: str = "",
     nested: bool = False,
-    components: str = "",
+    check: Callable[[Examinable], object] = lambda denoiser: None,
 ) -> Opened:
     """A trained model and what it is examined on, by the settings `sweeps` and `seed`.
 
@@ -58,8 +57,8 @@ def opened(
       name: shown in results; the folder's if empty.
       nested: whether the launcher uses other images at every timestep where `sweep.nested` asks for them;
         if not, one set is taken, counted and named.
-      components: regular expression that the launcher selects by; refused here, before images are read, if
-        it selects none.
+      check: refuses a network that lacks what the launcher needs, such as components of a name; called before
+        images are read.
     """
     files.ensure_writable(workdir)  # before hours of computing
     config = config if nested else replace(config, sweep=replace(config.sweep, nested=False))
@@ -70,8 +69,7 @@ def opened(
     denoiser, trained, record = load.load_denoiser(model, name)
     load.check_known(record, denoiser.name)
     timesteps = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
-    if components:
-        select(denoiser.identity, components)
+    check(denoiser)
     images_of = choose(denoiser, trained, record)
     checked = load_check.check(denoiser, images_of, record, config.seed)
     print(f"{denoiser.name}: {images_of.label}; {checked.words}", file=sys.stderr, flush=True)

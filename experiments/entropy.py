@@ -39,7 +39,12 @@ def main(config, workdir):
     sweep = dataclasses.replace(config.sweep, ablations=("zero",))
     for folder in MODEL.value:
         denoiser, _, images, eval_set = _opening.opened(
-            _opening.without_references(config), workdir, folder, CELEBA.value, IMAGES.value
+            _opening.without_references(config),
+            workdir,
+            folder,
+            CELEBA.value,
+            IMAGES.value,
+            check=entropy_results.check_network,
         )
         inputs[denoiser.name] = images.label
         units.append(stats.units_from(images.scored_people, eval_set.count))

@@ -48,7 +48,7 @@ def main(config, workdir):
         MODEL.value,
         CELEBA.value,
         IMAGES.value,
-        components=COMPONENTS.value,
+        check=lambda denoiser: select(denoiser.identity, COMPONENTS.value),
     )
     names = select(denoiser.identity, COMPONENTS.value)
     chosen = [component for component in denoiser.components() if component.name in names]

@@ -15,6 +15,7 @@ from mechdiff.analysis import roles
 from mechdiff.analysis.roles.image_features import image_feature_names
 from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
+from mechdiff.core.errors import ConfigError
 from mechdiff.models import load, untrained
 from mechdiff.storage import files, labelled
 from mechdiff.storage.manifest import run_manifest
@@ -44,16 +45,11 @@ def main(config, workdir):
     records, named_roles, inputs = {}, {}, {}
     for folder in MODEL.value:
         denoiser, trained, images, eval_set = _opening.opened(
-            _opening.without_references(config), workdir, folder, CELEBA.value, IMAGES.value
+            _opening.without_references(config), workdir, folder, CELEBA.value, IMAGES.value, check=_check
         )
-        image_feature_names(*denoiser.image_shape[1:])  # may refuse
         inputs[denoiser.name] = images.label
         fresh = [untrained.untrained(denoiser, config.seed + i) for i in range(FRESH.value)]
-        chosen = [
-            component
-            for component in denoiser.components()
-            if PART.value in (component.component_type, "all")
-        ]
+        chosen = _chosen(denoiser)
         synthetic = images.facts.get("name") == "synthetic"  # masks and factors are known of these
         targets = role_results.face_targets(trained, len(images.scored)) if synthetic else {}
         assignment, effect = roles.examine(
@@ -70,6 +66,24 @@ def main(config, workdir):
     manifest = run_manifest(to_dict(config), models=MODEL.value, inputs=inputs)
     files.write_json(workdir / "roles.json", {"roles": records, "manifest": manifest})
     return {"folder": workdir, "roles": named_roles}
+
+
+def _chosen(denoiser):
+    """The components that --part names."""
+    every = denoiser.components()
+    return [component for component in every if PART.value in (component.component_type, "all")]
+
+
+def _check(denoiser):
+    """Refuses a network without roles, untrained controls or a matched null, before images are read."""
+    image_feature_names(*denoiser.image_shape[1:])
+    if not _chosen(denoiser):
+        others = sorted({component.component_type for component in denoiser.components()})
+        raise ConfigError(
+            f"{denoiser.name}: no components of --part={PART.value}; it has {', '.join(others)}"
+        )
+    untrained.check_known(denoiser)
+    roles.matched_sets(_chosen(denoiser), denoiser.components(), denoiser.identity, count=1)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,12 @@ def main(config, workdir):
     stats.weights.check_units(config.sweep.images)
     use_all_cores()
     denoiser, _, images, eval_set = _opening.opened(
-        _opening.without_references(config), workdir, MODEL.value, CELEBA.value, IMAGES.value
+        _opening.without_references(config),
+        workdir,
+        MODEL.value,
+        CELEBA.value,
+        IMAGES.value,
+        check=lambda denoiser: attention_patterns.check_network(denoiser, SOURCES.value),
     )
     swept = attention_patterns.pattern_effects(
         denoiser, eval_set, ablations=SOURCES.value, block=config.sweep.image_block

@@ -9,6 +9,7 @@ from mechdiff.core.ranges import at_least, within
 
 # What a network outputs; see `diffusion.process.prediction_target`.
 Prediction = Literal["epsilon", "v_prediction", "sample"]
+PER_LEVEL = ("up_heads", "level_blocks", "down_resample_blocks", "up_resample_blocks")  # or empty
 LARGEST = 4096  # side of an image, channels, blocks; a larger number is taken for a typing error
 
 
@@ -50,6 +51,10 @@ class UNetConfig:
     # table: learned vectors; timestep: sinusoidal features of a number; identity: the vector given.
     class_embedding: Literal["table", "timestep", "identity"] = "table"  # how a class is embedded
     condition_channels: int = 0  # of an image (low resolution, masked) that is concatenated to the input
+    down_resample_blocks: tuple[bool, ...] = ()  # per level of the encoder; empty: as `resample_blocks`
+    up_resample_blocks: tuple[bool, ...] = ()  # per level of the decoder; empty: as `resample_blocks`
+    head_width: int = 0  # channels of an attention head; 0: the level's width divided by its heads
+    mid_norm_groups: int = -1  # of the middle's attention; -1: norm_groups; 0: its input is not normalized
 
     @property
     def takes_labels(self) -> bool:
@@ -69,7 +74,7 @@ class UNetConfig:
     def __post_init__(self):
         levels = len(self.widths)
         at_least("number of unet.widths", levels, 1)
-        optional = [name for name in ("up_heads", "level_blocks") if getattr(self, name)]
+        optional = [name for name in PER_LEVEL if getattr(self, name)]
         for name in ("down_attention", "up_attention", "heads", *optional):
             if len(getattr(self, name)) != levels:
                 raise ConfigError(f"unet.{name}={getattr(self, name)} needs {levels} entries, one per width")
@@ -100,6 +105,8 @@ class UNetConfig:
         at_least("unet.sample_clip", self.sample_clip, 0.0)
         at_least("unet.classes", self.classes, 0)
         at_least("unet.condition_channels", self.condition_channels, 0)
+        within("unet.head_width", self.head_width, 0, LARGEST)
+        self._check_middle()
         if self.classes and self.class_embedding != "table":
             raise ConfigError(
                 f"unet.classes={self.classes} is the size of a table, but unet.class_embedding="
@@ -117,14 +124,23 @@ class UNetConfig:
                 )
             attends = self.down_attention[level] or self.up_attention[level]
             middle = self.mid_attention and level == len(self.widths) - 1
-            if (attends or middle) and width % heads:
+            if (attends or middle) and not self.head_width and width % heads:
                 raise ConfigError(
                     f"unet.widths[{level}]={width} is not divisible by unet.{name}[{level}]={heads}"
                 )
 
+    def _check_middle(self) -> None:
+        at_least("unet.mid_norm_groups", self.mid_norm_groups, -1)
+        if self.mid_norm_groups > 0 and self.widths[-1] % self.mid_norm_groups:
+            raise ConfigError(
+                f"unet.widths[-1]={self.widths[-1]} is not divisible by unet.mid_norm_groups="
+                f"{self.mid_norm_groups}"
+            )
+
 
 # Fields added after results had been named by a digest of all fields.
-LATER_FIELDS = ("classes", "null_class", "class_embedding", "condition_channels")
+LATER_FIELDS = ("classes", "null_class", "class_embedding", "condition_channels", "down_resample_blocks")
+LATER_FIELDS += ("up_resample_blocks", "head_width", "mid_norm_groups")
 
 
 def decisive(unet: UNetConfig) -> dict:

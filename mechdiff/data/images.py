@@ -19,6 +19,7 @@ from mechdiff.data.scrambled import scrambled
 
 DEFAULT = Preprocessing()
 GRAY = Preprocessing(channels="gray")
+LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601: gray of red, green and blue, as Pillow's
 CELEBA_SIZE = (178, 218)  # width, height of the aligned images
 DDIM_BOX = (25, 57, 153, 185)  # left, top, right, bottom; Crop in ddim's datasets/__init__.py
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")

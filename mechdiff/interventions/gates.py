@@ -11,6 +11,7 @@ the rank of a leaf tells whether it has.
 """
 
 import contextlib
+import contextvars
 from collections.abc import Iterator
 
 import flax.linen as nn
@@ -24,6 +25,7 @@ from mechdiff.core.types import AnyArray
 COLLECTIONS = ("gate", "replacement", "temperature")
 # Optional collections, with the sites that the intervention names.
 NAMED_COLLECTIONS = ("pattern", "pattern_replacement", "add")
+_NAMING = contextvars.ContextVar("naming", default=False)
 CAPTURED = "sites"  # collection that activations are sown into, before the gate acts
 
 
@@ -73,19 +75,42 @@ class Gate(nn.Module):
 
 @contextlib.contextmanager
 def named(prefix: str) -> Iterator[None]:
-    """In this context a gate only names its input, `PREFIX.SITE@AXIS`, and returns it unchanged.
+    """In this context a gate only names its input, `PREFIX.SITE@AXIS`, and returns it unchanged. So does a
+    `NamedPattern`, which attention computes in this context alone (`naming`).
 
     The network becomes a function with named values (`jax.ad_checkpoint.checkpoint_name`), as
     `models.traced` takes.
     """
 
     def name(call, args, kwargs, context):
-        if not isinstance(context.module, Gate) or context.method_name != "__call__":
+        if not isinstance(context.module, Gate | NamedPattern) or context.method_name != "__call__":
             return call(*args, **kwargs)
-        return checkpoint_name(args[0], f"{prefix}.{context.module.name}@{context.module.unit_axis}")
+        word = "pattern" if isinstance(context.module, NamedPattern) else context.module.name
+        return checkpoint_name(args[0], f"{prefix}.{word}@{context.module.unit_axis}")
 
-    with nn.intercept_methods(name):
-        yield
+    token = _NAMING.set(True)
+    try:
+        with nn.intercept_methods(name):
+            yield
+    finally:
+        _NAMING.reset(token)
+
+
+def naming() -> bool:
+    """Whether this is the context of `named`."""
+    return _NAMING.get()
+
+
+class NamedPattern(nn.Module):
+    """A whole pattern of attention, `(batch, heads, queries, keys)`, as a named value."""
+
+    unit_axis: int = 1
+
+    @nn.compact
+    def __call__(
+        self, pattern: Float[Array, "batch heads queries keys"]
+    ) -> Float[Array, "batch heads queries keys"]:
+        return pattern
 
 
 class Temperature(nn.Module):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mechdiff.core.types import AnyArray, Features
-from mechdiff.interventions.gates import Gate, Pattern, Temperature
+from mechdiff.interventions.gates import Gate, NamedPattern, Pattern, Temperature, naming
 from mechdiff.models.attention import attend, attention_pattern
 from mechdiff.models.attention_stats import attention_statistics
 from mechdiff.models.convolution import alone, double
@@ -135,33 +135,45 @@ class Attention(nn.Module):
     Sites: `head` (each head's output before the output projection) and `pattern` (a temperature per head, and
     the pattern that its own is mixed with). The head's own pattern, after temperature and before mixing, and
     its statistics are sown if their collections are mutable; else no pattern is stored.
+
+    Without `groups` the input is not normalized. `depth` is the width of a head; 0: the heads divide the
+    channels among them. Else they may be narrower together (of diffusers, where it does not divide them).
     """
 
     heads: int
     groups: int
     eps: float
+    depth: int = 0
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Features) -> Features:
         batch, height, width, channels = x.shape
-        tokens, depth = height * width, channels // self.heads
-        h = GroupNorm(self.groups, self.eps, name="norm")(x).reshape(batch, tokens, channels)
-        dense = functools.partial(Dense, channels, dtype=self.dtype)
+        tokens, depth = height * width, self.depth or channels // self.heads
+        h = GroupNorm(self.groups, self.eps, name="norm")(x) if self.groups else x
+        h = h.reshape(batch, tokens, channels)
+        dense = functools.partial(Dense, self.heads * depth, dtype=self.dtype)
         q, k, v = (self._heads(dense(name=name)(h)) for name in "qkv")
         q = Temperature(name="pattern")(q * depth**-0.5)  # queries are fewer numbers than logits
         if self.is_mutable_collection(ATTENTION):
             self.sow(ATTENTION, "value", attention_statistics(attention_pattern(q, k), (height, width)))
         if self.is_mutable_collection(PATTERNS):
             self.sow(PATTERNS, "value", attention_pattern(q, k))
-        z = Pattern(name="mix")(attend(q, k, v), v).swapaxes(1, 2)
-        z = Gate(unit_axis=-2, name="head")(z).reshape(batch, tokens, channels)
-        out = dense(kernel_init=_zeros, name="out")(z)
+        attended = _by_named_pattern(q, k, v) if naming() else attend(q, k, v)
+        z = Pattern(name="mix")(attended, v).swapaxes(1, 2)
+        z = Gate(unit_axis=-2, name="head")(z).reshape(batch, tokens, self.heads * depth)
+        out = Dense(channels, dtype=self.dtype, kernel_init=_zeros, name="out")(z)
         return x + out.reshape(x.shape)
 
-    def _heads(self, h: Float[Array, "batch tokens channels"]) -> Float[Array, "batch heads tokens depth"]:
-        batch, tokens, channels = h.shape
-        return h.reshape(batch, tokens, self.heads, channels // self.heads).swapaxes(1, 2)
+    def _heads(self, h: Float[Array, "batch tokens inner"]) -> Float[Array, "batch heads tokens depth"]:
+        batch, tokens, inner = h.shape
+        return h.reshape(batch, tokens, self.heads, inner // self.heads).swapaxes(1, 2)
+
+
+def _by_named_pattern(q: Array, k: Array, v: Array) -> Array:
+    """`attend`, with its pattern as a value that `models.traced` can read and edit."""
+    pattern = NamedPattern()(attention_pattern(q, k))
+    return pattern.astype(v.dtype) @ v
 
 
 class Downsample(nn.Module):

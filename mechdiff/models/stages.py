@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.errors import ConfigError
@@ -100,6 +100,17 @@ def _blocks(config: UNetConfig, level: int) -> int:
     return config.level_blocks[level] if config.level_blocks else config.blocks_per_level
 
 
+def resampled_by_blocks(config: UNetConfig, side: Literal["down", "up"]) -> tuple[bool, ...]:
+    """Per level, whether a residual block does the resampling, if there is any.
+
+    Example:
+      >>> resampled_by_blocks(UNetConfig(down_resample_blocks=(True, False, False)), "up")
+      (False, False, False)
+    """
+    per_level = {"down": config.down_resample_blocks, "up": config.up_resample_blocks}[side]
+    return per_level or (config.resample_blocks,) * len(config.widths)
+
+
 def _encoder_level(config: UNetConfig, level: int) -> list[Stage]:
     listed, attends = [], config.down_attention[level]
     for block in range(_blocks(config, level)):
@@ -109,7 +120,8 @@ def _encoder_level(config: UNetConfig, level: int) -> list[Stage]:
             name = f"down{level}.attn{block}"
             listed.append(_stage(config, name, "attention", level, push=True, heads=heads))
     if level < len(config.widths) - 1:
-        op, half = "block" if config.resample_blocks else "downsample", config.image_size // 2 ** (level + 1)
+        op = "block" if resampled_by_blocks(config, "down")[level] else "downsample"
+        half = config.image_size // 2 ** (level + 1)
         options = {"resolution": half, "push": True, "resample": -1}
         listed.append(_stage(config, f"down{level}.downsample", op, level, **options))
     return listed
@@ -131,7 +143,8 @@ def _decoder_level(config: UNetConfig, level: int) -> list[Stage]:
             name = f"up{level}.attn{block}"
             listed.append(_stage(config, name, "attention", level, heads=up_heads[level]))
     if level > 0:
-        op, double = "block" if config.resample_blocks else "upsample", config.image_size // 2 ** (level - 1)
+        op = "block" if resampled_by_blocks(config, "up")[level] else "upsample"
+        double = config.image_size // 2 ** (level - 1)
         options = {"resolution": double, "resample": 1}
         listed.append(_stage(config, f"up{level}.upsample", op, level, **options))
     return listed

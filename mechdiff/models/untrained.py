@@ -45,11 +45,16 @@ def _fresh(denoiser: Examinable, seed: int) -> PyTree:
     key = jax.random.key(seed)
     if isinstance(denoiser, Denoiser):
         return jax.jit(init_unet, static_argnums=1)(key, denoiser.unet)[0]
+    check_known(denoiser)
+    return jax.jit(denoiser.network.init)(key)  # type: ignore[union-attr]
+
+
+def check_known(denoiser: Examinable) -> None:
+    """Refuses a network of which no untrained control can be made; ConfigError, as `untrained`."""
     init = denoiser.network.init if isinstance(denoiser, TracedDenoiser) else None
-    if init is None:
+    if not isinstance(denoiser, Denoiser) and init is None:
         raise ConfigError(
             f"how parameters of {denoiser.name} are drawn before training is not known, so there is no "
             "untrained control; wrap it with init=, a function of a PRNG key that returns them, or leave "
             "controls out (no --untrained; in a study study.controls=false, study.role_sets=0)"
         )
-    return jax.jit(init)(key)

@@ -56,7 +56,7 @@ def entropy_links(
     Raises:
       ConfigError: fewer than 3 such heads, or images too small for their features.
     """
-    image_feature_names(*denoiser.image_shape[1:])  # may refuse
+    check_network(denoiser)
     attention = activations.attention_stats(denoiser, eval_set)
     heads = heads_over_many_keys(denoiser, attention)
     swept = ablation_sweep(denoiser, eval_set, folder, config=config, chosen=heads)
@@ -74,6 +74,16 @@ def entropy_links(
         selectivity=entropy_correlation.correlation(attention, selectivity),
         caused=entropy_causality.within_head_slope(moved, entropy_causality.normalized(tempered, attention)),
     )
+
+
+def check_network(denoiser: Examinable) -> None:
+    """Refuses a network whose entropy can't be linked to anything, before anything is computed.
+
+    Raises:
+      ConfigError: images without colors, or too small for their features; no heads with patterns.
+    """
+    image_feature_names(*denoiser.image_shape[1:])
+    heads_of(denoiser)
 
 
 def heads_over_many_keys(denoiser: Examinable, attention: xr.Dataset) -> list[Component]:

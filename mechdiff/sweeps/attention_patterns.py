@@ -79,7 +79,8 @@ def _constant_at(name: str, site: Site, pattern: str) -> np.ndarray:
     others = [size for axis, size in enumerate(row) if axis != len(row) + site.unit_axis]
     if others != [keys, keys]:
         raise ConfigError(
-            f"pattern {name!r} has axes {others} beside its heads; in an identity pattern queries are keys"
+            f"pattern {name!r} has axes {others} beside its heads; in an identity pattern queries are keys, "
+            "so leave that source out (--sources=uniform,frozen; ablations= in Python)"
         )
     return np.expand_dims(np.eye(keys, dtype=np.float32), len(row) + site.unit_axis)
 
@@ -149,8 +150,7 @@ def pattern_effects(
       ConfigError: an unknown source or one twice, a network without heads or named patterns, values named as
         patterns that are not, or more donors than images.
     """
-    check_sources(ablations)
-    heads = heads_of(denoiser, heads)
+    heads = check_network(denoiser, ablations, heads)
     check_patterns(denoiser, eval_set)
     swept = [_replaced(denoiser, eval_set, heads, ablation, draws, block) for ablation in ablations]
     dims = ("ablation", "component", "t", "image")
@@ -174,6 +174,22 @@ def check_sources(sources: Sequence[str]) -> None:
     for source in sources:
         if source not in PATTERN_SOURCES:
             raise ConfigError(unknown("source of patterns", source, PATTERN_SOURCES))
+
+
+def check_network(
+    denoiser: Examinable, sources: Sequence[str], heads: Sequence[Component] | None = None
+) -> tuple[Component, ...]:
+    """`heads_of`, of a network whose patterns can come from these sources; before anything is computed.
+
+    Raises:
+      ConfigError: as `check_sources`, `heads_of` and `constant_patterns`.
+    """
+    check_sources(sources)
+    heads = heads_of(denoiser, heads)
+    for source in sources:
+        if source != "frozen":
+            constant_patterns(denoiser.network, source)
+    return heads
 
 
 def _replaced(
@@ -215,6 +231,10 @@ def heads_of(denoiser: Examinable, heads: Sequence[Component] | None = None) -> 
             raise ConfigError("this network has no attention heads; there is no pattern to replace")
         return tuple(listed)
     reached = tuple(part for part in listed if pattern_site(part.site) in denoiser.identity.gate)
+    if not reached and denoiser.network.imported:
+        raise ConfigError(
+            f"{denoiser.name}: this network has no attention with a pattern (of a softmax over positions)"
+        )
     if not reached:
         raise ConfigError(
             f"{denoiser.name}: no value is named as a pattern of attention; name what the softmax returns, "

@@ -28,6 +28,7 @@ from mechdiff.core.numerics import ROUNDING
 from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.data.classes import class_labels, labels_of_faces
 from mechdiff.data.dataset import Dataset
+from mechdiff.data.images import LUMINANCE
 from mechdiff.data.synthetic import FACTORS, factor_pair
 from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
 from mechdiff.interventions.build import leave_one_out
@@ -100,9 +101,14 @@ class PairSet:
         if self.count < 1:
             raise ConfigError(f"pairs={self.count}: at least one pair of faces is needed")
 
-    def at(self, factor: str, size: int, timesteps: Int[np.ndarray, " timesteps"]) -> tuple[EvalSet, EvalSet]:
-        """The faces of a factor and their twins, under the same noise."""
+    def at(
+        self, factor: str, size: int, timesteps: Int[np.ndarray, " timesteps"], channels: int = 3
+    ) -> tuple[EvalSet, EvalSet]:
+        """The faces of a factor and their twins, under the same noise; of one channel they are gray, where a
+        factor of hue alone changes little."""
         faces = factor_pairs(keys.stream(self.key, "faces"), factor, self.count, size, self.complexity)
+        if channels == 1:
+            faces = (images @ LUMINANCE[:, None] for images in faces)
         noise = keys.stream(self.key, "noise")
         first, second = (EvalSet(images, timesteps, noise, self.condition) for images in faces)
         return first, second
@@ -152,10 +158,14 @@ def interchange_effects(
       and the squared `change`, dims `factor, component, t, image`; and `distance`, |eps' - eps|^2, dims
       `factor, t, image`. All but `moved` are means over pixels.
     Raises:
-      ConfigError: a network of images that are not in color.
+      ConfigError: a network of images that are neither in color nor gray.
     """
-    if denoiser.image_shape[-1] != 3:
-        raise ConfigError(f"{denoiser.name}: pairs of faces are in color, its images are not")
+    channels = denoiser.image_shape[-1]
+    if channels not in (1, 3):
+        raise ConfigError(
+            f"{denoiser.name}: faces have 3 channels, or 1 in gray, its images have {channels}; nothing is "
+            "known to exchange between those"
+        )
     chosen = chosen_components(denoiser, chosen)
     timesteps, block = np.asarray(timesteps, np.int32), min(block, pairs.count)
     engine = Engine(denoiser)
@@ -164,7 +174,7 @@ def interchange_effects(
     distance = np.empty((shape[0], *shape[2:]), np.float32)
     stacked = leave_one_out(denoiser.identity, chosen)[1]
     for row, factor in enumerate(pairs.factors):
-        first, second = pairs.at(factor, denoiser.image_shape[0], timesteps)
+        first, second = pairs.at(factor, denoiser.image_shape[0], timesteps, channels)
         for t_index, batch in itertools.product(range(len(timesteps)), list(batches(pairs.count, block))):
             sources = first.batch(t_index, batch.indices)
             targets = second.batch(t_index, batch.indices)

@@ -46,6 +46,9 @@ def test_fields_of_preprocessing_that_the_command_line_names_hold_also_where_the
     [
         (("sweep_scaling", "--components=nix"), "unknown component 'nix'; choose from: large.mlp, small.mlp"),
         (("interactions", "--components=["), "pattern '[' is not a regular expression"),
+        (("sweep_patterns", "--set=sweep.images=4"), "toy.toy_denoiser: no value is named as a pattern of"),
+        (("entropy", "--set=sweep.images=4"), "images of 2 pixels have no 4x4 cells; the side must divide"),
+        (("roles",), "images of 2 pixels have no 4x4 cells; the side must divide by 4"),
         (("phases", "--set=sweep.timesteps=5000"), "5000 timesteps wanted of a schedule with 100; choose 1"),
         (
             ("sample", "--ablate=large.mlp", "--steps=3", "--window=1,20"),

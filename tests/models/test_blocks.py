@@ -1,10 +1,12 @@
 """Blocks of the UNet against float64 numpy."""
 
 import jax
+import jax.extend
 import numpy as np
 import pytest
 from reference.in_float64 import applied, double, random, softmax_attention
 
+from mechdiff.interventions import gates
 from mechdiff.models import blocks
 
 
@@ -18,6 +20,12 @@ def test_attention_block_equals_a_plain_implementation_with_temperatures(tempera
     temperature = np.array(temperatures, np.float32)
     variables = {**variables, "params": params, "temperature": {"pattern": {"value": temperature}}}
     result = jax.jit(module.apply)(variables, x)
+    with gates.named("mid.attn0"):  # as consistency models are examined: by named values, patterns too
+        named = jax.make_jaxpr(lambda x: module.apply(variables, x))(x)
+    names = {eqn.params["name"] for eqn in named.eqns if eqn.primitive.name == "name"}
+    assert names == {"mid.attn0.pattern@1", "mid.attn0.head@-2"}
+    (again,) = jax.jit(jax.extend.core.jaxpr_as_fun(named))(x)
+    np.testing.assert_allclose(again, result, atol=1e-6)
 
     p = jax.tree.map(double, params)
     groups = double(x).reshape(2, 16, 2, 4)

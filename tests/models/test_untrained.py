@@ -6,7 +6,7 @@ import pytest
 from reference import user_network
 
 from mechdiff.core.errors import ConfigError
-from mechdiff.models.pretrained import lucidrains_init
+from mechdiff.models.pretrained import edm_init, lucidrains_init
 from mechdiff.models.untrained import untrained
 
 
@@ -66,3 +66,21 @@ def test_networks_of_other_programs_are_drawn_as_these_draw_them():
         assert 0.8 * bound < np.abs(drawn[name]).max() <= bound
     assert drawn["mem_kv"].std() == pytest.approx(1, rel=0.1)
     assert (drawn["norm.g"] == 1).all() and (drawn["norm.weight"] == 1).all() and not drawn["norm.bias"].any()
+
+
+@pytest.mark.parametrize(("kind", "of_bias"), [("DhariwalUNet", 1), ("SongUNet", 0)])
+def test_networks_of_edm_are_drawn_as_edm_draws_them_but_no_branch_ends_in_zeros(kind, of_bias):
+    """Ranges by NVlabs/edm, its `weight_init` with the arguments of either class."""
+    shapes = {"a.conv0.weight": (24, 8, 3, 3), "a.conv0.bias": (24,), "a.conv1.weight": (24, 8, 3, 3)}
+    shapes |= {"a.qkv.weight": (24, 8, 3, 3), "a.norm0.weight": (8,), "a.norm0.bias": (8,)}
+    shapes |= {"map_label.weight": (64, 10)}
+    params = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    drawn = edm_init.initializer(kind, params)(jax.random.key(0))
+    bound = (1 if kind == "DhariwalUNet" else np.sqrt(6 * 72 / (72 + 216))) / np.sqrt(72)
+    of_qkv = bound * (1 if kind == "DhariwalUNet" else np.sqrt(0.2))
+    for name, largest in {"conv0.weight": bound, "conv0.bias": bound * of_bias, "qkv.weight": of_qkv}.items():
+        assert 0.8 * largest <= np.abs(drawn[f"a.{name}"]).max() <= largest * 1.000001
+    assert drawn["a.conv1.weight"].std() == pytest.approx(1 / np.sqrt(72), rel=0.1)
+    assert (drawn["a.norm0.weight"] == 1).all() and not drawn["a.norm0.bias"].any()
+    of_table = 1 if kind == "DhariwalUNet" else np.sqrt(2 / 74)
+    assert drawn["map_label.weight"].std() == pytest.approx(of_table, rel=0.1)

@@ -42,7 +42,11 @@ MODELS = {
     "heads": COMMON
     | {"down_block_types": (ATTN_DOWN, DOWN), "up_block_types": (ATTN_UP, ATTN_UP), "attention_head_dim": 4}
     | {"norm_eps": 1e-6, "downsample_padding": 0, "freq_shift": 1, "layers_per_block": 2},
-    "film": COMMON | LAST | {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 4},
+    # Without a norm in the middle's attention; heads that don't fill the channels; residual blocks
+    # downsample, convolutions upsample.
+    "film": COMMON
+    | {"down_block_types": (ATTN_DOWN, ATTN_DOWN), "up_block_types": (ATTN_UP, UP), "attention_head_dim": 6}
+    | {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": None, "downsample_type": "resnet"},
     "centered": COMMON | LAST | {"center_input_sample": True, "in_channels": 1, "out_channels": 2},
     "plain": COMMON
     | {"down_block_types": (DOWN, DOWN), "up_block_types": (UP, UP), "add_attention": False}

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from reference.networks import SMALL, identity_of, random_params
 
 from mechdiff.core import keys
@@ -26,6 +27,7 @@ LEVELS, KEY, PAIRS = np.array([3, 40]), jax.random.key(4), 3
 FACTORS = ("background_brightness", "hair_style")
 NAMES = ("down0.block0.res", "mid.attn0.head1", "up0.block1.skip", "up0.block0.skip", "mid.block1.time")
 CHOSEN = tuple(component_at(components(UNET), name) for name in NAMES)
+TWO_CHANNELS = dataclasses.replace(SUBJECT, unet=dataclasses.replace(UNET, in_channels=2, out_channels=2))
 plain = jax.jit(denoise, static_argnums=0)
 
 
@@ -101,6 +103,19 @@ def test_a_factor_that_changes_nothing_has_no_carriers(measured):
 def test_an_unknown_factor_is_one_line_with_the_closest():
     with pytest.raises(ConfigError, match="closest: hair_style"):
         interchange.PairSet(KEY, ("hairstyle",))
+
+
+def test_faces_of_gray_networks_are_gray_as_files_are():
+    """To half a level of 8 bits, to which Pillow rounds."""
+    pairs = interchange.PairSet(KEY, ("glasses",), 2)
+    sides = zip(pairs.at("glasses", 8, LEVELS), pairs.at("glasses", 8, LEVELS, channels=1), strict=True)
+    for colored, gray in sides:
+        levels = np.rint((np.asarray(colored.images) + 1) * 127.5).astype(np.uint8)
+        expected = np.stack([np.asarray(Image.fromarray(each).convert("L")) for each in levels])
+        assert gray.images.shape == (2, 8, 8, 1)
+        assert np.abs((np.asarray(gray.images)[..., 0] + 1) * 127.5 - expected).max() < 1.1
+    with pytest.raises(ConfigError, match="faces have 3 channels, or 1 in gray, its images have 2"):
+        interchange.interchange_effects(TWO_CHANNELS, LEVELS, pairs)
 
 
 def test_pairs_are_of_the_class_of_their_first_face_whatever_factor_differs():

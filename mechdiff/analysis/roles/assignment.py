@@ -87,8 +87,8 @@ def examine(
     def run(network, stacked, names):
         return role_effects(network, eval_set, stacked, names, **inputs)
 
+    sets, random = matched_sets(chosen, denoiser.components(), denoiser.identity, count, seed)  # may refuse
     trained, untrained = run(denoiser, alone, names), [run(network, alone, names) for network in fresh]
-    sets, random = matched_sets(chosen, denoiser.components(), denoiser.identity, count, seed)
     classes = [matched_class(component, denoiser.identity) for component in chosen]
     return assign(trained, run(denoiser, random, sets), untrained, classes, fdr), trained
 

@@ -14,17 +14,16 @@ what the probe predicts from the image (`probes`).
 from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Float
 
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import AnyArray, PyTree
+from mechdiff.data.images import LUMINANCE
 
 Images = Float[AnyArray, "*rows side side 3"]
 Numbers = Float[AnyArray, "*rows numbers"]
 Plane = Float[AnyArray, "*rows side side"]
 
-LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
 CELLS = 4  # along a side of the coarse image
 EDGE = 0.25  # gradient, in luminance per pixel, at which a pixel counts half as an edge
 TINY = 1e-12  # under roots, whose slope is infinite at 0
@@ -38,7 +37,8 @@ def image_feature_names(side: int, channels: int = 3) -> tuple[str, ...]:
     """
     if channels != 3:
         raise ConfigError(
-            f"images of {channels} channel(s) have no colors: targets of roles are of red, green and blue"
+            f"images of {channels} channel(s) have no colors, and targets of roles and selectivity are of "
+            "red, green and blue; sweeps, circuits, phases and attention take any images"
         )
     if side % CELLS:
         raise ConfigError(

@@ -12,6 +12,7 @@ from types import ModuleType
 
 from mechdiff.core.errors import ConfigError, shorten
 from mechdiff.models.pretrained import adm, consistency, ddim, diffusers, edm, foreign, lucidrains
+from mechdiff.models.pretrained.configs import sections
 from mechdiff.models.pretrained.diffusers import write_diffusers
 from mechdiff.models.pretrained.folders import locate
 from mechdiff.models.pretrained.imported import Imported, ImportedFunction, Stated
@@ -49,9 +50,16 @@ def read(folder: Path | str, stated: Stated | None = None) -> Imported | Importe
             if layout.recognizes(config):
                 _check_bearing(stated, layout)
                 return layout.read(place, stated)
-    unsupported = foreign.unsupported(config)
-    if unsupported:
-        raise ConfigError(f"{place.described_by} describes {unsupported}")
+    inner = list(sections(config))
+    for _, options in (("", config), *inner):
+        if unsupported := foreign.unsupported(options):
+            raise ConfigError(f"{place.described_by} describes {unsupported}")
+    for where, options in inner:
+        if "_class_name" not in config and any(layout.recognizes(options) for layout in (ddim, edm, adm)):
+            raise ConfigError(
+                f"{place.described_by} has options of a network under {shorten(where)[1:-1]}, too deep to be "
+                "read; write them at its top level"
+            )
     name = config.get("_class_name")
     shown = shorten(name)[1:-1] if isinstance(name, str) else "no model known here"
     raise ConfigError(

@@ -24,6 +24,16 @@ def named(name: str) -> str:
     return "raw" if RAW.search(name) else "ema" if AVERAGED.search(name) else ""
 
 
+def unaveraged(name: str) -> str:
+    """A name without the word that says it is an average.
+
+    Example:
+      >>> unaveraged("generator_ema."), unaveraged("ema_unet.")
+      ('generator', 'unet.')
+    """
+    return re.sub(AVERAGED.pattern, "", name, flags=re.IGNORECASE)
+
+
 def kind_of(name: str, beside: Iterable[str]) -> str:
     """`raw` or `ema`: what a name says, else what the names next to it leave open; empty if they don't say
     either.
@@ -49,6 +59,8 @@ def check_stated(weights: str | None, file: Path) -> None:
     folders = [path.name for path in folder.parent.glob("*") if folder.name in path.name]
     kind = kind_of(file.stem, [path.stem for path in folder.glob("*.safetensors")])
     kind = kind or kind_of(folder.name, folders)
+    if not kind and (folder.parent.parent / folder.name).is_dir():  # `unet/` beside `ema/unet/`
+        kind = named(folder.parent.name)
     if kind != weights and (kind or weights == "ema"):
         said = {"ema": "is the averaged one", "raw": "is the raw one", "": "names nothing averaged"}[kind]
         raise CheckpointError(f"--weights={weights}: {file} {said}; leave it out to read these")

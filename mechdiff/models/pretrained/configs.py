@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,19 @@ def describe(path: Path) -> Description:
     for name in content:
         if not isinstance(name, str):
             raise ConfigError(f"{path} has an option {shorten(name)} that is not a name; write it as text")
-    return Description(content)
+    return Description(_without_remarks(content))
+
+
+def _without_remarks(content: dict[str, Any]) -> dict[str, Any]:
+    """Options as W&B saves them, `name: {desc: null, value: 3}`, by their values alone."""
+
+    def remarked(value: Any) -> bool:
+        return isinstance(value, Mapping) and "value" in value and value.keys() <= {"desc", "value"}
+
+    options = {name: value for name, value in content.items() if not name.startswith(("_wandb", "wandb"))}
+    if not options or not all(map(remarked, options.values())):
+        return content
+    return {name: value["value"] for name, value in options.items()}
 
 
 def option_names(config: Mapping[str, Any]) -> set[str]:
@@ -116,6 +128,19 @@ def option_names(config: Mapping[str, Any]) -> set[str]:
     """
     sections = (value for value in config.values() if isinstance(value, Mapping))
     return {name for names in (config, *sections) for name in names if isinstance(name, str)}
+
+
+def sections(config: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Sections of a config at any depth, and where each stands.
+
+    Example:
+      >>> [place for place, _ in sections({"model": {"params": {"ch": 128}}})]
+      ['model', 'model.params']
+    """
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield f"{place}{name}", value
+            yield from sections(value, f"{place}{name}.")
 
 
 def flags_of(text: str, where: str = "flags") -> dict[str, str]:

@@ -3,7 +3,7 @@
 A folder holds what diffusers saves (a `UNet2DModel` under `CMStochasticIterativeScheduler`), or a state dict
 of openai/consistency_models as model.safetensors with its flags, those of guided-diffusion and
 `training_mode`, which says how c_skip and c_out are made. The network is our UNet, told 1000 ln(sigma) / 4;
-it is examined through the names of its gates, so it has no attention patterns.
+it is examined through the names of its gates and of its attention's patterns.
 """
 
 import dataclasses
@@ -207,7 +207,7 @@ def _notes(imported: Imported, kind: str, get: Options, assumed: tuple[str, ...]
     scalings = "that return the input at sigma_min" if kind == "consistency" else "of EDM"
     notes.append(
         f"on continuous noise levels, sigma from {get['sigma_min']} to {get['sigma_max']}, with c_skip and "
-        f"c_out {scalings}; examined through named values, without attention patterns"
+        f"c_out {scalings}; examined through named values"
     )
     if assumed:
         notes.append(f"ASSUMED noise levels, the programs' defaults: {', '.join(assumed)}")

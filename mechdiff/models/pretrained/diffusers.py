@@ -10,7 +10,8 @@ from mechdiff.core.config import DiffusionConfig, UNetConfig
 from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.core.types import PyTree
 from mechdiff.models.pretrained import conditioning, schedulers, states, tensors
-from mechdiff.models.pretrained.diffusers_config import WHAT, options, unet_config
+from mechdiff.models.pretrained.diffusers_config import WHAT, unet_config
+from mechdiff.models.pretrained.diffusers_written import options
 from mechdiff.models.pretrained.folders import Place
 from mechdiff.models.pretrained.imported import Imported, Stated
 from mechdiff.models.stages import StageName, stages

@@ -20,6 +20,7 @@ from mechdiff.diffusion.parameterization import Parameterization
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.pretrained import states, tensors
 from mechdiff.models.pretrained.conditioning import IMAGE_CHANNELS
+from mechdiff.models.pretrained.edm_init import initializer
 from mechdiff.models.pretrained.edm_network import Network
 from mechdiff.models.pretrained.fit import check_fit, misfit
 from mechdiff.models.pretrained.folders import Place
@@ -143,7 +144,13 @@ def build(
     kind = Parameterization(output="edm", sigma_data=options["sigma_data"])
     schedule, example = make_schedule(diffusion), _example(options)
     return wrap(
-        _network(options), params, schedule=schedule, example=example, name=name, parameterization=kind
+        _network(options),
+        params,
+        schedule=schedule,
+        example=example,
+        name=name,
+        parameterization=kind,
+        init=initializer(options["kind"], params),
     )
 
 

@@ -74,11 +74,13 @@ def _home(folder: Path, weights: str | None) -> tuple[Path, tuple[str, ...]]:
     """The network's own folder, and which others there are."""
     inside = _networks(folder)
     if not inside:
-        siblings = _networks(folder.absolute().parent) if _may_hold(folder.absolute().name) else []
-        names = [other.name for other in siblings if other.name != folder.absolute().name]
+        home = folder.absolute()
+        siblings = _networks(home.parent) if _may_hold(home.name) else []
+        names = [str(other.relative_to(home.parent)) for other in siblings if other != home]
         names = names if named(folder.absolute().name) else [name for name in names if named(name)]
         return folder, (f"read {folder.name}/; {_listed(names)} beside it is not read",) if names else ()
-    names = {path: path.name for path in inside} | ({folder: ""} if config_file(folder).is_file() else {})
+    names = {path: str(path.relative_to(folder)) for path in inside}
+    names |= {folder: ""} if config_file(folder).is_file() else {}
     kinds = {path: kind_of(name, names.values()) for path, name in names.items()}
     said = [path for path in names if weights in OTHER and kinds[path] == weights]
     plain = [path for path in names if not named(names[path])]
@@ -87,14 +89,15 @@ def _home(folder: Path, weights: str | None) -> tuple[Path, tuple[str, ...]]:
         which = f"--weights={weights}: {folder}" if weights in OTHER else str(folder)
         itself = "describes a network and holds others" if folder in names else "holds several networks"
         raise ConfigError(f"{which} {itself} ({_listed(filter(None, names.values()))}); name one of them")
-    notes = [_which(chosen[0], path, kinds) for path in names if path != chosen[0]]
+    notes = [_which(chosen[0], path, names, kinds) for path in names if path != chosen[0]]
     return chosen[0], tuple(notes)
 
 
-def _which(read: Path, other: Path, kinds: dict[Path, str]) -> str:
+def _which(read: Path, other: Path, names: dict[Path, str], kinds: dict[Path, str]) -> str:
     """The note on networks that were not read."""
     flag = f"--weights={kinds[other]} or " if kinds[other] != kinds[read] else ""
-    return f"read {read.name}/ ({KINDS[kinds[read]]}); for {other.name}/ give {flag}--from={other}"
+    shown, others = (names[path] or path.name for path in (read, other))
+    return f"read {shown}/ ({KINDS[kinds[read]]}); for {others}/ give {flag}--from={other}"
 
 
 def _networks(folder: Path) -> list[Path]:
@@ -102,7 +105,15 @@ def _networks(folder: Path) -> list[Path]:
     beside."""
     described = [p for p in sorted(folder.glob("*")) if any((p / name).is_file() for name in NAMES)]
     called = [path for path in described if _may_hold(path.name)]
+    called += _in_folders_of_kinds(folder, described)
     return called if any("unet" in path.name.lower() for path in called) or not called else described
+
+
+def _in_folders_of_kinds(folder: Path, described: list[Path]) -> list[Path]:
+    """Networks one folder deeper, in one called raw or averaged that describes none: `ema/unet/`."""
+    kinds = [path for path in sorted(folder.glob("*")) if named(path.name) and path not in described]
+    inner = [path for kind in kinds for path in sorted(kind.glob("*")) if _may_hold(path.name)]
+    return [path for path in inner if any((path / name).is_file() for name in NAMES)]
 
 
 def _may_hold(name: str) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mechdiff.core.errors import CheckpointError, ConfigError, shorten
-from mechdiff.models.pretrained.averages import OTHER, check_stated, kind_of, named
+from mechdiff.models.pretrained.averages import OTHER, check_stated, kind_of, named, unaveraged
 from mechdiff.models.pretrained.tensors import PICKLES, State, index_of
 
 COMPILED = "_orig_mod."  # of torch.compile, at any depth
@@ -61,6 +61,8 @@ def _prefixes(state: State, anchor: str) -> list[str]:
     """Prefixes that wrappers put before tensors' names; of an unknown one only if all tensors have it."""
     prefixes = sorted({name.removesuffix(anchor) for name in state if name.endswith(anchor)})
     known = [prefix for prefix in prefixes if all(map(wraps, prefix.split(".")[:-1]))]
+    if len(prefixes) > 1 and all(name.startswith(tuple(filter(None, prefixes)) or ".") for name in state):
+        return prefixes  # side by side, under names of which some may be unknown
     if known or len(prefixes) != 1 or not prefixes[0].endswith("."):
         return known
     return prefixes if all(name.startswith(prefixes[0]) for name in state) else []
@@ -80,7 +82,7 @@ def _chosen(prefixes: list[str], weights: str | None, path: Path) -> str:
     averaged = [prefix for prefix in originals if _averaged(prefix)]
     if len(originals) > len(averaged):  # the raw network itself lies there too
         prefixes = originals
-    raw = [prefix for prefix in prefixes if prefix not in averaged]
+    raw = [prefix for prefix in prefixes if prefix not in averaged and _raw(prefix, averaged)]
     choices = {"raw": raw, "ema": averaged}.get(weights or "", prefixes)
     if len(prefixes) == 1 and prefixes == averaged and weights == "raw":
         raise CheckpointError(
@@ -88,17 +90,37 @@ def _chosen(prefixes: list[str], weights: str | None, path: Path) -> str:
         )
     if len(prefixes) > 1 and len(choices) != 1:
         names = " and ".join(repr(prefix) for prefix in prefixes[:4])
-        raise CheckpointError(
-            f"{path} holds several networks, under {names}; say which: --weights=raw or --weights=ema"
+        singly = {"raw": len(raw) == 1, "ema": len(averaged) == 1}
+        flags = " or ".join(
+            f"--weights={kind}" for kind, alone in singly.items() if alone and kind != weights
         )
+        way_out = f"say which: {flags}" if flags else "keep one of them in a file of its own"
+        raise CheckpointError(f"{path} holds several networks, under {names}; {way_out}")
     return choices[0] if choices else prefixes[0]
+
+
+def _raw(prefix: str, averaged: list[str]) -> bool:
+    """Whether tensors beside averages are the raw ones: under a wrapper, or the averages' name without that
+    word (`generator` beside `generator_ema`)."""
+    return all(map(wraps, prefix.split(".")[:-1])) or any(
+        prefix.strip(".") == unaveraged(other).strip(".") for other in averaged
+    )
 
 
 def without_variances(state: State, names: tuple[str, ...], outputs: int) -> tuple[dict, str]:
     """The state with the first `outputs` rows alone of the last convolution, and a note. The other half, the
-    variances of a sampler, has no effect on them."""
+    variances of a sampler, has no effect on them.
+
+    Raises:
+      CheckpointError: there is no other half, whatever the config says.
+    """
     kept = dict(state)
     for name in names:
+        if name in kept and len(kept[name]) == outputs:
+            raise CheckpointError(
+                f"{name} has {outputs} output channels, but its config says {2 * outputs}, with learned "
+                f"variances; write {outputs} (learn_sigma=False) if these are the right tensors"
+            )
         if name in kept and len(kept[name]) == 2 * outputs:
             kept[name] = kept[name][:outputs]
     return kept, "learned variances are dropped: sampling uses those of the posterior"

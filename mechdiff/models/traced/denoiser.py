@@ -58,6 +58,11 @@ class TracedNetwork:
     init: Callable[[PRNGKey], PyTree] | None = None
 
     @property
+    def imported(self) -> bool:
+        """Whether this package wrote `fn`, for others' network, so that its user can name no more values."""
+        return type(self.fn).__module__.startswith("mechdiff.models.pretrained.")
+
+    @property
     def replacement_bytes(self) -> int:
         """Bytes of one replacement of every site, or of the activations captured for one row."""
         return sum(4 * math.prod(site.shape[1:]) * len(site.names) for site in self.sites)

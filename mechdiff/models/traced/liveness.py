@@ -100,17 +100,24 @@ def rows_mixed(program: ClosedJaxpr, other: ClosedJaxpr) -> str:
       >>> rows_mixed(few, more)
       'reduce_sum'
     """
-    needed = {atom for atom in program.jaxpr.outvars if not isinstance(atom, Literal)}
-    for equation, twin in reversed(list(zip(program.jaxpr.eqns, other.jaxpr.eqns, strict=False))):
-        if needed.isdisjoint(equation.outvars):
-            continue
-        needed |= {atom for atom in equation.invars if not isinstance(atom, Literal)}
+    for equation, twin in zip(_needed(program), _needed(other), strict=False):
         if _runs_over_rows(equation, twin):
             return equation.primitive.name
         for inner in zip(subprograms(equation), subprograms(twin), strict=False):
             if found := rows_mixed(*inner):
                 return found
     return ""
+
+
+def _needed(program: ClosedJaxpr) -> list[JaxprEqn]:
+    """The operations that the outputs depend on, the last first. One trace may hold others, which would set
+    it off against another trace."""
+    needed, listed = {atom for atom in program.jaxpr.outvars if not isinstance(atom, Literal)}, []
+    for equation in reversed(program.jaxpr.eqns):
+        if not needed.isdisjoint(equation.outvars):
+            needed |= {atom for atom in equation.invars if not isinstance(atom, Literal)}
+            listed.append(equation)
+    return listed
 
 
 def _runs_over_rows(equation: JaxprEqn, twin: JaxprEqn) -> bool:

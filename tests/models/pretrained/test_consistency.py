@@ -20,6 +20,7 @@ from mechdiff.diffusion.process import q_sample
 from mechdiff.interventions import build
 from mechdiff.models import pretrained
 from mechdiff.models.pretrained import builders, consistency
+from mechdiff.sweeps import attention_patterns
 
 REFERENCE = Path(__file__).parents[2] / "reference" / "consistency.npz"
 X = np.moveaxis(noisy(), 1, -1)
@@ -81,8 +82,16 @@ def test_ablated_heads_are_those_of_hooks(arrays, denoiser):
         if component.name.startswith(f"{stage}.head")
     ]
     assert len(heads) == len(arrays["table/hooked"])
+    assert {f"{stage}.pattern" for stage in HEADS_OF.values()} <= denoiser.identity.gate.keys()
     for name, expected in zip(heads, arrays["table/hooked"], strict=True):
         assert relative(denoised(denoiser, build.ablate(denoiser.identity, [name]), X), expected) < 1e-4
+
+
+def test_of_an_imported_network_nobody_is_asked_to_name_values(denoiser):
+    gate = {site: leaf for site, leaf in denoiser.identity.gate.items() if not site.endswith("pattern")}
+    bare = dataclasses.replace(denoiser, identity=dataclasses.replace(denoiser.identity, gate=gate))
+    with pytest.raises(MechdiffError, match=r"^cm: this network has no attention with a pattern"):
+        attention_patterns.heads_of(bare)
 
 
 def test_one_step_of_sampling_is_the_denoised_noise(arrays, imported):

@@ -17,7 +17,7 @@ from mechdiff.core.errors import MechdiffError
 from mechdiff.diffusion.parameterization import schedule_from_sigmas
 from mechdiff.interventions.build import ablate
 from mechdiff.models import pretrained
-from mechdiff.models.pretrained import builders
+from mechdiff.models.pretrained import builders, edm_init
 
 REFERENCE = Path(__file__).parents[2] / "reference" / "foreign.npz"
 X = np.moveaxis(noisy(), 1, -1)
@@ -59,6 +59,8 @@ def test_the_denoised_image_and_its_gradient_are_those_of_torch(name, tmp_path):
     assert np.abs(np.asarray(output) - arrays["output"]).max() < 1e-4 * arrays["output"].std()
     types = {component.site.rsplit(".", 1)[-1] for component in denoiser.components()}
     assert types >= {"res", "time", "head", "skip", "class"}
+    kind = "SongUNet" if name == "edm_ddpmpp" else "DhariwalUNet"
+    assert denoiser.network.init == edm_init.initializer(kind, denoiser.params)  # of untrained controls
     sigmas = np.exp(-np.asarray(denoiser.schedule.log_snr, np.float64) / 2)
     np.testing.assert_allclose(sigmas[[0, -1]], [0.002, 80], rtol=1e-4)
 

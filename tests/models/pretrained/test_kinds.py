@@ -96,6 +96,8 @@ REFUSED = [
     scheduler("unknown class of scheduler (of those with betas) '5'; choose from: DDPM", _class_name=5),
     (tensors(lambda state: first(state, np.nan)), "holds NaN or Inf: 1 tensors: conv_in.bias", {}),
     (tensors(lambda state: first(state, np.inf)), "holds NaN or Inf", {}),
+    (lambda folder: option("", out_channels=6).values[0](folder),
+     "conv_out.weight has 3 output channels, but its config says 6, with learned variances; write 3", {}),
     (tensors(lambda state: {f"ema_model.{k}": v for k, v in state.items()}), "holds averages only, under",
      {"weights": "raw"}),
     (tensors(lambda state: {"unet.lora_A.weight": state["conv_in.bias"]}), "missing", {}),
@@ -145,6 +147,14 @@ def test_the_only_file_that_may_describe_a_network_is_read(tmp_path, name):
     (tmp_path / name).write_text('{"dim": 8}' if "json" in name.lower() else "--dim 8")
     path = configs.config_file(tmp_path)
     assert path.name == name and int(configs.read_config(path)["dim"]) == 8
+
+
+def test_options_as_weights_and_biases_saves_them_are_read_by_their_values(tmp_path):
+    remarks = "_wandb: {desc: null, value: {cli: 1}}\nwandb_version: 1\n"
+    (tmp_path / "config.yaml").write_text(f"{remarks}dim: {{desc: null, value: 8}}\nlr: {{value: 1}}\n")
+    assert configs.read_config(tmp_path / "config.yaml") == {"dim": 8, "lr": 1}
+    (tmp_path / "config.yaml").write_text("dim: {value: 8}\nlr: 1\n")  # a section of that name
+    assert configs.read_config(tmp_path / "config.yaml") == {"dim": {"value": 8}, "lr": 1}
 
 
 def test_yaml_may_merge_defaults_but_not_set_a_name_twice(tmp_path):

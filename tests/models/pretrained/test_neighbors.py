@@ -58,6 +58,48 @@ def test_one_scheduler_serves_the_whole_pipeline(pipeline, place, monkeypatch):
     assert any("noise levels are those of" in note for note in model.notes)
 
 
+@pytest.mark.parametrize(("weights", "factor"), [(None, 1), ("ema", 2)])
+def test_averages_in_a_folder_of_their_own_are_named_and_chosen(pipeline, weights, factor):
+    averaged(pipeline)
+    raw = bias(pretrained.read(pipeline / "unet"))
+    (pipeline / "ema").mkdir()
+    (pipeline / "unet_ema").rename(pipeline / "ema" / "unet")
+    model = pretrained.read(pipeline, Stated(weights=weights))
+    np.testing.assert_array_equal(bias(model), factor * raw)
+    assert model.diffusion == DIFFUSION
+    assert any("unet/ (" in note and "--weights=" in note for note in model.notes)
+    assert any("ema/unet/ beside it" in note for note in pretrained.read(pipeline / "unet").notes)
+
+
+SEVERAL = [  # prefixes of two networks in one file, what is stated, and by which factor the read one differs
+    (("generator.", "generator_ema."), "raw", 1),
+    (("generator.", "generator_ema."), "ema", 2),
+    (("G.", "ema_G."), "raw", 1),
+    (("model.", "target_model."), "raw", 1),
+    (("generator.", "generator_ema."), None, "; say which: --weights=raw or --weights=ema"),
+    (
+        ("student.", "teacher."),
+        None,
+        "under 'student.' and 'teacher.'; keep one of them in a file of its own",
+    ),
+    (("ema_0.999.", "ema_0.9999."), "ema", "'ema_0.999.' and 'ema_0.9999.'; keep one of them in a file of"),
+    (("teacher.", "student_ema."), "raw", "say which: --weights=ema"),
+]
+
+
+@pytest.mark.parametrize(("prefixes", "weights", "expected"), SEVERAL)
+def test_networks_side_by_side_in_one_file_are_told_apart_or_refused(pipeline, prefixes, weights, expected):
+    home = pipeline / "unet"
+    raw, state = bias(pretrained.read(home)), load_file(home / WEIGHTS)
+    both = {f"{prefix}{name}": (1 + i) * state[name] for i, prefix in enumerate(prefixes) for name in state}
+    save_file(both, home / WEIGHTS)
+    if isinstance(expected, str):
+        with pytest.raises(MechdiffError, match=expected):
+            pretrained.read(home, Stated(weights=weights))
+    else:
+        np.testing.assert_array_equal(bias(pretrained.read(home, Stated(weights=weights))), expected * raw)
+
+
 def test_a_trainers_checkpoint_has_its_scheduler_in_the_run(pipeline):
     averaged(pipeline)
     (pipeline / "checkpoint-9").mkdir()
@@ -387,6 +429,16 @@ def test_sigmoid_betas_against_their_formula():
     ("name", "text", "expected"),
     [
         ("config.yaml", "a: [1", "config.yaml, line 1: not valid YAML"),
+        (
+            "config.yaml",
+            "a: {model: {target: x.UNetModel, params: {num_channels: 32}}}",
+            "config.yaml has options of a network under a.model, too deep to be read; write them at its top",
+        ),
+        (
+            "config.yaml",
+            "model: {params: {first_stage_config: {a: 1}, unet_config: {params: {model_channels: 32}}}}",
+            "config.yaml describes a latent diffusion model (by its option first_stage_config)",
+        ),
         ("config.yaml", "a: 1\n\tb: 2", "config.yaml, line 2: not valid YAML"),
         ("config.yaml", "!!python/object/apply:os.system ['true']", "not valid YAML"),
         ("config.yaml", "- 1\n- 2", "config.yaml holds [1, 2], not options by name"),

@@ -75,6 +75,11 @@ def same(a, b) -> bool:
                 "blocks_per_level": 2,
             },
         ),
+        UNetConfig(
+            **{"image_size": 8, "widths": (8, 8, 16), "norm_groups": 4, "heads": (1, 1, 2), "head_width": 6},
+            **{"down_resample_blocks": (False, True, False), "up_resample_blocks": (False, True, True)},
+            **{"mid_norm_groups": 0, "time_scale_shift": True},
+        ),
     ],
 )
 def test_the_round_trip_through_diffusers_is_bitwise(unet, tmp_path):
@@ -254,9 +259,8 @@ BAD = [
         "down_block_types='SkipDownBlock2D' is not",
     ),
     (option(down_block_types=["DownBlock2D"]), "options down_block_types and block_out_channels differ"),
-    (option(downsample_type="resnet", down_block_types=["AttnDownBlock2D"] * 2), "mix convolutions and"),
-    (option(attn_norm_num_groups=2), "option attn_norm_num_groups=2 is not supported; only 4"),
-    (option(attention_head_dim=5), "option attention_head_dim=5 does not divide 16 channels"),
+    (option(attn_norm_num_groups=3), "option attn_norm_num_groups=3 does not divide 16 channels"),
+    (option(attention_head_dim=17), "option attention_head_dim=17 leaves no head in 16 channels, which diff"),
     (option(sample_size=[8, 16]), "option sample_size=[8, 16] is not supported"),
     (option(in_channels=6), "in_channels=6 with out_channels=3: a network conditioned by channels"),
     (option(in_channels=4, out_channels=4), "in_channels=4 with out_channels=4 is not supported; images"),
@@ -318,6 +322,20 @@ def test_the_launcher_ends_with_exit_code_2_and_leaves_nothing(copied, capsys):
         ({"widths": (8, 16), "heads": (2, 2)}, "has one attention_head_dim for all levels"),
         ({"widths": (8, 8), "heads": (2, 2), "resample_conv": False}, "unet.resample_conv=False"),
         ({"widths": (8, 8), "heads": (2, 2), "frequency_shift": 0.5}, "unet.frequency_shift=0.5"),
+        (
+            {"widths": (8, 8), "heads": (2, 2), "head_width": 3, "mid_norm_groups": 0},
+            "unet.mid_norm_groups=0",
+        ),
+        ({"widths": (8, 8), "heads": (2, 2), "head_width": 5}, "head_width=5 with unet.heads"),
+        (
+            {
+                "widths": (8, 8),
+                "heads": (2, 2),
+                "down_resample_blocks": (True, False),
+                "resample_conv": False,
+            },
+            "unet.resample_conv=False",
+        ),
     ],
 )
 def test_a_network_that_diffusers_has_no_options_for_is_not_written(changes, expected, tmp_path):

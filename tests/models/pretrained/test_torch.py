@@ -69,6 +69,15 @@ MODELS = {
     "no_attention": SMALL
     | {"add_attention": False, "down_block_types": (DOWN, DOWN), "up_block_types": (UP, UP)},
     "film": SMALL | FILM,
+    "film_without_a_norm_in_the_middle": SMALL | {"resnet_time_scale_shift": "scale_shift"},
+    "other_groups_in_the_middle": SMALL | {"attn_norm_num_groups": 2},
+    "heads_that_do_not_fill_the_channels": SMALL | {"attention_head_dim": 5},
+    "mixed_resampling": SMALL
+    | {"block_out_channels": (8, 16, 16), "downsample_type": "resnet", "upsample_type": None}
+    | {"down_block_types": (DOWN, ATTN_DOWN, DOWN), "up_block_types": ("ResnetUpsampleBlock2D", ATTN_UP, UP)},
+    "oldest_names": SMALL
+    | {"down_block_types": ("UNetResDownBlock2D", "UNetResAttnDownBlock2D")}
+    | {"up_block_types": ("UNetResAttnUpBlock2D", "UNetResUpBlock2D")},
     "centered": SMALL | {"center_input_sample": True, "in_channels": 1, "out_channels": 1},
     "time_width": SMALL | {"time_embedding_dim": 16, "flip_sin_to_cos": False, "norm_eps": 1e-3},
     "three_levels": SMALL
