@@ -25,7 +25,7 @@ from mechdiff.sweeps.activations import of_batch
 from mechdiff.sweeps.attention_patterns import heads_of
 
 Timesteps = int | Sequence[int] | None
-MOST_WITH_ACTIVATIONS, MOST_WITH_PATTERNS = 16, 4  # images, where no number is given
+MAX_WITH_ACTIVATIONS, MAX_WITH_PATTERNS = 16, 4  # images, where no number is given
 
 
 def activations(
@@ -54,7 +54,7 @@ def activations(
     """
     if not isinstance(sites, str):
         raise ConfigError(f"sites={shorten(sites)}: expected a regular expression")
-    shown = images_to_read(model, images, n, MOST_WITH_ACTIVATIONS)
+    shown = images_to_read(model, images, n, MAX_WITH_ACTIVATIONS)
     key = keys.stream(jax.random.key(seed), "scored noise")
     parts = []
     for t in _watched(_timesteps(model.denoiser, timesteps), f"activations of {model.name}"):
@@ -87,7 +87,7 @@ def attention(
     """
     chosen = _matching("head", heads, [part.name for part in heads_of(model.denoiser)])
     timesteps = _timesteps(model.denoiser, timesteps)
-    examined = images_to_read(model, images, n, MOST_WITH_PATTERNS)
+    examined = images_to_read(model, images, n, MAX_WITH_PATTERNS)
     key = keys.stream(jax.random.key(seed), "scored noise")
     captured = [
         of_batch(_acting(model, t), examined.scored_set([t], key).batch(0), collection=PATTERNS)

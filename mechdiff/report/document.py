@@ -76,7 +76,7 @@ def _together(models: list[ExaminedModel], figures: Path) -> dict:
         "tested": sum(not np.isnan(claim.p) for claim in answers),
         "both": _both(networks),
         "compared": len(_compared(networks)),
-        "fewest": small_samples.FEWEST,
+        "fewest": small_samples.MIN_SEEDS,
         "rows": across.rows(models),
         "together": _figures_of_all(networks, trainings, figures),
         "trainings": trainings,

@@ -39,12 +39,14 @@ def _listed(table: xr.Dataset) -> Markup:
     names = zip(named.a.values.tolist(), named.b.values.tolist(), strict=True)
     left = [i for i, pair in enumerate(names) if pair not in inside]
     if not (groups or left):
-        return Markup("No pair surely interacts by more than {:g} % of the loss.").format(backups.LEAST)
+        return Markup("No pair surely interacts by more than {:g} % of the loss.").format(
+            backups.MIN_INTERACTION
+        )
     items = [_group(members, table) for members in groups]
     items += [_item(named.isel(pair=i)) for i in left[:SHOWN]]
     more = f"; and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
     words = "Pairs that surely interact by more than {:g} % of the loss: {}{}."
-    return Markup(words).format(backups.LEAST, Markup("; ").join(items), more)
+    return Markup(words).format(backups.MIN_INTERACTION, Markup("; ").join(items), more)
 
 
 def _group(members: tuple[str, ...], table: xr.Dataset) -> Markup:
@@ -56,7 +58,7 @@ def _group(members: tuple[str, ...], table: xr.Dataset) -> Markup:
     )
     first = Markup(", ").join(codes[:-1])
     least, most = precise(costs.min()), precise(costs.max())
-    return Markup(words).format(first, codes[-1], backups.LEAST, least, most)
+    return Markup(words).format(first, codes[-1], backups.MIN_INTERACTION, least, most)
 
 
 def _item(pair: xr.Dataset) -> Markup:

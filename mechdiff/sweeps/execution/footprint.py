@@ -127,7 +127,7 @@ def _pass_bytes_on_accelerator(config: UNetConfig, joins: Sequence[int], batch: 
         rows += joining * batch
         inside = flow.inside
         # About as many rows have a skip of their own as had joined when it was made.
-        if stage.pop and skips.pop().rows <= shared_skips.MOST_OWN * rows:
+        if stage.pop and skips.pop().rows <= shared_skips.MAX_OWN_SHARE * rows:
             inside = flow.inside_apart
         peak = max(peak, sum(skip.row * skip.rows for skip in skips) + rows * inside)
         if stage.push:

@@ -43,7 +43,7 @@ def run_rows(
     block, parts = _block(stage, rows, *stream.h.shape[1:]), None
     if stage.pop and changed_skips is not None and comes_apart(config, stage, params, stream.h.shape[-1]):
         made = len(stream.skips[-1])
-        if made + changed_skips * batch <= shared_skips.MOST_OWN * rows:
+        if made + changed_skips * batch <= shared_skips.MAX_OWN_SHARE * rows:
             own = shared_skips.find_own(stage, intervention, batch, rows, made, changed_skips)
             parts = _parts_of_skips(config, stage, params, intervention, stream, batch, own.rows)
             stream = stream._replace(skips=(*stream.skips[:-1], own.of_each_row))

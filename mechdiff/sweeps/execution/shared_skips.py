@@ -18,7 +18,7 @@ from mechdiff.models.stages import Stage
 
 # A skip is taken apart if at most this share of the rows has one of its own. With more, little is saved,
 # and the stage takes longer to compile.
-MOST_OWN = 0.5
+MAX_OWN_SHARE = 0.5
 
 
 class OwnSkips(NamedTuple):
