@@ -120,11 +120,11 @@ def examine_all(denoiser, eval_set, folder, *, setting, **options):
     """Runs all components exactly; how well each point of expansion ranks them."""
     settings = screening.ScreenConfig(precision=setting)
     agreements = screening.quality(denoiser, eval_set, folder, config=settings, **options)
-    parts = [
+    phrases = [
         f"{point} {agreement.overall.spearman:.2f}, {agreement.overall.recall:.0%}"
         for point, agreement in agreements.items()
     ]
-    print(f"{denoiser.name:36} Spearman, recall of the top 10: {'; '.join(parts)}", flush=True)
+    print(f"{denoiser.name:36} Spearman, recall of the top 10: {'; '.join(phrases)}", flush=True)
     return agreements
 
 

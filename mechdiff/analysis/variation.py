@@ -54,8 +54,10 @@ def variation(sweep: xr.Dataset, ablation: str) -> pd.DataFrame:
     )
 
 
-def top_share(values: Float[np.ndarray, "component image"], part: float) -> Float[np.ndarray, " component"]:
-    """Share of the summed sizes that the largest `part` of them holds, a fraction of one counted in part.
+def top_share(
+    values: Float[np.ndarray, "component image"], fraction: float
+) -> Float[np.ndarray, " component"]:
+    """Share of the summed sizes that the largest `fraction` of them holds, a fraction of one counted in part.
 
     NaN where all are 0.
 
@@ -64,6 +66,6 @@ def top_share(values: Float[np.ndarray, "component image"], part: float) -> Floa
       array([1. , 0.5])
     """
     sizes = -np.sort(-np.abs(values), axis=1)
-    weights = np.clip(part * sizes.shape[1] - np.arange(sizes.shape[1]), 0, 1)
+    weights = np.clip(fraction * sizes.shape[1] - np.arange(sizes.shape[1]), 0, 1)
     total = sizes.sum(axis=1)
     return np.where(total > 0, (sizes @ weights) / np.where(total > 0, total, 1), np.nan)

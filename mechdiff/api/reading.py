@@ -56,12 +56,12 @@ def activations(
         raise ConfigError(f"sites={shorten(sites)}: expected a regular expression")
     shown = images_to_read(model, images, n, MAX_WITH_ACTIVATIONS)
     key = keys.stream(jax.random.key(seed), "scored noise")
-    parts = []
+    datasets = []
     for t in _watched(_timesteps(model.denoiser, timesteps), f"activations of {model.name}"):
         eval_set = shown.scored_set([t], key)
-        parts.append(activation_datasets.activations(_acting(model, t), eval_set, sites))
+        datasets.append(activation_datasets.activations(_acting(model, t), eval_set, sites))
     together = xr.concat(
-        parts, "t", data_vars="minimal", coords="minimal", compat="override", join="override"
+        datasets, "t", data_vars="minimal", coords="minimal", compat="override", join="override"
     )
     return together.assign_attrs(_facts(model, shown, seed))
 
@@ -85,7 +85,7 @@ def attention(
     Raises:
       ConfigError: a pattern that matches no head; no head's attention pattern can be read.
     """
-    chosen = _matching("head", heads, [part.name for part in heads_of(model.denoiser)])
+    chosen = _matching("head", heads, [head.name for head in heads_of(model.denoiser)])
     timesteps = _timesteps(model.denoiser, timesteps)
     examined = images_to_read(model, images, n, MAX_WITH_PATTERNS)
     key = keys.stream(jax.random.key(seed), "scored noise")

@@ -154,7 +154,7 @@ def gate_scores(
         point = _point(denoiser, chosen, ablation, values, at_identity)
         for batch in batches(count, passes.block):
             losses, *derivatives = passes.run(point, eval_set.batch(t_index, batch.indices))
-            gradient, products = (np.asarray(part) @ membership for part in derivatives)
+            gradient, products = (np.asarray(derivative) @ membership for derivative in derivatives)
             loss[t_index, batch.span] = losses[: batch.count]
             first[:, t_index, batch.span] = -gradient[: batch.count].T
             if curved:

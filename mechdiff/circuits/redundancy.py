@@ -134,12 +134,12 @@ def agreement_line(name: str, group: Agreement) -> str:
     Args:
       name: of the pairs, as `pair_agreement` calls them.
     """
-    parts = [f"{name}: {counted(group.n, 'pair')}"]
+    phrases = [f"{name}: {counted(group.n, 'pair')}"]
     if np.isfinite(group.spearman):
-        parts.append(f"rank correlation of sizes {group.spearman:.2f}")
-    parts.append(f"equal signs {group.sign:.0%}")
+        phrases.append(f"rank correlation of sizes {group.spearman:.2f}")
+    phrases.append(f"equal signs {group.sign:.0%}")
     if group.k > 1:
-        parts.append(f"{group.recall:.0%} of the {group.k} largest among the {group.k} best scores")
+        phrases.append(f"{group.recall:.0%} of the {group.k} largest among the {group.k} best scores")
     elif group.n > 1:
-        parts.append(f"the largest {'has' if group.recall else 'does not have'} the best score")
-    return ", ".join(parts)
+        phrases.append(f"the largest {'has' if group.recall else 'does not have'} the best score")
+    return ", ".join(phrases)

@@ -82,10 +82,10 @@ def make(model: str | Path, name: str = "") -> Made:
         raise ConfigError(f"{model}: {error}") from error
     except Exception as error:  # whatever the user's function raises
         raise ConfigError(f"{model}() failed: {_line(error)}; it is called without arguments") from error
-    parts = result if isinstance(result, tuple) else (result,)
-    if not 1 <= len(parts) <= 3 or not isinstance(parts[0], Denoiser | TracedDenoiser):
+    returned = result if isinstance(result, tuple) else (result,)
+    if not 1 <= len(returned) <= 3 or not isinstance(returned[0], Denoiser | TracedDenoiser):
         raise ConfigError(f"{model} returns {shorten(result)}, which is not a denoiser; {_HOW}")
-    denoiser, *extras = parts
+    denoiser, *extras = returned
     named = dataclasses.replace(denoiser, name=name or name_of(model))
     return Made(named, *extras)
 

@@ -67,7 +67,7 @@ def by_class(model: ExaminedModel) -> ByClass | None:
 def _rows(model: ExaminedModel, kept: np.ndarray) -> tuple[Row, ...]:
     lead = model.lead
     largest = np.argsort(-np.abs(lead.pooled.estimate), kind="stable")[:MAX_COMPONENTS].tolist()
-    classes = [i for i, component_type in enumerate(lead.part) if component_type == "class"]
+    classes = [i for i, component_type in enumerate(lead.component_type) if component_type == "class"]
     chosen = [i for i in [*largest, *(i for i in classes if i not in largest)] if not lead.idle[i]]
     names = [lead.components[i] for i in chosen]
     sweep = model.sweep.sel(component=names)
@@ -75,7 +75,7 @@ def _rows(model: ExaminedModel, kept: np.ndarray) -> tuple[Row, ...]:
     return tuple(
         Row(
             lead.components[i],
-            lead.part[i],
+            lead.component_type[i],
             Value(*(float(getattr(lead.pooled, end)[i]) for end in ("estimate", "low", "high"))),
             tuple(_value(effects, lead.components[i], label) for label in kept.tolist()),
         )

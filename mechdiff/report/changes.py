@@ -92,7 +92,7 @@ def render(changed: Changed, figures: Path) -> str:
     rows = [
         {
             "name": difference.components[i],
-            "type": style.TYPES.get(difference.part[i], difference.part[i]),
+            "type": style.TYPES.get(difference.component_type[i], difference.component_type[i]),
             "idle": bool(difference.idle[i]),
             "sides": [numbers.value(side.pooled, i) for side in changed.sides],
             "change": numbers.value(difference.pooled, i),
@@ -208,7 +208,7 @@ def training(changed: Changed) -> Training:
         ablation=changed.difference.ablation,
         steps=np.array(changed.steps),
         components=changed.difference.components,
-        part=changed.difference.part,
+        component_type=changed.difference.component_type,
         estimate=np.array([interval.estimate for interval in pooled]),
         low=np.array([interval.low for interval in pooled]),
         high=np.array([interval.high for interval in pooled]),
@@ -247,9 +247,9 @@ def draw_largest(theme: Theme, changed: Changed) -> Figure:
 
 def _bar(axes: Axes, theme: Theme, grid: EffectGrid, i: int, y: float, filled: bool) -> None:
     """An estimate with its interval; its mark opens the component's card."""
-    color, pooled = theme.part(grid.part[i]), grid.pooled
+    color, pooled = theme.type_color(grid.component_type[i]), grid.pooled
     axes.plot([pooled.low[i], pooled.high[i]], [y, y], color=color, lw=1.2, solid_capstyle="butt")
     face = color if filled else theme.paper
-    marker = style.MARKERS.get(grid.part[i], "o")
+    marker = style.MARKERS.get(grid.component_type[i], "o")
     look = {"ms": 4.6, "color": color, "markerfacecolor": face, "markeredgewidth": 0.9}
     axes.plot(pooled.estimate[i], y, marker, gid=inline.mark(grid.components[i]), **look)

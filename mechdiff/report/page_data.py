@@ -54,7 +54,7 @@ def of_model(model: ExaminedModel) -> dict:
 
 def axes_of(increase: EffectGrid) -> dict:
     """Timesteps and components of a model, see `of_model`."""
-    places = zip(increase.components, increase.part, increase.resolution, strict=True)
+    places = zip(increase.components, increase.component_type, increase.resolution, strict=True)
     return {
         "t": increase.t.tolist(),
         "log_snr": short(increase.log_snr),
@@ -121,6 +121,6 @@ def _triples(interval: Interval) -> np.ndarray:
 def short(values: np.ndarray, digits: int = 6) -> list:
     """Nested lists of numbers of so many significant digits; None for what is not a number."""
     if values.ndim > 1:
-        return [short(part, digits) for part in values]
+        return [short(value, digits) for value in values]
     numbers = [float(f"{value:.{digits}g}") for value in values.tolist()]
     return [number if math.isfinite(number) else None for number in numbers]

@@ -58,12 +58,12 @@ def chosen(increase: Effects) -> list[int]:
 
 
 def _mark(axes: Axes, theme: Theme, increase: Effects, i: int, y: float, filled: bool) -> None:
-    color = theme.part(increase.part[i])
+    color = theme.type_color(increase.component_type[i])
     pooled = increase.pooled
     line = {"color": color, "lw": 1.3 if filled else 0.9, "solid_capstyle": "butt"}
     axes.plot([pooled.low[i], pooled.high[i]], [y, y], **line)
     axes.plot(
-        pooled.estimate[i], y, MARKERS.get(increase.part[i], "o"), ms=4.6, color=color,
+        pooled.estimate[i], y, MARKERS.get(increase.component_type[i], "o"), ms=4.6, color=color,
         markerfacecolor=color if filled else theme.paper, markeredgewidth=0.9,
         gid=inline.mark(increase.components[i], increase.ablation),
     )  # fmt: skip
@@ -133,7 +133,7 @@ def _strip(axes: Axes, theme: Theme, increase: Effects, y: float) -> None:
     axes.plot([values.min(), values.max()], [y, y], color=theme.ink, lw=0.8, zorder=1)
     heights = y + 0.26 * (2 * ((np.arange(len(active)) * 0.61803) % 1) - 1)
     for component_type, places in _by_type(increase, active):
-        look = {"ms": 3.4, "color": theme.part(component_type), "alpha": 0.85, "mew": 0, "ls": ""}
+        look = {"ms": 3.4, "color": theme.type_color(component_type), "alpha": 0.85, "mew": 0, "ls": ""}
         axes.plot(values[places], heights[places], MARKERS.get(component_type, "o"), **look)
     for value, side in ((values.min(), "right"), (values.max(), "left")):
         gap = -4 if side == "right" else 4
@@ -155,7 +155,7 @@ def draw_agreement(
         x, x_errors = _bars(first, pairs[places, 0])
         y, y_errors = _bars(second, pairs[places, 1])
         label = WORDS.get(component_type, component_type)
-        look = {"color": theme.part(component_type), "ms": 4, "mew": 0, "label": label}
+        look = {"color": theme.type_color(component_type), "ms": 4, "mew": 0, "label": label}
         marker = MARKERS.get(component_type, "o")
         axes.errorbar(x, y, yerr=y_errors, xerr=x_errors, fmt=marker, elinewidth=0.7, **look)
     for which in "xy":
@@ -170,7 +170,7 @@ def draw_agreement(
 
 def _by_type(increase: Effects, rows: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """Component types among `rows`, each with its positions in `rows`."""
-    types = np.array([increase.part[i] for i in rows])
+    types = np.array([increase.component_type[i] for i in rows])
     return [(str(name), np.flatnonzero(types == name)) for name in dict.fromkeys(types)]
 
 

@@ -74,7 +74,7 @@ def plot_component(measured: Effects, component: str, title: str) -> Plot:
     def draw(theme: Theme) -> Figure:
         figure = style.figure(5.2, 3.0, layout="constrained")
         axes = figure.add_subplot()
-        cells, color = measured.cells, theme.part(measured.part[place])
+        cells, color = measured.cells, theme.type_color(measured.component_type[place])
         axes.axhline(0, color=theme.rule, lw=0.8)
         axes.fill_between(measured.log_snr, cells.low[place], cells.high[place], color=color, alpha=0.2, lw=0)
         axes.plot(measured.log_snr, cells.estimate[place], "o-", color=color, ms=3.5, lw=1.2)
@@ -113,7 +113,7 @@ def plot_ranked(
         rows = np.arange(len(names))
         axes.axvline(0, color=theme.rule, lw=0.8)
         axes.hlines(rows, low, high, color=theme.muted, lw=1.2)
-        axes.plot(estimate, rows, "o", color=theme.part("res"), ms=4)
+        axes.plot(estimate, rows, "o", color=theme.type_color("res"), ms=4)
         axes.set_yticks(rows, names)
         axes.invert_yaxis()
         axes.set(xlabel=label)

@@ -175,17 +175,17 @@ def hierarchical_bootstrap(
     return bootstrap(lambda w: flat @ w.reshape(len(w), -1).T, weights, confidence, "percentile")
 
 
-def satterthwaite(*parts: tuple[float, float]) -> tuple[float, float]:
+def satterthwaite(*sources: tuple[float, float]) -> tuple[float, float]:
     """Standard error due to several independent sources of error, and its degrees of freedom (Satterthwaite
     1946, Biometrics Bulletin 2:110).
 
     Args:
-      parts: variance of the estimate that is due to each source, and its degrees of freedom.
+      sources: variance of the estimate that is due to each source, and its degrees of freedom.
     """
-    total = sum(variance for variance, _ in parts)
+    total = sum(variance for variance, _ in sources)
     if total == 0:
-        return 0.0, float(min(freedom for _, freedom in parts))
-    return float(np.sqrt(total)), float(total**2 / sum(v**2 / freedom for v, freedom in parts))
+        return 0.0, float(min(freedom for _, freedom in sources))
+    return float(np.sqrt(total)), float(total**2 / sum(v**2 / freedom for v, freedom in sources))
 
 
 def resampled_variance(draws: Float[np.ndarray, " repeats"], n: int) -> tuple[float, int]:

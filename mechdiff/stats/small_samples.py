@@ -48,10 +48,10 @@ def over_seeds(
     mean, n = float(values.mean()), len(values)
     if n < MIN_SEEDS:
         return mean, (np.nan, np.nan), np.nan
-    parts = [_of_mean(values, sizes)]
+    sources = [_of_mean(values, sizes)]
     if draws is not None:
-        parts.append(resampled_variance(draws.mean(axis=0), images))
-    return mean, *_student(mean, satterthwaite(*parts), above, null)
+        sources.append(resampled_variance(draws.mean(axis=0), images))
+    return mean, *_student(mean, satterthwaite(*sources), above, null)
 
 
 def between_groups(
@@ -79,12 +79,12 @@ def between_groups(
     mean, n = float(sides[0].mean() - sides[1].mean()), min(map(len, sides))
     if n < MIN_SEEDS:
         return mean, (np.nan, np.nan), np.nan
-    parts = [_of_mean(side, sizes) for side in sides]
+    sources = [_of_mean(side, sizes) for side in sides]
     if pseudo:
-        parts = [(sum(variance for variance, _ in parts) * n / (n - 1), n - 1)]
+        sources = [(sum(variance for variance, _ in sources) * n / (n - 1), n - 1)]
     if draws is not None:
-        parts.append(resampled_variance(draws, images))
-    return mean, *_student(mean, satterthwaite(*parts), True, 0.0)
+        sources.append(resampled_variance(draws, images))
+    return mean, *_student(mean, satterthwaite(*sources), True, 0.0)
 
 
 def jackknife_interval(
@@ -106,10 +106,10 @@ def jackknife_interval(
         return (np.nan, np.nan)
     without_first = [statistic(_without(first, i), second) for i in range(len(first))]
     without_second = [statistic(first, _without(second, i)) for i in range(len(second))]
-    parts = [(float(sum((len(x) - 1) * np.var(x) for x in (without_first, without_second))), n - 1)]
+    sources = [(float(sum((len(x) - 1) * np.var(x) for x in (without_first, without_second))), n - 1)]
     if draws is not None:
-        parts.append(resampled_variance(draws, images))
-    return _student(estimate, satterthwaite(*parts), True, 0.0)[0]
+        sources.append(resampled_variance(draws, images))
+    return _student(estimate, satterthwaite(*sources), True, 0.0)[0]
 
 
 def _without(items: Sequence, index: int) -> list:

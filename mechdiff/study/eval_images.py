@@ -111,7 +111,7 @@ class EvalImages:
         condition = conditions.at(self.reference_condition, slice(count))
         return dataclasses.replace(self, reference=self.reference[:count], reference_condition=condition)
 
-    def part(self, chosen: slice) -> "EvalImages":
+    def subset(self, chosen: slice) -> "EvalImages":
         """Some of the scored images, at every timestep."""
         condition = conditions.at(self.scored_condition, chosen)
         people = None if self.scored_people is None else self.scored_people[chosen]

@@ -153,7 +153,7 @@ def unet_config(model: Options, data: Options) -> UNetConfig:
 
 def names(unet: UNetConfig) -> dict[str, str]:
     """Our parameters, `stage/module/leaf`, and what these programs call them."""
-    places = {stage.name: _place(stage.parts) for stage in stages(unet) if stage.parts}
+    places = {stage.name: _place(stage.parsed_name) for stage in stages(unet) if stage.parsed_name}
     table = {}
     for ours in tensors.parameter_shapes(unet):
         stage, module, leaf = ours.split("/")
