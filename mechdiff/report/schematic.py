@@ -85,7 +85,7 @@ def draw(
     _rows(axes, theme, where)
     _flow(axes, theme, where)
     for i, stage in enumerate(where.stages):
-        _stage(axes, paint, where, config, i, stage)
+        _stage(axes, paint, where, i, stage)
     _groups(axes, theme, where)
     _key(figure, axes, paint, bottom, quantity)
     return figure
@@ -147,7 +147,7 @@ def _towards(corner: tuple[float, float], other: tuple[float, float], radius: fl
     return tuple(corner + step * min(radius / size, 0.5)) if size else corner
 
 
-def _stage(axes: Axes, paint: Paint, where: Plan, config: UNetConfig, i: int, stage: Stage) -> None:
+def _stage(axes: Axes, paint: Paint, where: Plan, i: int, stage: Stage) -> None:
     x, y = where.place(i)
     match stage.op:
         case "block":
