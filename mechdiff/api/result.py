@@ -21,8 +21,8 @@ from mechdiff.core.config import ABLATIONS, SweepConfig
 from mechdiff.core.errors import ConfigError, shorten, unknown
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
-from mechdiff.interventions.components import select
 from mechdiff.interventions.describe import table
+from mechdiff.models.denoiser import selected_components
 from mechdiff.stats import few_images, units_of
 from mechdiff.storage import descriptions, digests, labelled
 from mechdiff.study.eval_images import EvalImages
@@ -192,7 +192,7 @@ def sweep(
         Path(folder or cache_folder() / "sweeps"),
         config=config,
         replacements=replacements,
-        chosen=_chosen(model, components),
+        chosen=None if components is None else selected_components(model.denoiser, listed(components)),
         facts=facts,
     )
     # What is cached may have been computed under another name.
@@ -246,13 +246,6 @@ def images_and_set(
     examined = timesteps_by_log_snr(model.denoiser.schedule, timesteps)
     key = keys.stream(jax.random.key(seed), "scored noise")
     return shown, shown.scored_set(examined, key)
-
-
-def _chosen(model: Any, components: Any) -> list | None:
-    if components is None:
-        return None
-    names = set(select(model.denoiser.identity, listed(components)))
-    return [component for component in model.denoiser.components() if component.name in names]
 
 
 def _rounded(frame: pd.DataFrame) -> pd.DataFrame:
