@@ -92,7 +92,7 @@ def _sweep(config):
 def screened(config, workdir, network, images, eval_set, chosen):
     """Results of `examine_all` or `verify`, as --every says, for one network."""
     replacements = replacement_values(
-        network, images, eval_set.timesteps, jax.random.key(config.seed), _sweep(config)
+        network, images, eval_set, jax.random.key(config.seed), _sweep(config)
     ).get(ABLATION.value)
     return (examine_all if EVERY.value else verify)(
         network,

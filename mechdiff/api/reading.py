@@ -54,16 +54,16 @@ def activations(
     """
     if not isinstance(sites, str):
         raise ConfigError(f"sites={shorten(sites)}: expected a regular expression")
-    shown = images_to_read(model, images, n, MAX_WITH_ACTIVATIONS)
+    prepared = images_to_read(model, images, n, MAX_WITH_ACTIVATIONS)
     key = keys.stream(jax.random.key(seed), "scored noise")
     datasets = []
     for t in _watched(_timesteps(model.denoiser, timesteps), f"activations of {model.name}"):
-        eval_set = shown.scored_set([t], key)
+        eval_set = prepared.scored_set([t], key)
         datasets.append(activation_datasets.activations(_acting(model, t), eval_set, sites))
     together = xr.concat(
         datasets, "t", data_vars="minimal", coords="minimal", compat="override", join="override"
     )
-    return together.assign_attrs(_facts(model, shown, seed))
+    return together.assign_attrs(_facts(model, prepared, seed))
 
 
 def attention(
@@ -113,8 +113,8 @@ def _watched(timesteps: list[int], title: str) -> Iterator[int]:
             bar.update()
 
 
-def _facts(model: Any, shown: EvalImages, seed: int) -> dict[str, Any]:
-    return {"denoiser": model.name, "intervention": model.doing, "inputs": shown.label, "seed": seed}
+def _facts(model: Any, prepared: EvalImages, seed: int) -> dict[str, Any]:
+    return {"denoiser": model.name, "intervention": model.doing, "inputs": prepared.label, "seed": seed}
 
 
 def _timesteps(denoiser: Examinable, timesteps: Timesteps) -> list[int]:

@@ -9,7 +9,7 @@ from jaxtyping import Int
 
 from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.errors import ConfigError
-from mechdiff.core.types import AnyArray, Images, PRNGKey, PyTree, Shown
+from mechdiff.core.types import AnyArray, ExaminedImages, Images, PRNGKey, PyTree
 from mechdiff.diffusion.process import Noised, images_at, noised
 from mechdiff.diffusion.schedules import NoiseSchedule
 
@@ -67,7 +67,7 @@ class EvalSet:
       array([0, 3])
     """
 
-    images: Shown
+    images: ExaminedImages
     timesteps: Int[AnyArray, " timesteps"]
     key: PRNGKey
     condition: PyTree = None

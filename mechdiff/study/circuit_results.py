@@ -148,8 +148,8 @@ def circuit_evaluators(
     evaluators = []
     for name, half in (("find", images.subset(slice(count))), ("score", images.subset(slice(count, None)))):
         key = keys.stream(root, f"circuits: {name}")
-        replacements = replacement_values(denoiser, half, timesteps, key, config)
         eval_set = half.scored_set(timesteps, keys.stream(key, "scored noise"))
+        replacements = replacement_values(denoiser, half, eval_set, key, config)
         evaluators.append(
             CircuitEvaluator(
                 denoiser,
