@@ -58,8 +58,8 @@ def _row(model: ExaminedModel) -> Row:
     network, largest, roles = model.results, {}, None
     for ablation in map(str, network.sweep["ablation"].values):
         increase = across_seeds.relative_increases(network.sweep, ablation)
-        place = np.abs(increase).argmax()
-        largest[ablation] = str(network.sweep["component"].values[place]), float(increase[place])
+        index = np.abs(increase).argmax()
+        largest[ablation] = str(network.sweep["component"].values[index]), float(increase[index])
     if network.roles is not None:
         roles = {}
         for head, role in zip(network.roles["component"].values, network.roles["role"].values, strict=True):
@@ -121,8 +121,8 @@ def draw_increases(theme: Theme, networks: Sequence[NetworkResults]) -> Figure:
     height = 1.05 + max(0.25 * len(order), 0.19 * (len(networks) + len(sides)))
     figure = style.figure(8.6, height)
     axes = figure.add_axes((0.21, 0.55 / height, 0.53, (height - 0.75) / height))
-    for place, (side, members) in enumerate(sorted(sides.items())):
-        shift = 0.34 * (place - (len(sides) - 1) / 2)
+    for number, (side, members) in enumerate(sorted(sides.items())):
+        shift = 0.34 * (number - (len(sides) - 1) / 2)
         if len(members) > 1:
             _seeds(axes, theme.type_color(side[1]), shift, increase[np.ix_(members, order)])
         for rank, i in enumerate(members):
@@ -141,8 +141,8 @@ def draw_increases(theme: Theme, networks: Sequence[NetworkResults]) -> Figure:
     axes.grid(axis="x")
     axes.grid(axis="y", alpha=0.5)
     axes.spines["left"].set_visible(False)
-    place = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0), "borderaxespad": 0}
-    axes.legend(fontsize=style.SMALL, labelcolor=theme.ink, handletextpad=0.3, labelspacing=0.35, **place)
+    layout = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0), "borderaxespad": 0}
+    axes.legend(fontsize=style.SMALL, labelcolor=theme.ink, handletextpad=0.3, labelspacing=0.35, **layout)
     return figure
 
 
@@ -217,5 +217,5 @@ def draw_ladder(theme: Theme, ladder: dict[int, list[float]]) -> Figure:
 
 
 def _key(axes: Axes, theme: Theme) -> None:
-    place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": 3, "borderaxespad": 0}
-    axes.legend(fontsize=style.SMALL, labelcolor=theme.ink, handletextpad=0.3, columnspacing=1.2, **place)
+    layout = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": 3, "borderaxespad": 0}
+    axes.legend(fontsize=style.SMALL, labelcolor=theme.ink, handletextpad=0.3, columnspacing=1.2, **layout)

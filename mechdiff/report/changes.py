@@ -75,7 +75,7 @@ def read(dataset: xr.Dataset) -> Changed:
     unet = dataset.attrs.get("unet")
     return Changed(
         labels=tuple(dataset["model"].values.astype(str).tolist()),
-        sides=tuple(changes.grid_of(dataset, place) for place in range(dataset.sizes["model"])),
+        sides=tuple(changes.grid_of(dataset, side) for side in range(dataset.sizes["model"])),
         difference=changes.grid_of_difference(dataset),
         p=dataset["pooled_difference_p"].values,
         least_p=float(dataset.attrs["least_p"]),
@@ -130,15 +130,15 @@ def findings(changed: Changed) -> list[Markup]:
         words = "With n = {} and {} components no p can fall below {}, whatever changed: take more images."
         sentences.append(Markup(words).format(difference.n, len(sure), precise(changed.least_p)))
     words = "<b>{}:</b> <code>{}</code>, from {} to {}: a change of {}, p = {} (Holm)."
-    for title, place in (
+    for title, index in (
         ("Largest rise", int(difference.estimate.argmax())),
         ("Largest fall", int(difference.estimate.argmin())),
     ):
-        change = numbers.value(difference, place)
+        change = numbers.value(difference, index)
         if (change.estimate > 0) != (title == "Largest rise") or change.estimate == 0:
             continue
-        first, last = (between(numbers.value(changed.sides[side].pooled, place), " %") for side in (0, -1))
-        component, p = changed.difference.components[place], precise(float(changed.p[place]))
+        first, last = (between(numbers.value(changed.sides[side].pooled, index), " %") for side in (0, -1))
+        component, p = changed.difference.components[index], precise(float(changed.p[index]))
         points = between(change, f" {POINTS}")
         sentences.append(Markup(words).format(title, component, first, last, points, p))
     words = "<b>Loss without ablation,</b> mean over these images and timesteps: {} before, {} after."

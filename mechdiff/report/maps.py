@@ -108,8 +108,8 @@ def _labels(axes: Axes, theme: Theme, increase: EffectGrid, order: list, edges: 
     for k, i in enumerate(order):
         if i is not None:
             at = (edges[k] + edges[k + 1]) / 2
-            place = {"ha": "right", "va": "center_baseline", "size": style.SMALL, "transform": across}
-            axes.text(-0.02, at, increase.components[i], gid=inline.mark(increase.components[i]), **place)
+            layout = {"ha": "right", "va": "center_baseline", "size": style.SMALL, "transform": across}
+            axes.text(-0.02, at, increase.components[i], gid=inline.mark(increase.components[i]), **layout)
     inch = 1 / (axes.get_position().width * axes.figure.get_figwidth())
     for component_type in dict.fromkeys(increase.component_type):
         inside = [
@@ -121,9 +121,9 @@ def _labels(axes: Axes, theme: Theme, increase: EffectGrid, order: list, edges: 
         axes.plot([x, x], [low + 0.1, high - 0.1], transform=across, clip_on=False, **line)
         words = style.WORDS.get(component_type, component_type)
         short = words if (high - low) * ROW > 0.075 * len(words) else component_type
-        place = {"rotation": 90, "ha": "right", "va": "center", "transform": across}
+        layout = {"rotation": 90, "ha": "right", "va": "center", "transform": across}
         color = theme.type_color(component_type)
-        axes.text(x - 0.08 * inch, (low + high) / 2, short, size=style.SMALL, color=color, **place)
+        axes.text(x - 0.08 * inch, (low + high) / 2, short, size=style.SMALL, color=color, **layout)
 
 
 def _scale(figure: Figure, theme: Theme, largest: float, size: tuple[float, float], quantity: str) -> None:

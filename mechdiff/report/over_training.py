@@ -85,8 +85,8 @@ def draw(theme: Theme, training: Training) -> Figure:
     axes.set(xlabel="training step", title=f"pooled ΔL/L, %, {training.ablation} ablation")
     axes.axhline(0, color=theme.muted, lw=0.8)
     axes.grid(axis="y")
-    place = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
-    axes.legend(fontsize=style.SMALL, labelcolor=theme.ink, handlelength=2.4, **place)
+    layout = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
+    axes.legend(fontsize=style.SMALL, labelcolor=theme.ink, handlelength=2.4, **layout)
     return figure
 
 

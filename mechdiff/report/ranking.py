@@ -26,12 +26,12 @@ def draw(
     height = 0.95 + 0.235 * len(order)
     figure = style.figure(5.3, height)
     axes = figure.add_axes((0.30, 0.6 / height, 0.68, (height - 0.95) / height))
-    for place, i in enumerate(order):
-        axes.hlines(place, first.quantiles[i, 0], first.quantiles[i, -1], color=theme.muted, lw=0.5, zorder=1)
+    for rank, i in enumerate(order):
+        axes.hlines(rank, first.quantiles[i, 0], first.quantiles[i, -1], color=theme.muted, lw=0.5, zorder=1)
     for k, increase in enumerate(ablations):
         shift = (k - (len(ablations) - 1) / 2) * 0.3
-        for place, i in enumerate(order):
-            _mark(axes, theme, increase, i, place + shift, filled=k == 0)
+        for rank, i in enumerate(order):
+            _mark(axes, theme, increase, i, rank + shift, filled=k == 0)
     axes.set(ylim=(len(order) - 0.4, -0.6), xlabel="pooled ΔL/L, %, with 95 % interval")
     axes.set_yticks(
         range(len(order)), [first.components[i] for i in order], color=theme.ink, size=style.SMALL
@@ -74,8 +74,8 @@ def _ablations_key(axes: Axes, theme: Theme, ablations: list[str]) -> None:
         face = theme.ink if k == 0 else theme.paper
         look = {"color": theme.ink, "markerfacecolor": face, "ms": 4.6, "markeredgewidth": 0.9}
         axes.plot([], [], "o", label=f"{ablation} ablation", **look)
-    place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": len(ablations), "borderaxespad": 0}
-    axes.legend(fontsize=style.SMALL, labelcolor=theme.ink, handletextpad=0.2, columnspacing=1.2, **place)
+    layout = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": len(ablations), "borderaxespad": 0}
+    axes.legend(fontsize=style.SMALL, labelcolor=theme.ink, handletextpad=0.2, columnspacing=1.2, **layout)
 
 
 def ends(increases: list[Effects]) -> tuple[float, float]:
@@ -110,8 +110,8 @@ def draw_range(theme: Theme, rows: list[Row], limits: tuple[float, float], paper
     if paper:
         axes.axvspan(*PAPER, color=theme.muted, alpha=0.16, lw=0)
         words = f"paper's abstract\n{PAPER[0]:g} % to {PAPER[1]:g} %"
-        place = {"ha": "center", "va": "bottom", "color": theme.muted}
-        axes.text(np.sqrt(PAPER[0] * PAPER[1]), -0.62, words, size=style.SMALL, **place)
+        layout = {"ha": "center", "va": "bottom", "color": theme.muted}
+        axes.text(np.sqrt(PAPER[0] * PAPER[1]), -0.62, words, size=style.SMALL, **layout)
     for y, row in enumerate(rows):
         _strip(axes, theme, row.increase, y)
     axes.set(ylim=(len(rows) - 0.45, -0.6), xlabel=f"pooled ΔL/L, %{' (ours)' if paper else ''}")
@@ -137,8 +137,8 @@ def _strip(axes: Axes, theme: Theme, increase: Effects, y: float) -> None:
         axes.plot(values[places], heights[places], MARKERS.get(component_type, "o"), **look)
     for value, side in ((values.min(), "right"), (values.max(), "left")):
         gap = -4 if side == "right" else 4
-        place = {"xytext": (gap, 0), "textcoords": "offset points", "ha": side, "va": "center_baseline"}
-        axes.annotate(style.number(value), (value, y), size=style.SMALL, zorder=3, **place)
+        layout = {"xytext": (gap, 0), "textcoords": "offset points", "ha": side, "va": "center_baseline"}
+        axes.annotate(style.number(value), (value, y), size=style.SMALL, zorder=3, **layout)
 
 
 def draw_agreement(

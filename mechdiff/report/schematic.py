@@ -206,8 +206,8 @@ def _groups(axes: Axes, theme: Theme, where: Plan) -> None:
             group, short = stage.name.split(".")
             runs.setdefault((group, where.row[i]), []).append(i)
             word = {"downsample": "down", "upsample": "up"}.get(short, short)
-            place = {"ha": "center", "va": "baseline", "color": theme.muted}
-            axes.text(i, where.place(i)[1] - TALL - 0.74, word, size=style.SMALL, **place)
+            layout = {"ha": "center", "va": "baseline", "color": theme.muted}
+            axes.text(i, where.place(i)[1] - TALL - 0.74, word, size=style.SMALL, **layout)
     for (group, row), members in runs.items():
         y = where.middle[row] - TALL - 0.84
         if len(members) > 1 or group == "mid":
