@@ -47,7 +47,7 @@ BY_ZERO = "it replaces by zero"  # for `idle`
 OF_NETWORKS = ("unet", "train", "diffusion")  # sections of settings that training alone reads
 SEED_ALONE = dict.fromkeys(("data", "sweep", *OF_NETWORKS), "of the settings it follows the seed alone")
 NO_SETTINGS = dict.fromkeys(("seed", *SEED_ALONE), "it follows no settings")
-MOST = 2**31 - 1  # of anything that an integer flag counts
+MAX_INTEGER = 2**31 - 1  # of anything that an integer flag counts
 PREPROCESSING, CLASSES = "data.preprocessing.", "data.classes"
 STUDIES = ("reproduce", "study", "examine")  # launchers that read the settings of section study
 OF_STUDIES = f"it is for {', '.join(STUDIES[:-1])} and {STUDIES[-1]}"
@@ -112,8 +112,8 @@ def _check_number(name: str, value: object) -> None:
     """Refuses what absl's bounds let through: NaN, and counts that no run would come to the end of."""
     if isinstance(value, float) and not math.isfinite(value):
         raise flags.Error(f"--{name}={value} is not a finite number")
-    if isinstance(value, int) and abs(value) > MOST:
-        raise flags.Error(f"--{name}={value} is out of range; at most {MOST}")
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise flags.Error(f"--{name}={value} is out of range; at most {MAX_INTEGER}")
 
 
 def settings_given() -> list[str]:

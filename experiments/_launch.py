@@ -26,7 +26,7 @@ from . import _flags
 
 FLAGS = flags.FLAGS
 BLOCKS = ("sweep.image_block", "sweep.chunk")  # what is computed at once, where a launcher follows them
-LONGEST = 1500  # characters of an error's line
+MAX_LINE_LENGTH = 1500  # characters of an error's line
 UNBEGUN = "coroutine '.*' was never awaited"  # Orbax's, of a checkpoint that is given up
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
@@ -76,7 +76,7 @@ def launch(main: Main, argv: list[str]) -> int:
         line = files.explain(error) if isinstance(error, OSError) else " ".join(str(error).split())
         if line is None or (FLAGS.is_parsed() and FLAGS.debug):
             raise
-        _last_line(f"error: {line if len(line) <= LONGEST else line[:LONGEST] + '...'}")
+        _last_line(f"error: {line if len(line) <= MAX_LINE_LENGTH else line[:MAX_LINE_LENGTH] + '...'}")
         return 2
     return 0
 

@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 from mechdiff import stats
-from mechdiff.analysis.entropy_causality import FEWEST
+from mechdiff.analysis.entropy_causality import MIN_HEADS
 from mechdiff.cli import tables
 from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
@@ -95,7 +95,9 @@ def row(network, name, observed):
 def line(name, result):
     """A result in words."""
     if result is None:
-        return f"  slopes within heads: none, as temperatures move the entropy of fewer than {FEWEST} heads"
+        return (
+            f"  slopes within heads: none, as temperatures move the entropy of fewer than {MIN_HEADS} heads"
+        )
     if name == "caused":
         within = result.within
         slopes = ", ".join(

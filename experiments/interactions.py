@@ -18,7 +18,7 @@ from mechdiff.core import keys
 from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
 from mechdiff.core.errors import ConfigError
-from mechdiff.interventions.components import select
+from mechdiff.models.denoiser import selected_components
 from mechdiff.storage import files, labelled
 from mechdiff.storage.manifest import run_manifest
 from mechdiff.sweeps.execution.provenance import provenance
@@ -48,10 +48,9 @@ def main(config, workdir):
         MODEL.value,
         CELEBA.value,
         IMAGES.value,
-        check=lambda denoiser: select(denoiser.identity, COMPONENTS.value),
+        check=lambda denoiser: selected_components(denoiser, COMPONENTS.value),
     )
-    names = select(denoiser.identity, COMPONENTS.value)
-    chosen = [component for component in denoiser.components() if component.name in names]
+    chosen = selected_components(denoiser, COMPONENTS.value)
     settings = redundancy.PairConfig(top=TOP.value, audit=AUDIT.value, seed=config.seed)
     others = images.reference_set(eval_set.timesteps, keys.stream(eval_set.key, "pair scores"))
     pairs = redundancy.verified_pairs(

@@ -55,7 +55,7 @@ def main(config, workdir):
             carriers[factor] = []
             continue
         most = np.argsort(-np.nan_to_num(estimate, nan=-np.inf))[: TOP.value]
-        parts = [
+        phrases = [
             f"{effects['component'].values[i]} {estimate[i]:.2f}"
             + (
                 f" [{low[i]:.2f}, {high[i]:.2f}]"
@@ -64,7 +64,7 @@ def main(config, workdir):
             )
             for i in most
         ]
-        print(f"{factor:24}" + "; ".join(parts))
+        print(f"{factor:24}" + "; ".join(phrases))
         carriers[factor] = effects["component"].values[most].tolist()
     return {"folder": workdir, "carriers": carriers}
 

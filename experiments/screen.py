@@ -89,7 +89,7 @@ def main(config, workdir):
 def screened(config, workdir, network, images, eval_set, chosen):
     """Results of `examine_all` or `verify`, as --every says, for one network."""
     root = jax.random.key(config.seed)
-    replacements = replacement_values(network, images, eval_set.timesteps, root, config.sweep)
+    replacements = replacement_values(network, images, eval_set, root, config.sweep)
     return (examine_all if EVERY.value else verify)(
         network,
         eval_set,
@@ -116,11 +116,11 @@ def examine_all(denoiser, eval_set, folder, *, setting, **options):
     """Runs all components exactly; how well each point of expansion ranks them."""
     settings = screening.ScreenConfig(precision=setting)
     agreements = screening.quality(denoiser, eval_set, folder, config=settings, **options)
-    parts = [
+    phrases = [
         f"{point} {agreement.overall.spearman:.2f}, {agreement.overall.recall:.0%}"
         for point, agreement in agreements.items()
     ]
-    print(f"{denoiser.name:36} Spearman, recall of the top 10: {'; '.join(parts)}", flush=True)
+    print(f"{denoiser.name:36} Spearman, recall of the top 10: {'; '.join(phrases)}", flush=True)
     return agreements
 
 

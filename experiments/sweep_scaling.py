@@ -13,7 +13,7 @@ from mechdiff.analysis import effects
 from mechdiff.cli import tables
 from mechdiff.core.devices import use_all_cores
 from mechdiff.core.errors import ConfigError
-from mechdiff.interventions.components import select
+from mechdiff.models.denoiser import selected_components
 from mechdiff.sweeps import scaling
 
 from . import _flags, _launch, _opening
@@ -42,10 +42,9 @@ def main(config, workdir):
         MODEL.value,
         CELEBA.value,
         IMAGES.value,
-        check=lambda denoiser: select(denoiser.identity, COMPONENTS.value),
+        check=lambda denoiser: selected_components(denoiser, COMPONENTS.value),
     )
-    names = select(denoiser.identity, COMPONENTS.value)
-    chosen = [component for component in denoiser.components() if component.name in names]
+    chosen = selected_components(denoiser, COMPONENTS.value)
     curves = scaling.scaling_curves(denoiser, eval_set, chosen, gates, block=config.sweep.image_block)
     curves = images.with_people(curves)
     _opening.save(workdir, "scaling", curves, config, models=[denoiser.name], inputs=images.label)

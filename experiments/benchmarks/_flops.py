@@ -12,7 +12,7 @@ from mechdiff.core import devices
 from mechdiff.core.config import UNetConfig
 from mechdiff.core.types import PyTree
 from mechdiff.interventions.record import Intervention, stack_size
-from mechdiff.models.stage_modules import comes_apart, enter, run_stage, take_apart
+from mechdiff.models.stage_modules import can_precompute_skip, enter, precompute_skip, run_stage
 from mechdiff.models.stages import stages
 from mechdiff.sweeps.execution.shared_prefix import plan_passes
 
@@ -41,7 +41,7 @@ def needed(
     config: UNetConfig, params: PyTree, identity: Intervention, flops: list[int], stacked: Intervention
 ) -> int:
     """FLOPs for one image under a stack of interventions when nothing is computed twice: the clean pass, of
-    every intervention what comes after it has joined, and parts of skips once for each skip that differs.
+    every intervention what comes after it has joined, and precomputed skips once for each that differs.
 
     Args:
       flops: `of_stages`.
@@ -54,14 +54,14 @@ def needed(
         if stage.pop:
             source = made.pop()
             sharing = joined[place] - joined[source] - plan.changed_skips[place]
-            if comes_apart(config, stage, params, channels):
+            if can_precompute_skip(config, stage, params, channels):
                 skip = stages(config)[source]
                 shape = jax.ShapeDtypeStruct((1, skip.resolution, skip.resolution, skip.width), jnp.float32)
 
-                def parts(params, identity, skip, stage=stage, channels=channels):
-                    return take_apart(config, stage, params, identity, skip, channels)
+                def precompute(params, identity, skip, stage=stage, channels=channels):
+                    return precompute_skip(config, stage, params, identity, skip, channels)
 
-                saved += sharing * of_jaxpr(jax.make_jaxpr(parts)(params, identity, shape).jaxpr)
+                saved += sharing * of_jaxpr(jax.make_jaxpr(precompute)(params, identity, shape).jaxpr)
         if stage.push:
             made.append(place)
         channels = stage.width

@@ -83,8 +83,8 @@ def stating_its_error(reduced: xr.Dataset, exact: xr.Dataset, setting: Precision
 
     def checked_losses(sweep: xr.Dataset) -> list[precision.Losses]:
         sweep = sweep.sel(ablation="zero").isel(image=slice(checked.images))
-        parts = [sweep.isel(t=t_index) for t_index in checked.t_indices]
-        return [(part["loss"].values, part["clean_loss"].values) for part in parts]
+        swept = [sweep.isel(t=t_index) for t_index in checked.t_indices]
+        return [(at_t["loss"].values, at_t["clean_loss"].values) for at_t in swept]
 
     error = precision.largest_error(checked_losses(reduced), checked_losses(exact))
     named = reduced.assign(precision_error=(("ablation", "component"), error[None]))

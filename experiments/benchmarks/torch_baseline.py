@@ -21,7 +21,7 @@ from mechdiff.core.config import ExperimentConfig, UNetConfig, from_dict
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Rows of a batch of ablations; on CPUs larger ones were slower wherever tried.
-MOST_ROWS = 256 if DEVICE == "cpu" else 4096
+MAX_ROWS = 256 if DEVICE == "cpu" else 4096
 if os.environ.get("JAX_DEFAULT_MATMUL_PRECISION", "float32") == "float32":  # as mechdiff does
     torch.backends.cudnn.allow_tf32 = False
 else:
@@ -276,7 +276,7 @@ def batched_sweep(config: ExperimentConfig, layout: str, images: int) -> tuple:
             return 0.0
         return together / (time.perf_counter() - start)
 
-    sizes = [size for size in (1, 2, 4, 8, 16, 32, count) if size * images <= MOST_ROWS and size <= count]
+    sizes = [size for size in (1, 2, 4, 8, 16, 32, count) if size * images <= MAX_ROWS and size <= count]
     best = max(sizes or [1], key=rate)
     items = count * config.sweep.timesteps * images
     return functools.partial(once, best), items, functools.partial(rate, best, run)

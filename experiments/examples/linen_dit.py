@@ -200,16 +200,23 @@ def main(_):
             *mean_and_error(whole)
         )
     )
-    lost = {part: whole - worth_of_the_class(model, x0, t, noise, label, part) for part in increases}
-    for part, values in sorted(lost.items(), key=lambda item: -item[1].mean()):
-        print("{:24s} {:7.2f} % +- {:.2f}".format(part, *mean_and_error(values)))
+    lost = {
+        component: whole - worth_of_the_class(model, x0, t, noise, label, component)
+        for component in increases
+    }
+    for component, values in sorted(lost.items(), key=lambda item: -item[1].mean()):
+        print("{:24s} {:7.2f} % +- {:.2f}".format(component, *mean_and_error(values)))
     results = {
         "manifest": run_manifest(
             {"steps": steps, "timestep": EXAMINED, "images": len(x0)}, models=[model.name]
         ),
         "worth_of_the_class_percent": mean_and_error(whole),
-        "relative_loss_increase_percent": {part: mean_and_error(100 * v) for part, v in increases.items()},
-        "lost_worth_of_the_class_percent": {part: mean_and_error(values) for part, values in lost.items()},
+        "relative_loss_increase_percent": {
+            component: mean_and_error(100 * v) for component, v in increases.items()
+        },
+        "lost_worth_of_the_class_percent": {
+            component: mean_and_error(values) for component, values in lost.items()
+        },
     }
     files.write_json(workdir / "examined.json", results)
 

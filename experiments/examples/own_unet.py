@@ -114,8 +114,8 @@ def main(_):
     each_stage = jax.jit(jax.vmap(by_stages, in_axes=(None, STACKED, None, None)))
     each_name = jax.jit(jax.vmap(by_name, in_axes=(None, STACKED, None, None)))
     for start in range(0, len(names), 16):
-        part = rows(stacked, start, start + 16)
-        difference = each_stage(params, part, x, t) - each_name(denoiser, untempered(part), x, t)
+        chunk = rows(stacked, start, start + 16)
+        difference = each_stage(params, chunk, x, t) - each_name(denoiser, untempered(chunk), x, t)
         worst = max(worst, float(jnp.abs(difference).max()))
     print(f"{len(names)} ablations: largest difference of a predicted noise {worst:.2e}")
 

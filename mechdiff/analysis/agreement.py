@@ -28,7 +28,7 @@ from mechdiff.core.numerics import ROUNDING
 from mechdiff.stats import Interval
 
 RELIABLE = 0.9  # share of the variance of one side's ranks that is not noise; above it, that is left as it is
-LEAST = 0.05  # reliability that is divided by
+MIN_RELIABILITY = 0.05  # that is divided by
 Side = tuple[np.ndarray, np.ndarray]  # clean loss `[t, image]` and loss `[component, t, image]`
 
 
@@ -191,10 +191,10 @@ def without_noise(estimate: float, drawn: float, own: Sequence[float], n: int, s
       >>> round(corrected.estimate, 3), round(corrected.scale, 3)
       (0.8, 0.5)
     """
-    first, second = (max(correlation, LEAST) for correlation in own)
+    first, second = (max(correlation, MIN_RELIABILITY) for correlation in own)
     more = n / (n - 1)
     reliability = 1 - more * (1 / first**2 - 1), 1 - more * (1 / second**2 - 1)
     common = more * (drawn / (first * second) - estimate) if shared else 0.0
-    scale = float(np.sqrt(np.prod(np.maximum(reliability, LEAST))))
+    scale = float(np.sqrt(np.prod(np.maximum(reliability, MIN_RELIABILITY))))
     corrected = float(np.clip((estimate - common) / scale, -1, 1))
     return WithoutNoise(corrected, reliability, common, scale)

@@ -116,7 +116,7 @@ def _grid(changed: xr.Dataset, name: str, source: xr.Dataset, change: np.ndarray
     return EffectGrid(
         ablation=str(changed.attrs["ablation"]),
         components=tuple(changed["component"].values.astype(str).tolist()),
-        part=tuple(changed["component_type"].values.astype(str).tolist()),
+        component_type=tuple(changed["component_type"].values.astype(str).tolist()),
         resolution=changed["resolution"].values,
         depth=changed["depth"].values,
         t=changed["t"].values,
@@ -135,7 +135,7 @@ def _labels(sweep: xr.Dataset, measured: Effects) -> dict[str, Any]:
         "t": measured.t,
         "image": sweep["image"].values,
         "log_snr": ("t", measured.log_snr),
-        "component_type": ("component", list(measured.part)),
+        "component_type": ("component", list(measured.component_type)),
         "resolution": ("component", measured.resolution),
         "depth": ("component", measured.depth),
     }

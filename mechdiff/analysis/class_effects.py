@@ -14,7 +14,7 @@ CLASS = "class_label"  # coordinate of a result: the class of each image; dims `
 # Images (or people, as they count) of a class at a timestep. Among 32 images, log-sd .5, BCa intervals
 # cover .943 from 5 of a class, .953 from 8, but .881 from 4 and .755 from 3, instead of .95. Those here also
 # reach as far as Student's.
-FEWEST = 5
+MIN_IMAGES = 5
 
 
 def class_effects(
@@ -89,10 +89,10 @@ def _increase_within(
 def _enough_units(units: stats.Units, of_images: np.ndarray, label: int | np.integer) -> float:
     """As `fewest_units`; ConfigError if they are too few for an interval."""
     fewest = fewest_units(units, of_images, label)
-    if fewest < FEWEST:
+    if fewest < MIN_IMAGES:
         what = "people, as they count," if units.clustered else "images"
         raise ConfigError(
-            f"class {label} has {fewest:.3g} {what} at some timestep; at least {FEWEST} are needed "
+            f"class {label} has {fewest:.3g} {what} at some timestep; at least {MIN_IMAGES} are needed "
             "(sweep.images)"
         )
     return fewest

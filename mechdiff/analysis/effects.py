@@ -43,7 +43,7 @@ class EffectGrid:
 
     Attributes:
       ablation: where replacements come from.
-      components: names; `part` (component type), `resolution`, `depth` as in the sweep.
+      components: names; `component_type`, `resolution`, `depth` as in the sweep.
       t, log_snr: timesteps.
       cells: relative loss increase (%), or its change (percentage points), `[component, t]`.
       p: sign-flip p values of the cells' loss differences, adjusted by max-T over this grid.
@@ -55,7 +55,7 @@ class EffectGrid:
 
     ablation: str
     components: tuple[str, ...]
-    part: tuple[str, ...]
+    component_type: tuple[str, ...]
     resolution: Int[np.ndarray, " component"]
     depth: Int[np.ndarray, " component"]
     t: Int[np.ndarray, " t"]
@@ -168,7 +168,7 @@ def increase_by_image(
 
 def nested(sweep: xr.Dataset) -> bool:
     """Whether timesteps have different images. Sweeps say so since 2026-11-30; of an older one it is taken
-    from the number of images, so that a part of its images is not told from a nested sweep."""
+    from the number of images, so that some of its images are not told from a nested sweep."""
     more = sweep.attrs.get("images_total", 0) > sweep.sizes["image"]
     return bool(sweep.attrs.get("nested", more))
 
@@ -230,7 +230,7 @@ def measure(
     return Effects(
         ablation=ablation,
         components=tuple(str(name) for name in sweep["component"].values),
-        part=tuple(str(part) for part in sweep["component_type"].values),
+        component_type=tuple(map(str, sweep["component_type"].values)),
         resolution=sweep["resolution"].values,
         depth=sweep["depth"].values,
         t=sweep["t"].values,

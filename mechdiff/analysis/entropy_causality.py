@@ -32,8 +32,8 @@ from mechdiff.sweeps.execution.engine import Engine
 from mechdiff.sweeps.execution.passes import PassOutputs
 from mechdiff.sweeps.execution.provenance import provenance
 
-LEAST = 0.02  # least range of normalized entropy for a slope
-FEWEST = 3  # heads with a slope, for their mean
+MIN_ENTROPY_RANGE = 0.02  # of normalized entropy, for a slope
+MIN_HEADS = 3  # with a slope, for their mean
 
 
 @dataclass(frozen=True)
@@ -156,16 +156,16 @@ def within_head_slope(
       entropy: normalized, of each head at each temperature of `effect`: `normalized` of the two datasets.
 
     Returns:
-      The slopes; None: of fewer than `FEWEST` heads that have a selectivity the entropy ranges over more than
-      `LEAST`.
+      The slopes; None: of fewer than `MIN_HEADS` heads that have a selectivity the entropy ranges over more
+      than `MIN_ENTROPY_RANGE`.
     """
     names = [str(name) for name in effect["target"].values]
     mean = effect["effect"].mean(("t", "image")).transpose("head", "temperature", "target").values
     index = selectivity(mean.astype(np.float64), target_groups(names))
     known = np.isfinite(index).all(axis=(1, 2))
     index, entropy = index[known], entropy[known]
-    moved = np.ptp(entropy, axis=1) > LEAST
-    if moved.sum() < FEWEST:
+    moved = np.ptp(entropy, axis=1) > MIN_ENTROPY_RANGE
+    if moved.sum() < MIN_HEADS:
         return None
     within = np.stack(
         [_slope(x, y) for x, y in zip(entropy[moved], index[moved], strict=True)], axis=1

@@ -32,7 +32,7 @@ from mechdiff.stats import small_samples
 
 Profiles = Float[np.ndarray, "network head t"]
 Squares = Float[np.ndarray, "network network t"]
-MOST = 5000  # ways of grouping networks that are tried; beyond, as many random ones
+MAX_GROUPINGS = 5000  # ways of grouping networks that are tried; beyond, as many random ones
 
 
 @dataclass(frozen=True)
@@ -158,25 +158,25 @@ def distances(profiles: Profiles, places: Int[np.ndarray, "network network head"
 
 
 def groupings(count: int, first: int) -> Bool[np.ndarray, "way network"]:
-    """Which networks are called the first data set: the true way first, then all others (or `MOST`)."""
+    """Which networks are the first data set: the true one first, then all others or `MAX_GROUPINGS`."""
     true = np.arange(count) < first
-    if math.comb(count, first) <= MOST:
+    if math.comb(count, first) <= MAX_GROUPINGS:
         chosen = np.array(list(itertools.combinations(range(count), first)))
         groups = np.zeros((len(chosen), count), bool)
         groups[np.arange(len(chosen))[:, None], chosen] = True  # the first combination is the true way
         return groups
     rng = np.random.default_rng(0)
-    return np.stack([true, *(rng.permutation(true) for _ in range(MOST))])
+    return np.stack([true, *(rng.permutation(true) for _ in range(MAX_GROUPINGS))])
 
 
 def exchanges(pairs: int) -> Bool[np.ndarray, "way network"]:
     """Which of `pairs` networks and as many partners are called the first data set, when the data sets of a
-    pair may be exchanged: the true way first, then all others (or `MOST` random ones). Pair 0 stays, since
-    exchanging all pairs gives the same distances."""
-    if 2 ** (pairs - 1) <= MOST:
+    pair may be exchanged: the true way first, then all others (or `MAX_GROUPINGS` random ones). Pair 0
+    stays, since exchanging all pairs gives the same distances."""
+    if 2 ** (pairs - 1) <= MAX_GROUPINGS:
         ways = np.array(list(itertools.product([True, False], repeat=pairs - 1)))
     else:
-        drawn = np.random.default_rng(0).random((MOST, pairs - 1)) < 0.5
+        drawn = np.random.default_rng(0).random((MAX_GROUPINGS, pairs - 1)) < 0.5
         ways = np.concatenate([np.ones((1, pairs - 1), bool), drawn])
     first = np.concatenate([np.ones((len(ways), 1), bool), ways], axis=1)
     return np.concatenate([first, ~first], axis=1)

@@ -59,9 +59,9 @@ class PairedDifference:
     def least_p(self) -> float:
         """The least p that there can be: two of all flips of the units' signs are as extreme as can be, and
         Holm counts every component."""
-        every = 2.0 ** min(self.flipped, 64)
-        flips = min(every, stats.FLIPS + 1)
-        return min(1.0, len(self.components) * (2 if flips == every else 1) / flips)
+        all_flips = 2.0 ** min(self.flipped, 64)
+        flips = min(all_flips, stats.FLIPS + 1)
+        return min(1.0, len(self.components) * (2 if flips == all_flips else 1) / flips)
 
 
 def by_unit(
@@ -91,12 +91,12 @@ def contributions_to_change(
       before, after: clean losses, and those under an ablation; see `effects.losses`.
       pooled: whether the change is that of the mean over timesteps, or of each timestep.
     """
-    own = [(loss - clean).mean(axis=-1) / clean.mean(axis=-1) for clean, loss in (before, after)]
-    half = 50 * (own[1] - own[0])[..., None]
+    increases = [(loss - clean).mean(axis=-1) / clean.mean(axis=-1) for clean, loss in (before, after)]
+    half = 50 * (increases[1] - increases[0])[..., None]
     half = half.mean(axis=-2, keepdims=True) if pooled else half
     # Half of the change is added to one side and taken from the other: the nearest effects without a change.
-    first = stats.ratio_influence(*before, 100 * own[0][..., None] + half)
-    return stats.ratio_influence(*after, 100 * own[1][..., None] - half) - first
+    first = stats.ratio_influence(*before, 100 * increases[0][..., None] + half)
+    return stats.ratio_influence(*after, 100 * increases[1][..., None] - half) - first
 
 
 def paired_difference(

@@ -31,8 +31,8 @@ from jaxtyping import Float, Int
 from mechdiff import stats
 from mechdiff.analysis import effects
 from mechdiff.analysis.segmentation import (
-    MOST,
-    SMALLEST,
+    MAX_PHASES,
+    MIN_MEAN_SQUARE,
     Matrix,
     Scores,
     bounded,
@@ -93,13 +93,13 @@ def effect_matrix(
 ) -> Float[np.ndarray, "m t component"]:
     """ln(L_t(do c) / L0_t) under each weighting of the images."""
     ratio = 1 + effects.relative_loss_increase(clean, loss, weights) / 100
-    return np.moveaxis(np.log(np.maximum(ratio, SMALLEST)), 2, 0).swapaxes(1, 2)
+    return np.moveaxis(np.log(np.maximum(ratio, MIN_MEAN_SQUARE)), 2, 0).swapaxes(1, 2)
 
 
 def check_sizes(images: int, timesteps: int) -> None:
     """Checks the size of a sweep before it is made; ConfigError if it is too small for `measure`."""
     _check_images(images)
-    bounded(timesteps, MOST)
+    bounded(timesteps, MAX_PHASES)
 
 
 def _check_images(images: int) -> None:
@@ -110,7 +110,7 @@ def _check_images(images: int) -> None:
 def measure(
     sweep: xr.Dataset,
     ablation: str,
-    most: int = MOST,
+    most: int = MAX_PHASES,
     splits: int = 20,
     draws: int = 200,
     seed: int = 0,
@@ -169,7 +169,7 @@ def _active_losses(sweep: xr.Dataset, ablation: str) -> tuple[effects.CleanLossA
 
 
 def order_test(
-    fit: Matrix, scored: Matrix, most: int = MOST, repeats: int = 200, seed: int = 0
+    fit: Matrix, scored: Matrix, most: int = MAX_PHASES, repeats: int = 200, seed: int = 0
 ) -> Float[np.ndarray, " k"]:
     """p of the gain of k phases over one against the same timesteps in random order, the same in both halves.
 

@@ -11,8 +11,8 @@ from mechdiff.core.errors import ConfigError
 
 Matrix = Float[np.ndarray, "draws t component"]
 Scores = Float[np.ndarray, "draws k"]  # k = 1, 2, ...
-MOST = 8  # phases tried
-SMALLEST = 1e-12  # mean square below which a fit counts as perfect, in variances of a component
+MAX_PHASES = 8  # tried
+MIN_MEAN_SQUARE = 1e-12  # below which a fit counts as perfect, in variances of a component
 
 
 def standardized(matrix: Matrix, by: Matrix | None = None) -> Matrix:
@@ -20,11 +20,11 @@ def standardized(matrix: Matrix, by: Matrix | None = None) -> Matrix:
     by = matrix if by is None else by
     spread = by.std(axis=-2, keepdims=True)
     moved = matrix - by.mean(axis=-2, keepdims=True)
-    return np.where(spread > np.sqrt(SMALLEST), moved / np.where(spread > 0, spread, 1), 0.0)
+    return np.where(spread > np.sqrt(MIN_MEAN_SQUARE), moved / np.where(spread > 0, spread, 1), 0.0)
 
 
 def segment(
-    matrix: Matrix, most: int = MOST
+    matrix: Matrix, most: int = MAX_PHASES
 ) -> tuple[Float[np.ndarray, "draws k"], list[Int[np.ndarray, "draws phases"]]]:
     """Best segmentations of the timesteps into 1 .. `most` contiguous phases, exactly, for every draw.
 
@@ -60,7 +60,7 @@ def step_means(matrix: Matrix, starts: Int[np.ndarray, "draws phases"]) -> Matri
     return member @ means
 
 
-def held_out(fit: Matrix, scored: Matrix, most: int = MOST) -> tuple[Scores, Scores]:
+def held_out(fit: Matrix, scored: Matrix, most: int = MAX_PHASES) -> tuple[Scores, Scores]:
     """Log-likelihood per cell of `scored` under piecewise-constant models and polynomials fitted to `fit`.
 
     Both halves are standardized by the mean and deviation of `fit`.
@@ -99,7 +99,7 @@ def _costs(matrix: Matrix) -> Float[np.ndarray, "draws start stop"]:
 
 
 def _score(error: Matrix) -> Float[np.ndarray, " draws"]:
-    mean_square = np.maximum((error**2).mean(axis=(1, 2)), SMALLEST)
+    mean_square = np.maximum((error**2).mean(axis=(1, 2)), MIN_MEAN_SQUARE)
     return -(1 + np.log(2 * np.pi * mean_square)) / 2
 
 

@@ -24,7 +24,7 @@ from mechdiff.analysis import effects
 TENTH = 0.1  # of the images
 COLUMNS = ["over_timesteps", "over_images", "hurt", "top_tenth"]
 INTERVALS = {name: [f"{name}_low", f"{name}_high"] for name in COLUMNS}
-LEAST = 1e-6  # distance of a share from 0 and 1 whose logit is taken
+MIN_DISTANCE = 1e-6  # distance of a share from 0 and 1 whose logit is taken
 
 
 def variation(sweep: xr.Dataset, ablation: str) -> pd.DataFrame:
@@ -80,10 +80,10 @@ def variation(sweep: xr.Dataset, ablation: str) -> pd.DataFrame:
 
 def top_share(
     values: Float[np.ndarray, "component image"],
-    part: float,
+    fraction: float,
     weights: Float[np.ndarray, "m image"] | None = None,
 ) -> Float[np.ndarray, " component *m"]:
-    """Share of the summed sizes that the largest `part` of them holds, a fraction of one counted in part.
+    """Share of the summed sizes that the largest `fraction` of them holds, a fraction of one counted in part.
 
     NaN where all are 0.
 
@@ -95,18 +95,18 @@ def top_share(
       array([1. , 0.5])
     """
     if weights is None:
-        return top_share(values, part, stats.equal_weights(values.shape[1]))[:, 0]
+        return top_share(values, fraction, stats.equal_weights(values.shape[1]))[:, 0]
     order = np.argsort(-np.abs(values), axis=1)
     sizes = np.take_along_axis(np.abs(values), order, axis=1)
     drawn = weights[:, order].swapaxes(0, 1)  # of each component's images, the largest first
-    counted = np.clip(part - (drawn.cumsum(axis=-1) - drawn), 0, drawn)
+    counted = np.clip(fraction - (drawn.cumsum(axis=-1) - drawn), 0, drawn)
     total = (drawn @ sizes[..., None])[..., 0]
     largest = (counted @ sizes[..., None])[..., 0]
     return np.where(total > 0, largest / np.where(total > 0, total, 1), np.nan)
 
 
 def _logit(share: np.ndarray) -> np.ndarray:
-    return special.logit(np.clip(share, LEAST, 1 - LEAST))
+    return special.logit(np.clip(share, MIN_DISTANCE, 1 - MIN_DISTANCE))
 
 
 def _with_ends(

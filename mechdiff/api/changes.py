@@ -46,12 +46,12 @@ def ablated(model: Any, what: What, with_: str, images: Given) -> Change:
 
 def patched(model: Any, what: What, images: Given) -> Change:
     """`Model.patch`."""
-    shown = eval_images(model, images, how_many(model, images) or REFERENCES)
+    prepared = eval_images(model, images, how_many(model, images) or REFERENCES)
     chosen = listed(what)
     names = list(select(model.intervention, chosen))
     intervention = build.set_gate(model.intervention, chosen, 0.0)
-    label = f"patched from {len(shown.scored)} images"
-    source = Source(shown.scored, False, label, shown.scored_condition)
+    label = f"patched from {len(prepared.scored)} images"
+    source = Source(prepared.scored, False, label, prepared.scored_condition)
     return Change(intervention, _with(model.sources, names, source))
 
 

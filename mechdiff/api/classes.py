@@ -35,9 +35,13 @@ def for_other(images: EvalImages, of: Any, model: Any) -> EvalImages:
             f"{model.name} is conditioned on {wanted}, which images of {of.name} come without; compare them "
             "the other way round, or give images in a sub-folder for each class"
         )
-    parts = images.condition, images.reference_condition
-    condition, reference = (_for_other(part, of, model) if wanted else None for part in parts)
-    return dataclasses.replace(images, condition=condition, reference_condition=reference)
+    if not wanted:
+        return dataclasses.replace(images, condition=None, reference_condition=None)
+    return dataclasses.replace(
+        images,
+        condition=_for_other(images.condition, of, model),
+        reference_condition=_for_other(images.reference_condition, of, model),
+    )
 
 
 def check_labels(images: EvalImages, of: Any, others: EvalImages, model: Any) -> None:

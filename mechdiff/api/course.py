@@ -37,7 +37,7 @@ class Course:
     @property
     def frame(self) -> pd.DataFrame:
         """step, component, delta_loss (%), low, high, n: a row for each step and component."""
-        parts = []
+        tables = []
         for step, result in self.results.items():
             pooled = result.effects.pooled
             columns = {
@@ -48,8 +48,8 @@ class Course:
                 "high": pooled.high,
                 "n": pooled.n,
             }
-            parts.append(pd.DataFrame(columns))
-        return pd.concat(parts, ignore_index=True)
+            tables.append(pd.DataFrame(columns))
+        return pd.concat(tables, ignore_index=True)
 
     def changes(self) -> Comparison:
         """From the first step to the last."""

@@ -39,13 +39,13 @@ def swept(
         images = _of_one(chooser, models, eval_images(chooser, None, n, n, background=background))
     reference = references(settings.get("ablation", "zero"), n)
     # All are prepared before the first sweep: whether they are the same is known before anything is computed.
-    shown = [eval_images(model, images, n, reference, background=background) for model in models]
+    prepared = [eval_images(model, images, n, reference, background=background) for model in models]
     if isinstance(images, EvalImages):
-        shown = [for_other(images, chooser, model) for model in models]
-    for model, own in zip(models[1:], shown[1:], strict=True):
-        _check_same_images(models[0].name, shown[0], model.name, own)
-        check_labels(shown[0], models[0], own, model)
-    return [sweep(model, own, **settings) for model, own in zip(models, shown, strict=True)]
+        prepared = [for_other(images, chooser, model) for model in models]
+    for model, own in zip(models[1:], prepared[1:], strict=True):
+        _check_same_images(models[0].name, prepared[0], model.name, own)
+        check_labels(prepared[0], models[0], own, model)
+    return [sweep(model, own, **settings) for model, own in zip(models, prepared, strict=True)]
 
 
 def _of_one(chooser: Any, models: Sequence[Any], images: EvalImages) -> EvalImages:

@@ -25,7 +25,7 @@ from mechdiff.sweeps.activations import of_batch
 from mechdiff.sweeps.attention_patterns import heads_of
 
 Timesteps = int | Sequence[int] | None
-MOST_WITH_ACTIVATIONS, MOST_WITH_PATTERNS = 16, 4  # images, where no number is given
+MAX_WITH_ACTIVATIONS, MAX_WITH_PATTERNS = 16, 4  # images, where no number is given
 
 
 def activations(
@@ -54,16 +54,16 @@ def activations(
     """
     if not isinstance(sites, str):
         raise ConfigError(f"sites={shorten(sites)}: expected a regular expression")
-    shown = images_to_read(model, images, n, MOST_WITH_ACTIVATIONS)
+    prepared = images_to_read(model, images, n, MAX_WITH_ACTIVATIONS)
     key = keys.stream(jax.random.key(seed), "scored noise")
-    parts = []
+    datasets = []
     for t in _watched(_timesteps(model.denoiser, timesteps), f"activations of {model.name}"):
-        eval_set = shown.scored_set([t], key)
-        parts.append(activation_datasets.activations(_acting(model, t), eval_set, sites))
+        eval_set = prepared.scored_set([t], key)
+        datasets.append(activation_datasets.activations(_acting(model, t), eval_set, sites))
     together = xr.concat(
-        parts, "t", data_vars="minimal", coords="minimal", compat="override", join="override"
+        datasets, "t", data_vars="minimal", coords="minimal", compat="override", join="override"
     )
-    return together.assign_attrs(_facts(model, shown, seed))
+    return together.assign_attrs(_facts(model, prepared, seed))
 
 
 def attention(
@@ -85,9 +85,9 @@ def attention(
     Raises:
       ConfigError: a pattern that matches no head; no head's attention pattern can be read.
     """
-    chosen = _matching("head", heads, [part.name for part in heads_of(model.denoiser)])
+    chosen = _matching("head", heads, [head.name for head in heads_of(model.denoiser)])
     timesteps = _timesteps(model.denoiser, timesteps)
-    examined = images_to_read(model, images, n, MOST_WITH_PATTERNS)
+    examined = images_to_read(model, images, n, MAX_WITH_PATTERNS)
     key = keys.stream(jax.random.key(seed), "scored noise")
     captured = [
         of_batch(_acting(model, t), examined.scored_set([t], key).batch(0), collection=PATTERNS)
@@ -113,8 +113,8 @@ def _watched(timesteps: list[int], title: str) -> Iterator[int]:
             bar.update()
 
 
-def _facts(model: Any, shown: EvalImages, seed: int) -> dict[str, Any]:
-    return {"denoiser": model.name, "intervention": model.doing, "inputs": shown.label, "seed": seed}
+def _facts(model: Any, prepared: EvalImages, seed: int) -> dict[str, Any]:
+    return {"denoiser": model.name, "intervention": model.doing, "inputs": prepared.label, "seed": seed}
 
 
 def _timesteps(denoiser: Examinable, timesteps: Timesteps) -> list[int]:

@@ -64,7 +64,7 @@ def replacements_of(
         return shared, rows
     by_site = _by_site(intervention, sources)
     timesteps = [int(t) for t in timesteps]
-    parts: dict[str, list[np.ndarray]] = {site: [] for site in by_site}
+    chunks: dict[str, list[np.ndarray]] = {site: [] for site in by_site}
     distinct = {id(source): source for source in sources.values()}
     with progress(len(timesteps), desc="activations of the replacing images", unit="timestep") as bar:
         for t in timesteps:
@@ -72,11 +72,11 @@ def replacements_of(
                 name: _activations(denoiser, source, t, by_site, most) for name, source in distinct.items()
             }
             for site, owned in by_site.items():
-                parts[site].append(_joined(site, owned, values))
+                chunks[site].append(_joined(site, owned, values))
             bar.update()
     for site, owned in by_site.items():
         group = shared if all(source.mean for _, source in owned) else rows
-        group[site] = np.stack(parts[site])
+        group[site] = np.stack(chunks[site])
     return shared, rows
 
 
@@ -105,9 +105,9 @@ def _activations(denoiser: Examinable, source: Source, t: int, sites: Iterable[s
         captured = activations.of_batch(
             denoiser, EvalBatch(source.images[indices], indices, t, key, condition)
         )
-        for site, parts in blocks.items():
-            parts.append(np.asarray(captured[site]))
-    joined = {site: np.concatenate(parts) for site, parts in blocks.items()}
+        for site, chunks in blocks.items():
+            chunks.append(np.asarray(captured[site]))
+    joined = {site: np.concatenate(chunks) for site, chunks in blocks.items()}
     if source.mean:
         joined = {site: value.mean(axis=0, keepdims=True) for site, value in joined.items()}
     return joined

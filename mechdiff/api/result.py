@@ -21,8 +21,8 @@ from mechdiff.core.config import ABLATIONS, SweepConfig
 from mechdiff.core.errors import ConfigError, shorten, unknown
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
-from mechdiff.interventions.components import select
 from mechdiff.interventions.describe import table
+from mechdiff.models.denoiser import selected_components
 from mechdiff.stats import few_images, units_of
 from mechdiff.storage import descriptions, digests, labelled
 from mechdiff.study.eval_images import EvalImages
@@ -125,11 +125,11 @@ class Result:
 
     def _about(self) -> str:
         sizes, units = self.dataset.sizes, units_of(self.dataset)
-        shown = self.dataset.attrs.get("inputs", "images")
+        inputs = self.dataset.attrs.get("inputs", "images")
         of_people = f" of {units.people} people" if units.clustered else ""
         return (
             f"{self._title}: {sizes['component']} components, {sizes['t']} timesteps, "
-            f"{sizes['image']} images{of_people} ({shown})"
+            f"{sizes['image']} images{of_people} ({inputs})"
         )
 
     @property
@@ -180,14 +180,13 @@ def sweep(
     config = SweepConfig(
         ablations=(ablation,), images=n, timesteps=timesteps, reference_images=references(ablation, n)
     )
-    shown, eval_set = images_and_set(model, images, n, timesteps, seed, config.reference_images)
-    root = jax.random.key(seed)
-    replacements = replacement_values(model.denoiser, shown, eval_set.timesteps, root, config)
+    prepared, eval_set = images_and_set(model, images, n, timesteps, seed, config.reference_images)
+    replacements = replacement_values(model.denoiser, prepared, eval_set, jax.random.key(seed), config)
     facts = {
-        "inputs": shown.label,
+        "inputs": prepared.label,
         "noise_seed": seed,
-        "images_sha256": digests.digest_arrays(shown.scored),
-        "preprocessing": str(shown.facts.get("preprocessing", "none")),
+        "images_sha256": digests.digest_arrays(prepared.scored),
+        "preprocessing": str(prepared.facts.get("preprocessing", "none")),
     }
     dataset = ablation_sweep(
         model.denoiser,
@@ -195,11 +194,11 @@ def sweep(
         Path(folder or cache_folder() / "sweeps"),
         config=config,
         replacements=replacements,
-        chosen=_chosen(model, components),
+        chosen=None if components is None else selected_components(model.denoiser, listed(components)),
         facts=facts,
     )
     # What is cached may have been computed under another name.
-    dataset = dataset.assign_attrs(denoiser=model.name, **facts).assign_coords(shown.labels)
+    dataset = dataset.assign_attrs(denoiser=model.name, **facts).assign_coords(prepared.labels)
     return Result(descriptions.described(with_effects(dataset)), ablation)
 
 
@@ -241,21 +240,14 @@ def images_and_set(
       seed: of the noise.
     """
     n, timesteps, seed = _checked(n, timesteps, seed)
-    shown = eval_images(model, images, n, reference, brief=brief)
-    count, different = len(shown.scored), len({image.tobytes() for image in np.asarray(shown.scored)})
-    if different < count and shown.scored_condition is None:
+    prepared = eval_images(model, images, n, reference, brief=brief)
+    count, different = len(prepared.scored), len({image.tobytes() for image in np.asarray(prepared.scored)})
+    if different < count and prepared.scored_condition is None:
         words = "%d images, but only %d are different: intervals and p take them for %d"
         logging.warning(words, count, different, count)
     examined = timesteps_by_log_snr(model.denoiser.schedule, timesteps)
     key = keys.stream(jax.random.key(seed), "scored noise")
-    return shown, shown.scored_set(examined, key)
-
-
-def _chosen(model: Any, components: Any) -> list | None:
-    if components is None:
-        return None
-    names = set(select(model.denoiser.identity, listed(components)))
-    return [component for component in model.denoiser.components() if component.name in names]
+    return prepared, prepared.scored_set(examined, key)
 
 
 def _rounded(frame: pd.DataFrame) -> pd.DataFrame:

@@ -5,7 +5,6 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
@@ -15,7 +14,7 @@ from mechdiff.core.batches import batches
 from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.errors import NumericsError
 from mechdiff.core.types import Images, PRNGKey, PyTree
-from mechdiff.diffusion.samplers import Sampler, initial_noise, keys_of_steps, one_step
+from mechdiff.diffusion.samplers import Sampler, initial_noise, take_steps
 from mechdiff.interventions.describe import describe
 from mechdiff.interventions.record import Intervention
 from mechdiff.models import conditions
@@ -119,23 +118,14 @@ def _sampled(
     """Images after all steps; they are shared out over the devices of the mesh."""
 
     def local(denoiser, intervention, steps, samples, key):
-        x = initial_noise(key, samples.indices, denoiser.image_shape)
-        previous = jnp.append(steps.timesteps[1:], -1)
-        step_keys = keys_of_steps(key, steps.timesteps)
-        inputs = steps.timesteps, previous, step_keys, steps.replacements, samples.replacements
+        def denoise_at(i):
+            own = jax.tree.map(lambda values: values[i], steps.replacements | samples.replacements)
+            acting = dataclasses.replace(intervention, replacement={**intervention.replacement, **own})
+            return functools.partial(denoiser.predict, acting, condition=samples.condition)
 
-        def step(x_t, at):
-            t, t_previous, step_key, shared, of_images = at
-            replacement = dict(intervention.replacement) | shared | of_images
-            acting = dataclasses.replace(intervention, replacement=replacement)
-
-            def predict(x_t, t):
-                return denoiser.predict(acting, x_t, t, samples.condition)
-
-            sampler = Sampler(denoiser.schedule, clip=clip)
-            return one_step(predict, sampler, step_key, x_t, t, t_previous, samples.indices)[0], None
-
-        return jax.lax.scan(step, x, inputs)[0]
+        noise = initial_noise(key, samples.indices, denoiser.image_shape)
+        sampler = Sampler(denoiser.schedule, clip=clip)
+        return take_steps(denoise_at, sampler, key, noise, steps.timesteps, samples.indices)
 
     specs = (ALL, ALL, ALL, _Samples(IMAGES, IMAGES, OF_ROWS), ALL)
     run = devices.map_over_images(local, mesh, specs)

@@ -97,7 +97,7 @@ class _Size(NamedTuple):
 def _screen(model: Any, images: Given, size: _Size, seed: int, precision: Precision) -> Screen:
     n, timesteps, random_vectors = size
     with _compiling(model, images, size, precision):
-        shown, eval_set = images_and_set(model, images, n, timesteps, seed, 0, brief=True)
+        prepared, eval_set = images_and_set(model, images, n, timesteps, seed, 0, brief=True)
     chosen = model.denoiser.components()
 
     def relative(eval_set: EvalSet, replacements: None = None) -> Float[np.ndarray, "component t"]:
@@ -117,7 +117,7 @@ def _screen(model: Any, images: Given, size: _Size, seed: int, precision: Precis
         }
     )
     order = np.argsort(-np.abs(score), kind="stable")
-    return Screen(frame.iloc[order].reset_index(drop=True), model.name, error, shown.label)
+    return Screen(frame.iloc[order].reset_index(drop=True), model.name, error, prepared.label)
 
 
 @contextlib.contextmanager

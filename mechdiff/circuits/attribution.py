@@ -34,7 +34,7 @@ from mechdiff.sweeps.coords import component_coords
 from mechdiff.sweeps.execution import footprint, memory
 from mechdiff.sweeps.execution.provenance import provenance
 
-FEW = 8  # a program that is called no more often takes longer to compile than to run
+MAX_QUICK_CALLS = 8  # a program that is called no more often takes longer to compile than to run
 
 
 def _program(quickly: bool) -> Any:
@@ -154,7 +154,7 @@ def gate_scores(
         point = _point(denoiser, chosen, ablation, values, at_identity)
         for batch in batches(count, passes.block):
             losses, *derivatives = passes.run(point, eval_set.batch(t_index, batch.indices))
-            gradient, products = (np.asarray(part) @ membership for part in derivatives)
+            gradient, products = (np.asarray(derivative) @ membership for derivative in derivatives)
             loss[t_index, batch.span] = losses[: batch.count]
             first[:, t_index, batch.span] = -gradient[: batch.count].T
             if curved:
@@ -219,7 +219,7 @@ class _Passes:
         mesh = devices.over(block)
         calls = len(eval_set.timesteps) * math.ceil(eval_set.count / block)
         random_vectors = expansion.random_vectors if expansion.order == "gauss_newton" else 0
-        program = _program(calls <= FEW and not jax.config.read("jax_disable_most_optimizations"))
+        program = _program(calls <= MAX_QUICK_CALLS and not jax.config.read("jax_disable_most_optimizations"))
         placed = devices.everywhere(mesh, denoiser)
         vector_key = keys.stream(eval_set.key, "probes")  # an old name: with another, scores would change
         return cls(program, placed, random_vectors, mesh, vector_key, block)

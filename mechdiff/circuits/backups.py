@@ -5,15 +5,15 @@ interaction is L(without both) - L(without a) - L(without b) + L (`interactions`
 both costs more than the sum of ablating each: one backs up the other, fully or in part. If negative, the two
 need each other. Candidates are ranked by gradients on other images than the pairs are run on; integrated
 gradients also find components that hide each other at the identity. A pair is named if the interval of its
-interaction lies beyond `LEAST`, and, of fewer than `stats.FEW` images or people, if its p is .05 at most too;
-a group if any one of its components can be ablated but no two (`groups`).
+interaction lies beyond `MIN_INTERACTION`, and, of fewer than `stats.MIN_RELIABLE` images or people, if its
+p is .05 at most too; a group if any one of its components can be ablated but no two (`groups`).
 
 The rule about p is of 2026-11-30. Intervals of few units are too narrow: of simulated pairs without any
 interaction 24 to 40 % were named from 2 images, 3 to 10 % from 4 and 0.1 to 3 % from 8, by how interactions
 scatter over images. The p is exact whatever their number, so that from fewer than 6 no pair can be named.
 From 8 on the interval and its margin suffice, and pairs of studies keep their names. Intervals are of one
-pair each: where all of 28 pairs interacted by exactly `LEAST`, some pair was named in .43 of 150 simulated
-tables of 16 images, .02 of pairs; where none interacted, none was.
+pair each: where all of 28 pairs interacted by exactly `MIN_INTERACTION`, some pair was named in .43 of 150
+simulated tables of 16 images, .02 of pairs; where none interacted, none was.
 """
 
 import itertools
@@ -34,7 +34,7 @@ from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.components import Component
 from mechdiff.models.denoiser import Examinable
 
-LEAST = 1.0  # % of the clean loss
+MIN_INTERACTION = 1.0  # % of the clean loss
 BACKUP, COMMON = "backup", "common"  # what pairs are called: positive and negative interactions
 
 
@@ -101,9 +101,9 @@ def interaction_table(
       `exact` with variables of dim `pair`: `estimate`, `low`, `high` of the interaction (%; BCa bootstrap
       over images or people); `p` (sign flips of these, max-T over pairs); `single_a`, `single_b`, `joint`,
       relative loss increases (%) without one or both; `strength` (see `strengths`); and `named`: `backup` if
-      `low` is above `LEAST`, `common` if `high` is below -`LEAST`, else empty; empty as well where `p` is
-      above .05 and the units count as fewer than `stats.FEW`. Attributes `n`: units, images or people;
-      `effective`: what these count as.
+      `low` is above `MIN_INTERACTION`, `common` if `high` is below -`MIN_INTERACTION`, else empty; empty as
+      well where `p` is above .05 and the units count as fewer than `stats.MIN_RELIABLE`. Attributes `n`:
+      units, images or people; `effective`: what these count as.
     """
     clean, interaction = exact.clean_loss.values, exact.interaction.values
     units = stats.units_from(people, exact.sizes["image"])
@@ -120,8 +120,10 @@ def interaction_table(
     singles = np.stack([increase(exact.without_a), increase(exact.without_b)])
     joint = increase(exact.without_both)
     p = stats.max_t(by_unit(exact, units), seed=seed)
-    sure = (p <= stats.ALPHA) | (units.effective >= stats.FEW)
-    named = np.where(interval.low > LEAST, BACKUP, np.where(interval.high < -LEAST, COMMON, ""))
+    sure = (p <= stats.ALPHA) | (units.effective >= stats.MIN_RELIABLE)
+    named = np.where(
+        interval.low > MIN_INTERACTION, BACKUP, np.where(interval.high < -MIN_INTERACTION, COMMON, "")
+    )
     per_pair = {
         "estimate": interval.estimate,
         "low": interval.low,
@@ -192,7 +194,7 @@ def named_pairs(table: xr.Dataset) -> xr.Dataset:
 
 def groups(table: xr.Dataset) -> list[tuple[str, ...]]:
     """Groups of three or more components of which any one can be ablated but no two: each costs less than
-    `LEAST` alone, and any two of them are named `BACKUP`.
+    `MIN_INTERACTION` alone, and any two of them are named `BACKUP`.
 
     Pairs don't show groups of which two can be ablated but not three.
 
@@ -208,7 +210,7 @@ def groups(table: xr.Dataset) -> list[tuple[str, ...]]:
         single[a], single[b] = float(table.single_a[i]), float(table.single_b[i])
         if table.named[i] == BACKUP:
             backed |= {(a, b), (b, a)}
-    silent = [name for name, cost in single.items() if abs(cost) < LEAST]
+    silent = [name for name, cost in single.items() if abs(cost) < MIN_INTERACTION]
     largest: list[tuple[str, ...]] = []
     for size in range(len(silent), 2, -1):
         for members in itertools.combinations(silent, size):
@@ -222,7 +224,7 @@ def few(table: xr.Dataset) -> str:
     """`stats.few_images` of a table of `interaction_table`, and whether any pair can be named."""
     n = int(table.attrs.get("n", table.sizes["image"]))  # results from before 2026-11-30 don't say it
     least = 2.0 ** (1 - n)  # of an exact p by sign flips
-    none = f"; no pair can be named, take {stats.FEW} or more" if least > stats.ALPHA else ""
+    none = f"; no pair can be named, take {stats.MIN_RELIABLE} or more" if least > stats.ALPHA else ""
     return stats.few_images(n, float(table.attrs.get("effective", n))) + none
 
 
@@ -241,6 +243,6 @@ def lines(table: xr.Dataset) -> list[str]:
     return [
         *text_table(heads, rows),
         *(f"any one may go, no two: {', '.join(members)}" for members in groups(table)),
-        f"{count} of {total} pairs interact by more than {LEAST:g} % of the loss, each by its own 95 % "
-        f"interval{few(table)}",
+        f"{count} of {total} pairs interact by more than {MIN_INTERACTION:g} % of the loss, each by its own "
+        f"95 % interval{few(table)}",
     ]

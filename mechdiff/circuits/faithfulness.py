@@ -38,7 +38,7 @@ from mechdiff.sweeps.in_memory import block_losses
 from mechdiff.sweeps.replacements import ReplacementSource, as_source
 
 Members = Bool[np.ndarray, "circuit component"]
-NOTHING = 1e-6  # share of the loss: if ablating everything changes less, there is nothing to explain
+MIN_LOSS_CHANGE = 1e-6  # share of the loss: if ablating everything changes less, there is nothing to explain
 
 
 def faithfulness_match(faithfulness: Float[np.ndarray, "*cells"]) -> Float[np.ndarray, "*cells"]:
@@ -151,7 +151,7 @@ class CircuitEvaluator:
         """
         members = np.asarray(members, bool)
         nothing, full, *loss = self.pooled(np.concatenate([self.ends, members]))
-        if abs(nothing.mean() / full.mean() - 1) < NOTHING:
+        if abs(nothing.mean() / full.mean() - 1) < MIN_LOSS_CHANGE:
             raise ConfigError(
                 f"{self.denoiser.name}: the loss is {full.mean():.6g} with all components and without any; "
                 "there is nothing that a circuit could explain"
@@ -176,7 +176,7 @@ class CircuitEvaluator:
         if not loss:
             return match
         # Elsewhere f is a ratio of rounding errors.
-        defined = np.flatnonzero(np.abs(nothing.mean(1) / full.mean(1) - 1) >= NOTHING)
+        defined = np.flatnonzero(np.abs(nothing.mean(1) / full.mean(1) - 1) >= MIN_LOSS_CHANGE)
         by_t = [faithfulness(np.array(loss)[:, t], nothing[t], full[t], weights) for t in defined]
         return np.min([faithfulness_match(f) for f in by_t], axis=0)
 

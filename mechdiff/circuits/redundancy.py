@@ -134,13 +134,13 @@ def agreement_line(name: str, group: Agreement) -> str:
     Args:
       name: of the pairs, as `pair_agreement` calls them.
     """
-    parts = [f"{name}: {counted(group.n, 'pair')}"]
+    phrases = [f"{name}: {counted(group.n, 'pair')}"]
     if np.isfinite(group.spearman):
-        parts.append(f"rank correlation of sizes {group.spearman:.2f}")
-    parts.append(f"equal signs {group.sign:.0%}")
+        phrases.append(f"rank correlation of sizes {group.spearman:.2f}")
+    phrases.append(f"equal signs {group.sign:.0%}")
     if group.k > 1:
-        chance = f"({group.by_chance[0]:.0%} by chance)"
-        parts.append(f"{group.recall:.0%} {chance} of the {group.k} largest among the {group.k} best scores")
+        recall = f"{group.recall:.0%} ({group.by_chance[0]:.0%} by chance)"
+        phrases.append(f"{recall} of the {group.k} largest among the {group.k} best scores")
     elif group.n > 1:
-        parts.append(f"the largest {'has' if group.recall else 'does not have'} the best score")
-    return ", ".join(parts)
+        phrases.append(f"the largest {'has' if group.recall else 'does not have'} the best score")
+    return ", ".join(phrases)

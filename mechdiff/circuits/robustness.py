@@ -104,9 +104,9 @@ def transfer(circuits: Mapping[str, Circuit], evaluators: Mapping[str, CircuitEv
         columns[""].append(f)
         columns["drop_"].append(drop)
     variables = {
-        prefix + part: (("circuit", "network"), np.stack([getattr(cell, part) for cell in intervals], 1))
+        prefix + end: (("circuit", "network"), np.stack([getattr(cell, end) for cell in intervals], 1))
         for prefix, intervals in columns.items()
-        for part in ("estimate", "low", "high")
+        for end in ("estimate", "low", "high")
     }
     return xr.Dataset(variables, coords={"circuit": names, "network": names})
 

@@ -109,8 +109,8 @@ def _part_of(eval_set: EvalSet, replacements: PyTree) -> tuple[EvalSet, PyTree]:
     places = [0] if eval_set.images.ndim == 5 else list(checked.t_indices)
     images = eval_set.at(0)[0][: checked.images]
     condition = conditions.at(eval_set.condition_at(0), slice(checked.images))
-    part = EvalSet(images, eval_set.timesteps[places], eval_set.key, condition)
-    return part, jax.tree.map(lambda values: values[np.array(places)], replacements)
+    subset = EvalSet(images, eval_set.timesteps[places], eval_set.key, condition)
+    return subset, jax.tree.map(lambda values: values[np.array(places)], replacements)
 
 
 def exact_losses(

@@ -157,7 +157,10 @@ def screen_and_verify(
         fidelity=score_agreement(scored, exact.increase, chosen, eval_set.timesteps, config.k),
         **exact.losses._asdict(),
         score_error=score_error(
-            lambda part, values: score_of(part, values)[1], eval_set, replacements, setting=config.precision
+            lambda subset, values: score_of(subset, values)[1],
+            eval_set,
+            replacements,
+            setting=config.precision,
         ),
     )
 

@@ -20,7 +20,7 @@ CLOCK_SECONDS = 1.0  # by which a file system's clock may be behind
 CLOSED_PIPE = 141  # exit code of a process that wrote to a closed pipe: 128 + SIGPIPE
 
 
-class Passed(io.TextIOBase):
+class Forwarded(io.TextIOBase):
     """Text that goes to a stream; what it is asked about itself, the stream answers."""
 
     def __init__(self, stream: io.TextIOBase):
@@ -43,7 +43,7 @@ class Passed(io.TextIOBase):
         return self._stream.fileno()
 
 
-class Tee(Passed):
+class Tee(Forwarded):
     """Text that goes to a stream, and as lines to a log as well, which is always flushed; redrawn bars stay
     out of the log."""
 
@@ -58,7 +58,7 @@ class Tee(Passed):
         return super().write(text)
 
 
-class Renamed(Passed):
+class Renamed(Forwarded):
     """Text that goes to a stream, in which a name is replaced by another one."""
 
     def __init__(self, stream: io.TextIOBase, name: str, shown: str):

@@ -11,7 +11,6 @@ from mechdiff.core.data_config import DataConfig as DataConfig
 from mechdiff.core.data_config import Preprocessing as Preprocessing
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.fields import differences, from_fields, replaced, typed
-from mechdiff.core.network_config import LARGEST as LARGEST
 from mechdiff.core.network_config import Prediction as Prediction
 from mechdiff.core.network_config import UNetConfig as UNetConfig
 from mechdiff.core.network_config import decisive as decisive
@@ -19,7 +18,7 @@ from mechdiff.core.ranges import at_least, distinct, folder_name, within
 
 Precision = Literal["float32", "3xtf32", "tf32", "bfloat16"]  # of matrix products, the most exact first
 ABLATIONS = ("zero", "mean", "resample", "noise", "optimal")  # a sweep can make replacements for these
-MOST_STEPS = 1_000_000
+MAX_STEPS = 1_000_000  # of a noise schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,7 @@ class DiffusionConfig:
     betas: tuple[float, ...] = ()  # of schedule `betas`: one per step
 
     def __post_init__(self):
-        within("diffusion.steps", self.steps, 2, MOST_STEPS)
+        within("diffusion.steps", self.steps, 2, MAX_STEPS)
         expected = self.steps if self.schedule == "betas" else 0
         if len(self.betas) != expected:
             raise ConfigError(

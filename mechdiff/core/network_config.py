@@ -10,7 +10,7 @@ from mechdiff.core.ranges import at_least, within
 # What a network outputs; see `diffusion.process.prediction_target`.
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 PER_LEVEL = ("up_heads", "level_blocks", "down_resample_blocks", "up_resample_blocks")  # or empty
-LARGEST = 4096  # side of an image, channels, blocks; a larger number is taken for a typing error
+MAX_SIZE = 4096  # side of an image, channels, blocks; a larger number is taken for a typing error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class UNetConfig:
             if len(getattr(self, name)) != levels:
                 raise ConfigError(f"unet.{name}={getattr(self, name)} needs {levels} entries, one per width")
         for name in ("image_size", "in_channels", "out_channels", "blocks_per_level", "norm_groups"):
-            within(f"unet.{name}", getattr(self, name), 1, LARGEST)
+            within(f"unet.{name}", getattr(self, name), 1, MAX_SIZE)
         if self.image_size % 2 ** (levels - 1):
             raise ConfigError(
                 f"unet.image_size={self.image_size} is not divisible by {2 ** (levels - 1)}, "
@@ -93,7 +93,7 @@ class UNetConfig:
         within("unet.dropout", self.dropout, 0.0, 0.999)
         within("unet.norm_eps", self.norm_eps, 0.0, 1.0)
         at_least("unet.time_features", self.time_features, 0)
-        within("unet.time_width_factor", self.time_width_factor, 1, LARGEST)
+        within("unet.time_width_factor", self.time_width_factor, 1, MAX_SIZE)
         half = (self.time_features or self.widths[0]) // 2
         if half < 1 or half <= self.frequency_shift:
             raise ConfigError(
@@ -105,7 +105,7 @@ class UNetConfig:
         at_least("unet.sample_clip", self.sample_clip, 0.0)
         at_least("unet.classes", self.classes, 0)
         at_least("unet.condition_channels", self.condition_channels, 0)
-        within("unet.head_width", self.head_width, 0, LARGEST)
+        within("unet.head_width", self.head_width, 0, MAX_SIZE)
         self._check_middle()
         if self.classes and self.class_embedding != "table":
             raise ConfigError(
@@ -116,7 +116,7 @@ class UNetConfig:
     def _check_levels(self, name: str, per_level: tuple[int, ...]) -> None:
         """Widths must be divisible by groups and, where there is attention, by heads."""
         for level, (width, heads) in enumerate(zip(self.widths, per_level, strict=True)):
-            within("unet.widths", width, 1, LARGEST**2)
+            within("unet.widths", width, 1, MAX_SIZE**2)
             at_least(f"unet.{name}", heads, 1)
             if width % self.norm_groups:
                 raise ConfigError(

@@ -13,7 +13,7 @@ AnyArray = Array | np.ndarray  # on a device or on the host
 
 Images = Float[AnyArray, "batch height width channels"]  # in [-1, 1]
 # One set for all timesteps (crossed), or one per timestep (nested): see `process.images_at`.
-Shown = Images | Float[AnyArray, "timesteps images height width channels"]
+ExaminedImages = Images | Float[AnyArray, "timesteps images height width channels"]
 Features = Float[AnyArray, "batch _ _ _"]  # NHWC feature maps; side and channels differ from stage to stage
 Timesteps = Int[AnyArray, "batch"]  # in [0, T)
 PRNGKey = Key[Array, ""]

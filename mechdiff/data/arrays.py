@@ -24,7 +24,7 @@ LABELS = (
 )  # of the classes; the first is taken
 LABELS += ("y_train", "y_test", "train_labels", "test_labels")
 ALMOST_BLACK = -0.1  # resizing of [0, 1] overshoots to this; [-1, 1] without anything darker is hardly images
-DARKEST = 100  # whole numbers up to this alone are hardly bytes: percent, or images of 4 to 6 bits
+MAX_PERCENT = 100  # whole numbers up to this alone are hardly bytes: percent, or images of 4 to 6 bits
 
 
 def read_array(path: Path) -> Shaped[np.ndarray, "..."]:
@@ -132,7 +132,7 @@ def as_images(
     if images.dtype.kind in "ui" and value_range in (None, (0, 255)):
         low, high = (int(images.min()), int(images.max())) if images.size else (0, 255)
         black = high == 0 and images.dtype == np.uint8
-        if low < 0 or high > 255 or (high <= DARKEST and not black and value_range is None):
+        if low < 0 or high > 255 or (high <= MAX_PERCENT and not black and value_range is None):
             raise DataError(
                 f"{where} holds whole numbers in [{low}, {high}]; expected [0, 255], or floats in [-1, 1]"
             )

@@ -10,10 +10,12 @@ A *pack* is a folder with
 directly in it or in the `Img`, `Anno` and `Eval` of the official download. The lists may be tables as others
 save them (`.csv`; column names; commas, semicolons or tabs; 0 for -1), the images PNG, and one folder deeper,
 each by itself. Landmarks are not needed; without identities, images of one person count as independent in
-every interval. Packs are joined:
-`path` may list several folders with commas, and a folder's own sub-folders count when they are packs too. An
-image (a name) that several packs hold is taken from the first. Images of validation and test whose person is
-in training too, as packs cut or joined otherwise have them, are left out and counted in a warning.
+every interval.
+
+Packs are joined: `path` may list several folders with commas, and a folder's own sub-folders count when they
+are packs too. An image (a name) that several packs hold is taken from the first. Images of validation and
+test whose person is in training too, as packs cut or joined otherwise have them, are left out and counted in
+a warning.
 
 The archive is read in place; nothing is unpacked to disk. Where it lies beside unpacked images, it is what is
 read, and must not contradict them.
@@ -81,15 +83,16 @@ def open_source(path: str) -> Source:
     for number, pack in enumerate(packs):
         for row, name in enumerate(pack.names):
             owner.setdefault(name, (number, row))
-    rows = [[row for number, row in owner.values() if number == which] for which in range(len(packs))]
+    # Packs in their order, of each the rows that no earlier pack has.
     ids, packs_of = np.array(list(owner)), np.array([number for number, _ in owner.values()])
+    rows_of = [[row for number, row in owner.values() if number == k] for k in range(len(packs))]
     splits, flags, people = (
-        np.concatenate([getattr(pack, name)[taken] for pack, taken in zip(packs, rows, strict=True)])
+        np.concatenate([getattr(pack, name)[rows] for pack, rows in zip(packs, rows_of, strict=True)])
         for name in ("splits", "flags", "people")
     )
     in_training = _seen_in_training(splits, people, path)
     ids, packs_of, splits, flags, people = (
-        part[~in_training] for part in (ids, packs_of, splits, flags, people)
+        column[~in_training] for column in (ids, packs_of, splits, flags, people)
     )
     content = [pack.content for pack in packs]
     return Source(

@@ -9,7 +9,7 @@ from mechdiff.core.errors import DataError
 from mechdiff.data.celeba_lists import SUFFIXES, listed_name
 
 UNPACKED = "img_align_celeba"
-LARGEST_FILE = 2**24  # bytes; the largest genuine image has some 25 thousand
+MAX_FILE_BYTES = 2**24  # the largest genuine image has some 25 thousand
 
 
 class Entry(NamedTuple):
@@ -64,7 +64,7 @@ def open_archive(path: Path) -> Opened:
             )
 
     def read(name: str) -> bytes:
-        if members[name].file_size > LARGEST_FILE:
+        if members[name].file_size > MAX_FILE_BYTES:
             raise DataError(f"{path}: {name} claims {members[name].file_size} bytes; no CelebA image does")
         try:
             return archive.read(members[name])

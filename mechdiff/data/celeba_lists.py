@@ -16,13 +16,13 @@ SUFFIXES = (".jpg", ".jpeg", ".png")  # of aligned images; the official lists sa
 MARKS = {"1": True, "-1": False, "0": False, "True": True, "False": False}  # an attribute is there, or not
 MIXED = ({"-1", "0"}, {"1", "True"}, {"1", "False"})  # of which no list uses both
 INDEX = re.compile(r"|unnamed.*|index", re.IGNORECASE)  # names of a column that counts the rows
-LONGEST = 18  # digits of a number
+MAX_DIGITS = 18  # of a number
 WAY_OUT = "correct it, or download it again"
 
 
 def _is_number(text: str) -> bool:
     """Whether it is a whole number that 64 bits hold, in ASCII digits."""
-    return text.isascii() and text.isdecimal() and len(text) <= LONGEST
+    return text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS
 
 
 class Row(NamedTuple):

@@ -22,7 +22,7 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.data.dataset import to_bytes
 
 EXPONENT = 3.0
-LOWEST = 0.6  # frequency that the mean counts as
+MIN_FREQUENCY = 0.6  # that the mean counts as
 COLORS = np.array([[1, 1, 1], [1, -1, 0], [1, 1, -2]]) / np.sqrt([[3], [2], [6]])  # rows; orthonormal
 SHARES = (0.94, 0.02, 0.04)  # of the variance, of each color
 DEVIATION = 0.25  # of a value, in [-1, 1]
@@ -38,7 +38,7 @@ def spectrum(size: int, rounded: bool = True) -> Float[np.ndarray, "{size} {size
       rounded: of images as bytes: with the variance that rounding adds.
     """
     frequency = np.fft.fftfreq(size, 1 / size)
-    radius = np.maximum(np.hypot(frequency[:, None], frequency[None]), LOWEST)
+    radius = np.maximum(np.hypot(frequency[:, None], frequency[None]), MIN_FREQUENCY)
     power = radius[..., None] ** -EXPONENT * np.array(SHARES)
     power *= DEVIATION**2 / power.mean()
     return power + (STEP**2 / 12 if rounded else 0)

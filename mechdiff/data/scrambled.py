@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from mechdiff.data.dataset import to_bytes, to_float
 
 ROUNDS = 50  # of cutting off and restoring; 100 give 0.6 % in the median image
-SMALLEST = 1e-12  # amplitude below which an angle is taken for 0
+MIN_AMPLITUDE = 1e-12  # below which an angle is taken for 0
 
 
 def scrambled(
@@ -45,6 +45,6 @@ def scrambled(
 def _turn(values: np.ndarray) -> np.ndarray:
     """exp(i angle) of each; the mean, frequency 0, is not turned."""
     size = np.abs(values)
-    turn = np.where(size > SMALLEST, values / np.maximum(size, SMALLEST), 1)
+    turn = np.where(size > MIN_AMPLITUDE, values / np.maximum(size, MIN_AMPLITUDE), 1)
     turn[0, 0] = 1
     return turn

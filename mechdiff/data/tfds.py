@@ -45,22 +45,22 @@ def open_source(path: str) -> Source:
         raise DataError(f"{folder} has no 'image' feature (but {', '.join(features)}); {WAY_OUT}")
     splits = [split for split in SPLITS if _shards(builder, split)]
     records = [builder.as_data_source(split=split).data_source for split in splits]
-    starts = list(itertools.accumulate((len(part) for part in records), initial=0))
+    starts = list(itertools.accumulate((len(shard) for shard in records), initial=0))
     shards = [shard for split in splits for shard in _shards(builder, split)]
     content, names = _content(shards), tuple(features["attributes"]) if "attributes" in features else ()
 
     def fields(index: int):
-        part = int(np.searchsorted(starts, index, side="right")) - 1
-        row = index - starts[part]
-        return _fields(records[part], row, f"{splits[part]}[{row}] of {folder}")
+        shard = int(np.searchsorted(starts, index, side="right")) - 1
+        row = index - starts[shard]
+        return _fields(records[shard], row, f"{splits[shard]}[{row}] of {folder}")
 
     return Source(
         name="tfds",
         where=str(folder),
         content=content,
         stamp=fingerprint([shard.stat().st_mtime_ns for shard in shards]),
-        ids=np.concatenate([np.arange(len(part)) for part in records]),
-        splits=np.repeat([SPLITS.index(split) for split in splits], [len(part) for part in records]),
+        ids=np.concatenate([np.arange(len(shard)) for shard in records]),
+        splits=np.repeat([SPLITS.index(split) for split in splits], [len(shard) for shard in records]),
         labels=lambda cache: _labels(cache, content, names, starts[-1], fields),
         read=lambda index: fields(index)["image"].bytes_list.value[0],
         about={

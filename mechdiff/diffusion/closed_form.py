@@ -87,14 +87,14 @@ class MixtureDenoiser:
     """The best denoiser of a mixture of Gaussians, a `types.DenoiseFn`; made by `mixture_denoiser`."""
 
     schedule: NoiseSchedule
-    log_weights: Float[AnyArray, " parts"]
-    means: Float[AnyArray, "parts height width channels"]
-    deviations: Float[AnyArray, " parts"]
+    log_weights: Float[AnyArray, " modes"]
+    means: Float[AnyArray, "modes height width channels"]
+    deviations: Float[AnyArray, " modes"]
 
     def __call__(self, x_t: Images, t: Timesteps) -> Images:
         """E[eps | x_t]."""
         a, s = (values[t][:, None] for values in _scales(self.schedule))
-        variance = a**2 * self.deviations**2 + s**2  # (batch, parts)
+        variance = a**2 * self.deviations**2 + s**2  # (batch, modes)
         away = x_t.reshape(len(x_t), 1, -1) - a[:, :, None] * self.means.reshape(len(self.means), -1)
         pixels = away.shape[-1]
         log_likelihood = -0.5 * ((away**2).sum(-1) / variance + pixels * jnp.log(variance))
@@ -154,16 +154,16 @@ def stationary_denoiser(
 
 def mixture_denoiser(
     schedule: NoiseSchedule,
-    weights: Float[np.ndarray, " parts"],
-    means: Float[np.ndarray, "parts height width channels"],
-    deviations: Float[np.ndarray, " parts"],
+    weights: Float[np.ndarray, " modes"],
+    means: Float[np.ndarray, "modes height width channels"],
+    deviations: Float[np.ndarray, " modes"],
 ) -> MixtureDenoiser:
     """The best denoiser of images drawn from a mixture of isotropic Gaussians.
 
     Args:
       weights: positive; normalized to sum to 1.
-      means: image at the center of each part.
-      deviations: standard deviation of every value around the mean of its part, 0 or more.
+      means: image at the center of each mode.
+      deviations: standard deviation of every value around the mean of its mode, 0 or more.
     Raises:
       ConfigError: weights or deviations out of range.
     """

@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.errors import ConfigError, shorten
-from mechdiff.core.types import AnyArray, Images, PRNGKey, PyTree, Shown
+from mechdiff.core.types import AnyArray, ExaminedImages, Images, PRNGKey, PyTree
 from mechdiff.diffusion.process import Noised, images_at, noised
 from mechdiff.diffusion.schedules import NoiseSchedule
 
@@ -69,7 +69,7 @@ class EvalSet:
       array([0, 3])
     """
 
-    images: Shown
+    images: ExaminedImages
     timesteps: Int[AnyArray, " timesteps"]
     key: PRNGKey
     condition: PyTree = None

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from mechdiff.core import keys
 from mechdiff.core.config import Prediction
 from mechdiff.core.errors import ConfigError, unknown
-from mechdiff.core.types import AnyArray, Images, PRNGKey, Shown, Timesteps
+from mechdiff.core.types import AnyArray, ExaminedImages, Images, PRNGKey, Timesteps
 from mechdiff.diffusion.schedules import NoiseSchedule
 
 WEIGHTINGS = ("uniform", "min_snr")
@@ -32,7 +32,7 @@ def image_noise(
     return jax.vmap(lambda image_key: jax.random.normal(image_key, shape))(keys.per_image(key, indices))
 
 
-def images_at(images: Shown, t_index: int) -> tuple[Images, Int[np.ndarray, " images"]]:
+def images_at(images: ExaminedImages, t_index: int) -> tuple[Images, Int[np.ndarray, " images"]]:
     """The images that a sweep uses at its timestep number `t_index`, and the indices of their noise.
 
     Args:

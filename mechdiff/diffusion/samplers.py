@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key
 
 from mechdiff.core import keys
-from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import AnyArray, DenoiseFn, Images, PRNGKey, PyTree, StepFn, Timesteps
 from mechdiff.diffusion.process import image_noise, log_alpha_bar, posterior, predict_eps, predict_x0
 from mechdiff.diffusion.schedules import NoiseSchedule, increasing_timesteps
@@ -132,39 +131,50 @@ def sample(
       >>> sample(predict, sampler, jax.random.key(0), (2, 8, 8, 3)).shape
       (2, 8, 8, 3)
     """
-    return sample_path(denoise_fn, sampler, key, shape, (), noise=noise, indices=indices)[0]
-
-
-def sample_path(
-    denoise_fn: DenoiseFn,
-    sampler: Sampler,
-    key: PRNGKey,
-    shape: tuple[int, int, int, int],
-    keep: TimestepSequence,
-    *,
-    noise: Images | None = None,
-    indices: Int[Array, " batch"] | None = None,
-) -> tuple[Images, Float[Array, "kept batch height width channels"]]:
-    """`sample`, and with it the predictions of x_0 (after clipping) at the timesteps `keep`, in that order.
-
-    Raises:
-      ConfigError: as `sample`, and a timestep to keep that is not visited or is named twice.
-    """
-    timesteps, slots = _plan(sampler, keep)
+    timesteps = _descending(sampler)
     indices = jnp.arange(shape[0]) if indices is None else indices
     noise = initial_noise(key, indices, shape[1:]) if noise is None else noise
+    return take_steps(lambda i: denoise_fn, sampler, key, noise, timesteps, indices)
 
-    def step(carry, inputs):
-        x_t, kept = carry
-        t, t_prev, slot, step_key = inputs
-        x_prev, x0 = one_step(denoise_fn, sampler, step_key, x_t, t, t_prev, indices)
-        kept = kept.at[slot].set(x0, mode="drop") if len(keep) else kept
-        return (x_prev, kept), None
 
-    previous = np.append(timesteps[1:], -1).astype(np.int32)
-    inputs = (timesteps, previous, slots, keys_of_steps(key, timesteps))
-    start = (noise, jnp.zeros((len(keep), *shape), noise.dtype))
-    return jax.lax.scan(step, start, inputs)[0]
+def take_steps(
+    denoise_at: Callable[[Int[Array, ""]], DenoiseFn],
+    sampler: Sampler,
+    key: PRNGKey,
+    x_t: Images,
+    timesteps: Int[AnyArray, " steps"],
+    indices: Int[AnyArray, " batch"],
+    span: tuple[int | Int[Array, ""], int | Int[Array, ""]] | None = None,
+) -> Images:
+    """The states after some of the steps of a sampling: the one loop that all samplings run.
+
+    Args:
+      denoise_at: number of a step (traced) -> the denoiser at it; under an intervention it may differ from
+        step to step.
+      sampler: schedule, step and clipping; its timesteps are not read.
+      key: of the noise that steps add.
+      x_t: states before the first step that is taken.
+      timesteps: of all steps, descending; the last step ends at clean data. If they are traced, samplings of
+        equally many steps share one program.
+      indices: of the images, for their noise.
+      span: number of the first step taken, and of the first one that is not; None: all are taken.
+
+    Example:
+      >>> from mechdiff.diffusion.schedules import linear_schedule
+      >>> sampler, down, x = Sampler(linear_schedule()), np.array([999, 500, 0]), np.ones((2, 8, 8, 3))
+      >>> all_noise = lambda i: lambda x_t, t: x_t
+      >>> take_steps(all_noise, sampler, jax.random.key(0), x, down, np.arange(2), (0, 2)).shape
+      (2, 8, 8, 3)
+    """
+    timesteps = jnp.asarray(timesteps)
+    previous = jnp.append(timesteps[1:], -1)
+    step_keys = keys_of_steps(key, timesteps)
+
+    def step(i, x_t):
+        return one_step(denoise_at(i), sampler, step_keys[i], x_t, timesteps[i], previous[i], indices)
+
+    start, stop = span or (0, len(timesteps))
+    return jax.lax.fori_loop(start, stop, step, x_t)
 
 
 def initial_noise(key: PRNGKey, indices: Int[AnyArray, " batch"], shape: tuple[int, ...]) -> Images:
@@ -185,8 +195,8 @@ def one_step(
     t: Int[AnyArray, ""],
     t_prev: Int[AnyArray, ""],
     indices: Int[AnyArray, " batch"],
-) -> tuple[Images, Images]:
-    """One step of `sample`: x at `t_prev`, and the clipped prediction of x_0 that the step used.
+) -> Images:
+    """One step of `sample`: x at `t_prev`.
 
     Args:
       step_key: one of `keys_of_steps`.
@@ -197,18 +207,11 @@ def one_step(
     x0 = predict_x0(sampler.schedule, x_t, t, denoise_fn(x_t, t))
     x0 = jnp.clip(x0, -sampler.clip, sampler.clip) if sampler.clip else x0
     noise = image_noise(step_key, indices, x_t.shape[1:])
-    return sampler.step_fn(sampler.schedule, x_t, x0, t, t_prev, noise), x0
+    return sampler.step_fn(sampler.schedule, x_t, x0, t, t_prev, noise)
 
 
-def _plan(sampler: Sampler, keep: TimestepSequence) -> tuple[np.ndarray, np.ndarray]:
-    """The timesteps in the order of sampling, and the place of each in `keep` (len(keep): not kept)."""
+def _descending(sampler: Sampler) -> Int[np.ndarray, " steps"]:
+    """The timesteps in the order of sampling, checked."""
     steps = sampler.schedule.steps
     timesteps = np.arange(steps) if sampler.timesteps is None else sampler.timesteps
-    timesteps = increasing_timesteps(timesteps, steps)
-    slots = {int(t): slot for slot, t in enumerate(keep)}
-    if len(slots) < len(keep) or not slots.keys() <= set(timesteps.tolist()):
-        raise ConfigError(
-            f"keep={list(keep)}: need distinct timesteps among the {timesteps.size} that are visited"
-        )
-    timesteps = timesteps[::-1]
-    return timesteps, np.array([slots.get(int(t), len(keep)) for t in timesteps], np.int32)
+    return increasing_timesteps(timesteps, steps)[::-1]

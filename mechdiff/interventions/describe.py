@@ -34,11 +34,11 @@ def describe(intervention: Intervention, replaced: Mapping[str, str] | None = No
     rows = max((np.ndim(gate) for gate in intervention.gate.values()), default=1)
     if rows > 1:
         return f"{stack_size(intervention)} of them stacked, {len(intervention.gate)} sites"
-    parts = [f"{label}: {listed(names)}" for label, names in _groups(intervention, replaced or {}).items()]
+    phrases = [f"{label}: {listed(names)}" for label, names in _groups(intervention, replaced or {}).items()]
     low, high = (int(edge) for edge in np.asarray(intervention.window).reshape(-1)[-2:])
-    if parts and (low, high) != tuple(int(edge) for edge in ALWAYS):
-        parts.append(f"t in [{low}, {high})")
-    return "; ".join(parts) or "identity"
+    if phrases and (low, high) != tuple(int(edge) for edge in ALWAYS):
+        phrases.append(f"t in [{low}, {high})")
+    return "; ".join(phrases) or "identity"
 
 
 def listed(names: Iterable[str]) -> str:
@@ -71,8 +71,8 @@ def _added(site: str, direction: np.ndarray, intervention: Intervention) -> Iter
     """The components of a site to which a direction is added, and its length in each."""
     if site_type(site) != "head":
         return [(site, float(np.linalg.norm(direction)))]
-    parts = units(site, np.shape(intervention.gate[site])[-1]).items()
-    lengths = [(name, float(np.linalg.norm(direction[..., a:b, :]))) for name, (a, b) in parts]
+    places = units(site, np.shape(intervention.gate[site])[-1]).items()
+    lengths = [(name, float(np.linalg.norm(direction[..., a:b, :]))) for name, (a, b) in places]
     return [(name, length) for name, length in lengths if length]
 
 

@@ -16,7 +16,7 @@ from mechdiff.models.attention import attend, attention_pattern
 from mechdiff.models.attention_stats import attention_statistics
 from mechdiff.models.convolution import alone, double
 from mechdiff.models.layers import Conv, Dense, GroupNorm, Times, conv3, silu, time_features
-from mechdiff.models.skip_parts import SkipParts
+from mechdiff.models.precomputed_skips import PrecomputedSkip
 
 ATTENTION = "attention"  # collection that attention statistics are sown into
 PATTERNS = "patterns"  # collection that whole patterns are sown into
@@ -79,12 +79,12 @@ class ResidualBlock(nn.Module):
     """norm, SiLU, conv, time injection, norm, SiLU, conv; added to the (projected) input.
 
     Sites: `time` (the injection), `res` (the branch before it is added), `skip` if the block takes a skip
-    tensor from the encoder, and `class` if there are classes: the class's part of the embedding that is
+    tensor from the encoder, and `class` if there are classes: the class's share of the embedding that is
     projected and injected (`time` gates the whole injection). With `resample` -1 or 1 the block halves or
     doubles the resolution of branch and input (Dhariwal & Nichol 2021), without parameters for it.
 
-    It may be given the parts of a skip (`skip_parts`) and the parameters of all else. `first_groups` are then
-    the groups that the first normalization is left with; 0: `groups`.
+    It may be given a precomputed skip (`precomputed_skips`) and the parameters of all else. `first_groups`
+    are then the groups that the first normalization is left with; 0: `groups`.
     """
 
     width: int
@@ -98,20 +98,22 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Features, embeddings: Embeddings, skip: Features | SkipParts | None, train: bool
+        self, x: Features, embeddings: Embeddings, skip: Features | PrecomputedSkip | None, train: bool
     ) -> Features:
         embedded = embeddings.time
         if embeddings.label is not None:
             embedded = embedded + Gate(name="class")(embeddings.label)
-        parts = skip if isinstance(skip, SkipParts) else None
-        if skip is not None and parts is None:
+        precomputed = skip if isinstance(skip, PrecomputedSkip) else None
+        if skip is not None and precomputed is None:
             x = jnp.concatenate([x, Gate(name="skip")(skip)], axis=-1)
-        h = x if parts is None or parts.beside is None else jnp.concatenate([x, parts.beside], axis=-1)
+        h = x
+        if precomputed is not None and precomputed.beside is not None:
+            h = jnp.concatenate([x, precomputed.beside], axis=-1)
         h = silu(GroupNorm(self.first_groups or self.groups, self.eps, name="norm1")(h))
         doubled = self.resample > 0
         h = h if doubled else resampled(h, self.resample)
         h = conv3(self.width, self.dtype, "conv1", doubled=doubled)(h)
-        h = h if parts is None else h + parts.conv1
+        h = h if precomputed is None else h + precomputed.conv1
         x = resampled(x, self.resample)
         width = 2 * self.width if self.scale_shift else self.width
         injected = Dense(width, dtype=self.dtype, name="time_dense")(silu(embedded))
@@ -123,9 +125,9 @@ class ResidualBlock(nn.Module):
             h = GroupNorm(self.groups, self.eps, name="norm2")(alone(h) + injected)
         h = nn.Dropout(self.dropout, deterministic=not train)(silu(h))
         h = conv3(self.width, self.dtype, "conv2", kernel_init=_zeros)(h)
-        if x.shape[-1] != self.width or parts is not None:
+        if x.shape[-1] != self.width or precomputed is not None:
             x = Conv(self.width, window=1, padding=(0, 0), dtype=self.dtype, name="shortcut")(x)
-        x = x if parts is None else x + parts.shortcut
+        x = x if precomputed is None else x + precomputed.shortcut
         return x + Gate(name="res")(h)
 
 

@@ -82,12 +82,12 @@ def resolve(config: UNetConfig, condition: Any) -> tuple[Rows | None, Rows | Non
         return None, None
     if not names:
         raise ConfigError("this network takes no condition: it has no classes and no condition channels")
-    parts = dict(condition) if isinstance(condition, dict) else {names[0]: condition}
-    if set(parts) != set(names):
+    by_name = dict(condition) if isinstance(condition, dict) else {names[0]: condition}
+    if set(by_name) != set(names):
         raise ConfigError(
-            f"condition with {', '.join(map(str, parts))}: this network takes {' and '.join(names)}"
+            f"condition with {', '.join(map(str, by_name))}: this network takes {' and '.join(names)}"
         )
-    label, image = parts.get("label"), parts.get("image")
+    label, image = by_name.get("label"), by_name.get("image")
     if label is not None:
         label = _checked_label(config, label)
     if image is not None:
@@ -97,14 +97,14 @@ def resolve(config: UNetConfig, condition: Any) -> tuple[Rows | None, Rows | Non
 
 def example(config: UNetConfig) -> dict[str, Rows] | None:
     """A condition of zeros, of one row, in the right shapes; None for a network that takes none."""
-    side, parts = config.image_size, {}
+    side, by_name = config.image_size, {}
     if config.takes_labels:
         width = (config.time_features or config.widths[0]) * config.time_width_factor
         shape = (1, width) if config.class_embedding == "identity" else (1,)
-        parts["label"] = np.zeros(shape, np.int32 if config.class_embedding == "table" else np.float32)
+        by_name["label"] = np.zeros(shape, np.int32 if config.class_embedding == "table" else np.float32)
     if config.condition_channels:
-        parts["image"] = np.zeros((1, side, side, config.condition_channels), np.float32)
-    return parts or None
+        by_name["image"] = np.zeros((1, side, side, config.condition_channels), np.float32)
+    return by_name or None
 
 
 def at(condition: PyTree, places: Any) -> PyTree:
@@ -155,28 +155,28 @@ def of_rows(network: Any, condition: Any, rows: int) -> Any:
     return condition
 
 
-def _of_numbers(part: Any) -> bool:
+def _of_numbers(value: Any) -> bool:
     """Whether it is a list of numbers, or of lists of them, in place of an array; a list of arrays is a
-    condition of several parts."""
-    leaves = jax.tree.leaves(part)
-    return isinstance(part, list) and not any(isinstance(leaf, np.ndarray | jax.Array) for leaf in leaves)
+    condition of several entries."""
+    leaves = jax.tree.leaves(value)
+    return isinstance(value, list) and not any(isinstance(leaf, np.ndarray | jax.Array) for leaf in leaves)
 
 
-def _as_array(part: Any) -> AnyArray:
-    if isinstance(part, jax.Array):
-        return part
+def _as_array(value: Any) -> AnyArray:
+    if isinstance(value, jax.Array):
+        return value
     try:
-        return np.asarray(part)
+        return np.asarray(value)
     except ValueError:  # of lists of several lengths
-        raise ConfigError(f"condition {shorten(part)}: expected an array, one entry per image") from None
+        raise ConfigError(f"condition {shorten(value)}: expected an array, one entry per image") from None
 
 
 def _described(config: UNetConfig) -> str:
-    parts = {
+    words = {
         "label": f"one of {config.classes} classes" if config.classes else "a class embedding",
         "image": f"an image of {config.condition_channels} channels",
     }
-    return " and ".join(parts[name] for name in takes(config))
+    return " and ".join(words[name] for name in takes(config))
 
 
 def _checked_label(config: UNetConfig, label: Any) -> Rows:

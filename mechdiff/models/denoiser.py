@@ -14,7 +14,7 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Features, Images, PyTree, Timesteps
 from mechdiff.diffusion.process import to_eps
 from mechdiff.diffusion.schedules import NoiseSchedule
-from mechdiff.interventions.components import Component, site_type
+from mechdiff.interventions.components import Component, ComponentSelection, select, site_type
 from mechdiff.interventions.gates import CAPTURED
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.stages import Stage, stages
@@ -93,6 +93,21 @@ def chosen_components(
 ) -> tuple[Component, ...]:
     """The `chosen` components, in their order; all of the denoiser's if there are none."""
     return tuple(chosen or denoiser.components())
+
+
+def selected_components(denoiser: "Examinable", what: ComponentSelection) -> tuple[Component, ...]:
+    """The components of a denoiser that names or a regular expression select, in the denoiser's order.
+
+    Raises:
+      ConfigError: as `interventions.components.select`.
+
+    Example:
+      >>> from mechdiff.models.toy import toy_denoiser
+      >>> [component.name for component in selected_components(toy_denoiser(), "(idle|small).*")]
+      ['small.mlp', 'idle.mlp']
+    """
+    names = select(denoiser.identity, what)
+    return tuple(component for component in denoiser.components() if component.name in names)
 
 
 def check_inputs(denoiser: "Examinable", x_t: Any, t: Any) -> tuple[Any, Any]:

@@ -29,7 +29,7 @@ _NAME = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<function>[^\W\d]\
 _HOW = "return mechdiff.models.traced.wrap(fn, params, schedule=..., example=(x, t))"
 
 
-class Made(NamedTuple):
+class FactoryResult(NamedTuple):
     """The result of a factory.
 
     Attributes:
@@ -64,7 +64,7 @@ def name_of(model: str | Path) -> str:
     return f"{module.rpartition('.')[2]}.{function}"
 
 
-def make(model: str | Path, name: str = "") -> Made:
+def make(model: str | Path, name: str = "") -> FactoryResult:
     """Calls the factory that `model` names.
 
     The module is searched for on Python's path and in the working directory.
@@ -82,12 +82,12 @@ def make(model: str | Path, name: str = "") -> Made:
         raise ConfigError(f"{model}: {error}") from error
     except Exception as error:  # whatever the user's function raises
         raise ConfigError(f"{model}() failed: {_line(error)}; it is called without arguments") from error
-    parts = result if isinstance(result, tuple) else (result,)
-    if not 1 <= len(parts) <= 3 or not isinstance(parts[0], Denoiser | TracedDenoiser):
+    returned = result if isinstance(result, tuple) else (result,)
+    if not 1 <= len(returned) <= 3 or not isinstance(returned[0], Denoiser | TracedDenoiser):
         raise ConfigError(f"{model} returns {shorten(result)}, which is not a denoiser; {_HOW}")
-    denoiser, *extras = parts
+    denoiser, *extras = returned
     named = dataclasses.replace(denoiser, name=name or name_of(model))
-    return Made(named, *extras)
+    return FactoryResult(named, *extras)
 
 
 def config_of(denoiser: Examinable) -> ExperimentConfig:
@@ -107,10 +107,10 @@ def facts(model: str | Path, denoiser: Examinable) -> dict[str, Any]:
     }
 
 
-def record_of(model: str | Path, made: Made) -> dict[str, Any]:
+def record_of(model: str | Path, result: FactoryResult) -> dict[str, Any]:
     """The record of a network without a training record: its facts, and the images returned with it."""
-    images = {} if made.images is None else {WITH_IMAGES: (np.asarray(made.images), made.condition)}
-    return {FUNCTION_FACTS: facts(model, made.denoiser), **images}
+    images = {} if result.images is None else {WITH_IMAGES: (np.asarray(result.images), result.condition)}
+    return {FUNCTION_FACTS: facts(model, result.denoiser), **images}
 
 
 def _function(model: str) -> Any:

@@ -35,8 +35,8 @@ def time_features(
     half = width // 2
     frequencies = np.exp(-np.log(10000.0) * np.arange(half) / (half - shift)).astype(np.float32)
     angles = (t.astype(jnp.float32) * scale)[:, None] * frequencies
-    parts = [jnp.sin(angles), jnp.cos(angles)]
-    features = jnp.concatenate(parts[::-1] if flip_sin_to_cos else parts, axis=-1)
+    waves = [jnp.sin(angles), jnp.cos(angles)]
+    features = jnp.concatenate(waves[::-1] if flip_sin_to_cos else waves, axis=-1)
     return jnp.pad(features, ((0, 0), (0, width % 2)))
 
 

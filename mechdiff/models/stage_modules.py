@@ -1,4 +1,4 @@
-"""How a stage runs: what flows in and out, its Linen module, and its part of an intervention."""
+"""How a stage runs: what flows in and out, its Linen module, and what of an intervention acts in it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,7 +17,13 @@ from mechdiff.interventions.components import row_rank, site_stage, site_type
 from mechdiff.interventions.gates import CAPTURED, COLLECTIONS, NAMED_COLLECTIONS, Gate
 from mechdiff.interventions.record import Intervention, directions_in_window, in_window
 from mechdiff.models import blocks, conditions, layers
-from mechdiff.models.skip_parts import Division, SkipParts, divide, params_beside, skip_parts
+from mechdiff.models.precomputed_skips import (
+    Division,
+    PrecomputedSkip,
+    divide,
+    params_without_skip,
+    precompute,
+)
 from mechdiff.models.stages import Stage
 
 STREAMS = "streams"  # collection of the whole feature maps that leave stages, by the stage's name
@@ -165,10 +171,10 @@ def run_stage(
     """
     inputs, skips = stage_inputs(stage, stream, mode.dropout_key is not None)
     layer, of_layer = module(config, stage, mode.dtype), params.get(stage.name, {})
-    if stage.pop and isinstance(stream.skips[-1], SkipParts):
+    if stage.pop and isinstance(stream.skips[-1], PrecomputedSkip):
         division = _division(config, of_layer, stream.h.shape[-1])
         layer = layer.clone(first_groups=division.together // division.depth)
-        of_layer = params_beside(of_layer, division)
+        of_layer = params_without_skip(of_layer, division)
     variables = {"params": of_layer} | _variables(stage, intervention)
     rngs = {} if mode.dropout_key is None else {"dropout": mode.dropout_key}
     with jax.default_matmul_precision(devices.precision()):
@@ -179,9 +185,9 @@ def run_stage(
     return next_stream(stage, h, skips, stream.embeddings), captured
 
 
-def comes_apart(config: UNetConfig, stage: Stage, params: PyTree, channels: int) -> bool:
-    """Whether the skip that a stage takes has parts that do not depend on the stream: a group of channels of
-    its own, and a projection (without one it is added to the result channel by channel).
+def can_precompute_skip(config: UNetConfig, stage: Stage, params: PyTree, channels: int) -> bool:
+    """Whether a stage computes something of its skip without the stream: the skip has a group of
+    channels of its own, and a projection (without one it is added to the result channel by channel).
 
     Args:
       channels: of the stream.
@@ -191,17 +197,17 @@ def comes_apart(config: UNetConfig, stage: Stage, params: PyTree, channels: int)
     return "shortcut" in of_layer and _division(config, of_layer, channels).together < all_channels
 
 
-def take_apart(
+def precompute_skip(
     config: UNetConfig,
     stage: Stage,
     params: PyTree,
     intervention: Intervention,
     skip: Features,
     channels: int,
-) -> SkipParts:
-    """Of the skip that a stage takes, after its gate: the parts that do not depend on the stream.
+) -> PrecomputedSkip:
+    """What a stage computes of the skip that it takes, after its gate, without the stream.
 
-    `run_stage` takes them, for as many rows as the stream has, in place of the skip.
+    `run_stage` takes it, for as many rows as the stream has, in place of the skip.
 
     Args:
       intervention: as in `run_stage`, leaves for the rows of `skip`.
@@ -213,7 +219,7 @@ def take_apart(
     }
     with jax.default_matmul_precision(devices.precision()):
         gated = Gate(name="skip").apply(gates, skip)
-        return skip_parts(of_layer, gated, _division(config, of_layer, channels), config.norm_eps)
+        return precompute(of_layer, gated, _division(config, of_layer, channels), config.norm_eps)
 
 
 def _division(config: UNetConfig, params: PyTree, stream: int) -> Division:

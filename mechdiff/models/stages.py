@@ -12,7 +12,7 @@ _NAME = re.compile(r"(?P<side>down|mid|up)(?P<level>\d*)\.(?P<module>[a-z]+)(?P<
 
 
 class StageName(NamedTuple):
-    """A stage's name in parts, as text: `up2.attn1` is `("up", "2", "attn", "1")`."""
+    """A stage's name split into fields, as text: `up2.attn1` is `("up", "2", "attn", "1")`."""
 
     side: str  # down, mid or up
     level: str  # empty in the middle
@@ -47,11 +47,11 @@ class Stage:
     heads: int = 0
 
     @property
-    def parts(self) -> StageName | None:
-        """Its name in parts; None for `conv_in` and `conv_out`.
+    def parsed_name(self) -> StageName | None:
+        """Its name split into fields; None for `conv_in` and `conv_out`.
 
         Example:
-          >>> Stage("up2.attn1", "attention", level=2, resolution=8, width=64).parts
+          >>> Stage("up2.attn1", "attention", level=2, resolution=8, width=64).parsed_name
           StageName(side='up', level='2', module='attn', number='1')
         """
         match = _NAME.fullmatch(self.name)

@@ -58,8 +58,8 @@ def _row(model: ExaminedModel) -> Row:
     network, largest, roles = model.results, {}, None
     for ablation in map(str, network.sweep["ablation"].values):
         increase = across_seeds.relative_increases(network.sweep, ablation)
-        place = np.abs(increase).argmax()
-        largest[ablation] = str(network.sweep["component"].values[place]), float(increase[place])
+        index = np.abs(increase).argmax()
+        largest[ablation] = str(network.sweep["component"].values[index]), float(increase[index])
     if network.roles is not None:
         roles = {}
         for head, role in zip(network.roles["component"].values, network.roles["role"].values, strict=True):
@@ -86,7 +86,7 @@ def draw_ratios(theme: Theme, ratios: dict[str, Interval]) -> Figure:
         color=theme.muted,
     )
     for y, (name, ratio) in enumerate(ratios.items()):
-        color = theme.muted if name.startswith("untrained") else theme.part("head")
+        color = theme.muted if name.startswith("untrained") else theme.type_color("head")
         axes.plot([ratio.low, ratio.high], [y, y], color=color, lw=1.4, solid_capstyle="butt")
         axes.plot(ratio.estimate, y, "o", ms=4.6, color=color)
     axes.axvline(1, color=theme.ink, lw=0.8)
@@ -121,12 +121,12 @@ def draw_increases(theme: Theme, networks: Sequence[NetworkResults]) -> Figure:
     height = 1.05 + max(0.25 * len(order), 0.19 * (len(networks) + len(sides)))
     figure = style.figure(8.6, height)
     axes = figure.add_axes((0.21, 0.55 / height, 0.53, (height - 0.75) / height))
-    for place, (side, members) in enumerate(sorted(sides.items())):
-        shift = 0.34 * (place - (len(sides) - 1) / 2)
+    for number, (side, members) in enumerate(sorted(sides.items())):
+        shift = 0.34 * (number - (len(sides) - 1) / 2)
         if len(members) > 1:
-            _seeds(axes, theme.part(side[1]), shift, increase[np.ix_(members, order)])
+            _seeds(axes, theme.type_color(side[1]), shift, increase[np.ix_(members, order)])
         for rank, i in enumerate(members):
-            look = {"color": theme.part(side[1]), "ms": 4.4} | _shape(rank)
+            look = {"color": theme.type_color(side[1]), "ms": 4.4} | _shape(rank)
             axes.plot([], [], ls="", label=networks[i].name, **look)  # the key's entry
             for y, component in enumerate(order):
                 value = float(increase[i, component])
@@ -141,8 +141,8 @@ def draw_increases(theme: Theme, networks: Sequence[NetworkResults]) -> Figure:
     axes.grid(axis="x")
     axes.grid(axis="y", alpha=0.5)
     axes.spines["left"].set_visible(False)
-    place = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0), "borderaxespad": 0}
-    axes.legend(fontsize=style.SMALL, labelcolor=theme.ink, handletextpad=0.3, labelspacing=0.35, **place)
+    layout = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0), "borderaxespad": 0}
+    axes.legend(fontsize=style.SMALL, labelcolor=theme.ink, handletextpad=0.3, labelspacing=0.35, **layout)
     return figure
 
 
@@ -174,8 +174,10 @@ def draw_divergence(
     axes.text(
         x.max(), PAPER_DIVERGENCE[1], " the paper's range ", size=style.SMALL, va="bottom", color=theme.muted
     )
-    axes.plot(x, between, "o-", ms=3.6, lw=1.2, color=theme.part("head"), label="between data sets")
-    axes.plot(x, within, "s-", ms=3.2, lw=1.2, color=theme.part("res"), label="between seeds of one data set")
+    axes.plot(x, between, "o-", ms=3.6, lw=1.2, color=theme.type_color("head"), label="between data sets")
+    axes.plot(
+        x, within, "s-", ms=3.2, lw=1.2, color=theme.type_color("res"), label="between seeds of one data set"
+    )
     significant = p < 0.05
     axes.plot(
         x[significant],
@@ -203,9 +205,11 @@ def draw_ladder(theme: Theme, ladder: dict[int, list[float]]) -> Figure:
     figure = style.figure(4.4, 2.9)
     axes = figure.add_axes((0.14, 0.17, 0.83, 0.74))
     for complexity, values in ladder.items():
-        axes.plot([complexity] * len(values), values, "o", ms=4.6, color=theme.part("res"), alpha=0.75, mew=0)
+        axes.plot(
+            [complexity] * len(values), values, "o", ms=4.6, color=theme.type_color("res"), alpha=0.75, mew=0
+        )
     means = [np.mean(values) for values in ladder.values()]
-    axes.plot(list(ladder), means, color=theme.part("res"), lw=1)
+    axes.plot(list(ladder), means, color=theme.type_color("res"), lw=1)
     axes.set(xlabel="complexity of the synthetic faces", ylabel="effective components")
     axes.set_xticks(list(ladder))
     axes.grid(axis="y")
@@ -213,5 +217,5 @@ def draw_ladder(theme: Theme, ladder: dict[int, list[float]]) -> Figure:
 
 
 def _key(axes: Axes, theme: Theme) -> None:
-    place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": 3, "borderaxespad": 0}
-    axes.legend(fontsize=style.SMALL, labelcolor=theme.ink, handletextpad=0.3, columnspacing=1.2, **place)
+    layout = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": 3, "borderaxespad": 0}
+    axes.legend(fontsize=style.SMALL, labelcolor=theme.ink, handletextpad=0.3, columnspacing=1.2, **layout)

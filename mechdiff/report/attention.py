@@ -90,10 +90,10 @@ def _label_ends_inside(axes: Axes, ticks: np.ndarray, labels: list[str], timeste
 
 def _labels(axes: Axes, theme: Theme, data: xr.Dataset, tops: np.ndarray) -> None:
     across = axes.get_yaxis_transform()
-    place = {"ha": "right", "va": "center_baseline", "transform": across}
+    layout = {"ha": "right", "va": "center_baseline", "transform": across}
     for head, keys, top in zip(data["head"].values, data["tokens"].values, tops, strict=True):
-        axes.text(-0.36, top + 0.5, str(head), size=style.SMALL, gid=inline.mark(str(head)), **place)
-        axes.text(-0.04, top + 0.5, f"Nk {keys}", size=style.SMALL, color=theme.muted, **place)
+        axes.text(-0.36, top + 0.5, str(head), size=style.SMALL, gid=inline.mark(str(head)), **layout)
+        axes.text(-0.04, top + 0.5, f"Nk {keys}", size=style.SMALL, color=theme.muted, **layout)
 
 
 def _bar(figure: Figure, bar: Axes, theme: Theme, ends: tuple[float, float], marks: list[float]) -> None:

@@ -13,8 +13,9 @@ from mechdiff.report.numbers import Value
 from mechdiff.study.condition_sources import CLASS_NAMES
 from mechdiff.study.examined_model import ExaminedModel
 
-SHOWN, MOST = 10, 12  # components and classes in the table, those of the largest effects and most images
-FEWEST = 8  # images (or people) of a class at a timestep: see `class_effects.FEWEST` for what intervals cover
+MAX_COMPONENTS = 10  # in the table, those of the largest effects
+MAX_CLASSES = 12  # in the table, those of the most images
+MIN_IMAGES = 8  # or people, of a class at a timestep: see `class_effects.MIN_IMAGES` for what intervals cover
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class ByClass:
       classes: titles of the columns.
       images: of each class, all timesteps together.
       rows: the components with the largest pooled |ΔL/L|, then those of type `class`.
-      left_out: classes with fewer than `FEWEST` images (or people, as they count) at some timestep, or beyond
-        the first `MOST`.
+      left_out: classes with fewer than `MIN_IMAGES` images (or people, as they count) at some timestep, or
+        beyond the first `MAX_CLASSES`.
     """
 
     ablation: str
@@ -44,7 +45,7 @@ class ByClass:
     images: tuple[int, ...]
     rows: tuple[Row, ...]
     left_out: int
-    fewest: int = FEWEST
+    fewest: int = MIN_IMAGES
 
 
 def by_class(model: ExaminedModel) -> ByClass | None:
@@ -54,8 +55,8 @@ def by_class(model: ExaminedModel) -> ByClass | None:
     labels = model.sweep[CLASS].transpose(..., "image").values
     present, counts = np.unique(labels, return_counts=True)
     units = stats.units_of(model.sweep)
-    enough = np.array([fewest_units(units, labels, label) >= FEWEST for label in present])
-    most = np.argsort(-counts[enough], kind="stable")[:MOST]
+    enough = np.array([fewest_units(units, labels, label) >= MIN_IMAGES for label in present])
+    most = np.argsort(-counts[enough], kind="stable")[:MAX_CLASSES]
     kept = np.sort(present[enough][most])
     names = tuple(class_name(model, int(label)) for label in kept)
     images = tuple(int(counts[present == label][0]) for label in kept)
@@ -65,8 +66,8 @@ def by_class(model: ExaminedModel) -> ByClass | None:
 
 def _rows(model: ExaminedModel, kept: np.ndarray) -> tuple[Row, ...]:
     lead = model.lead
-    largest = np.argsort(-np.abs(lead.pooled.estimate), kind="stable")[:SHOWN].tolist()
-    classes = [i for i, component_type in enumerate(lead.part) if component_type == "class"]
+    largest = np.argsort(-np.abs(lead.pooled.estimate), kind="stable")[:MAX_COMPONENTS].tolist()
+    classes = [i for i, component_type in enumerate(lead.component_type) if component_type == "class"]
     chosen = [i for i in [*largest, *(i for i in classes if i not in largest)] if not lead.idle[i]]
     names = [lead.components[i] for i in chosen]
     sweep = model.sweep.sel(component=names)
@@ -74,7 +75,7 @@ def _rows(model: ExaminedModel, kept: np.ndarray) -> tuple[Row, ...]:
     return tuple(
         Row(
             lead.components[i],
-            lead.part[i],
+            lead.component_type[i],
             Value(*(float(getattr(lead.pooled, end)[i]) for end in ("estimate", "low", "high"))),
             tuple(_value(effects, lead.components[i], label) for label in kept.tolist()),
         )
@@ -110,6 +111,6 @@ def _classes(model: ExaminedModel, unet: UNetConfig) -> str:
     if not unet.classes:
         return f"a class, by {unet.class_embedding} embedding"
     names = model.record.get(CLASS_NAMES) or ()
-    shown = f": {', '.join(names[:MOST])}{', …' if len(names) > MOST else ''}" if names else ""
+    shown = f": {', '.join(names[:MAX_CLASSES])}{', …' if len(names) > MAX_CLASSES else ''}" if names else ""
     null = "" if unet.null_label is None else f", or none of them (label {unet.null_label})"
     return f"one of {unet.classes} classes{shown}{null}"

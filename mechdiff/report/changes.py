@@ -75,7 +75,7 @@ def read(dataset: xr.Dataset) -> Changed:
     unet = dataset.attrs.get("unet")
     return Changed(
         labels=tuple(dataset["model"].values.astype(str).tolist()),
-        sides=tuple(changes.grid_of(dataset, place) for place in range(dataset.sizes["model"])),
+        sides=tuple(changes.grid_of(dataset, side) for side in range(dataset.sizes["model"])),
         difference=changes.grid_of_difference(dataset),
         p=dataset["pooled_difference_p"].values,
         least_p=float(dataset.attrs["least_p"]),
@@ -92,7 +92,7 @@ def render(changed: Changed, figures: Path) -> str:
     rows = [
         {
             "name": difference.components[i],
-            "type": style.TYPES.get(difference.part[i], difference.part[i]),
+            "type": style.TYPES.get(difference.component_type[i], difference.component_type[i]),
             "idle": bool(difference.idle[i]),
             "sides": [numbers.value(side.pooled, i) for side in changed.sides],
             "change": numbers.value(difference.pooled, i),
@@ -130,15 +130,15 @@ def findings(changed: Changed) -> list[Markup]:
         words = "With n = {} and {} components no p can fall below {}, whatever changed: take more images."
         sentences.append(Markup(words).format(difference.n, len(sure), precise(changed.least_p)))
     words = "<b>{}:</b> <code>{}</code>, from {} to {}: a change of {}, p = {} (Holm)."
-    for title, place in (
+    for title, index in (
         ("Largest rise", int(difference.estimate.argmax())),
         ("Largest fall", int(difference.estimate.argmin())),
     ):
-        change = numbers.value(difference, place)
+        change = numbers.value(difference, index)
         if (change.estimate > 0) != (title == "Largest rise") or change.estimate == 0:
             continue
-        first, last = (between(numbers.value(changed.sides[side].pooled, place), " %") for side in (0, -1))
-        component, p = changed.difference.components[place], precise(float(changed.p[place]))
+        first, last = (between(numbers.value(changed.sides[side].pooled, index), " %") for side in (0, -1))
+        component, p = changed.difference.components[index], precise(float(changed.p[index]))
         points = between(change, f" {POINTS}")
         sentences.append(Markup(words).format(title, component, first, last, points, p))
     words = "<b>Loss without ablation,</b> mean over these images and timesteps: {} before, {} after."
@@ -208,7 +208,7 @@ def training(changed: Changed) -> Training:
         ablation=changed.difference.ablation,
         steps=np.array(changed.steps),
         components=changed.difference.components,
-        part=changed.difference.part,
+        component_type=changed.difference.component_type,
         estimate=np.array([interval.estimate for interval in pooled]),
         low=np.array([interval.low for interval in pooled]),
         high=np.array([interval.high for interval in pooled]),
@@ -247,9 +247,9 @@ def draw_largest(theme: Theme, changed: Changed) -> Figure:
 
 def _bar(axes: Axes, theme: Theme, grid: EffectGrid, i: int, y: float, filled: bool) -> None:
     """An estimate with its interval; its mark opens the component's card."""
-    color, pooled = theme.part(grid.part[i]), grid.pooled
+    color, pooled = theme.type_color(grid.component_type[i]), grid.pooled
     axes.plot([pooled.low[i], pooled.high[i]], [y, y], color=color, lw=1.2, solid_capstyle="butt")
     face = color if filled else theme.paper
-    marker = style.MARKERS.get(grid.part[i], "o")
+    marker = style.MARKERS.get(grid.component_type[i], "o")
     look = {"ms": 4.6, "color": color, "markerfacecolor": face, "markeredgewidth": 0.9}
     axes.plot(pooled.estimate[i], y, marker, gid=inline.mark(grid.components[i]), **look)

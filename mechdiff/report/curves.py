@@ -28,13 +28,13 @@ def _evaluations(log: list[dict]) -> list[dict]:
 def _steps(axes: Axes, theme: Theme, train: list[dict], evaluated: list[dict]) -> None:
     steps = [row["step"] for row in train]
     loss = [_number(row["loss"]) for row in train]
-    axes.plot(steps, loss, color=theme.part("res"), lw=0.9, alpha=0.55, label="training batches")
+    axes.plot(steps, loss, color=theme.type_color("res"), lw=0.9, alpha=0.55, label="training batches")
     steps = [row["step"] for row in evaluated]
     look = {"ms": 3.2, "lw": 1.1}
     train_loss = [_number(row["train_loss"]) for row in evaluated]
     test_loss = [_number(row["test_loss"]) for row in evaluated]
-    axes.plot(steps, train_loss, "s-", color=theme.part("skip"), label="training images, EMA", **look)
-    axes.plot(steps, test_loss, "o-", color=theme.part("head"), label="held-out images, EMA", **look)
+    axes.plot(steps, train_loss, "s-", color=theme.type_color("skip"), label="training images, EMA", **look)
+    axes.plot(steps, test_loss, "o-", color=theme.type_color("head"), label="held-out images, EMA", **look)
     axes.set(yscale="log", xlabel="step", title="denoising loss by step")
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(lambda value, _: style.number(value))
@@ -49,14 +49,14 @@ def _levels(axes: Axes, theme: Theme, model: ExaminedModel, evaluated: list[dict
     for k, row in enumerate(chosen):
         last = k == len(chosen) - 1
         x = model.log_snr[np.asarray(row["levels"], int)]
-        look = {"color": theme.part("head"), "alpha": 1.0 if last else 0.2 + 0.4 * k / len(chosen)}
+        look = {"color": theme.type_color("head"), "alpha": 1.0 if last else 0.2 + 0.4 * k / len(chosen)}
         test_loss = [_number(value) for value in row["test_loss_by_level"]]
         words = f"held-out, step {row['step']:,}" if last else "earlier evaluations" if k == 0 else None
         axes.plot(x, test_loss, "o-" if last else "-", ms=3.2, lw=1.2 if last else 0.9, label=words, **look)
         if last:
             train_loss = [_number(value) for value in row["train_loss_by_level"]]
             words = f"training images, step {row['step']:,}"
-            axes.plot(x, train_loss, "s--", ms=3, lw=1, color=theme.part("skip"), label=words)
+            axes.plot(x, train_loss, "s--", ms=3, lw=1, color=theme.type_color("skip"), label=words)
     axes.set(yscale="log", xlabel="log-SNR (clean to the left)", title="denoising loss by timestep")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.invert_xaxis()

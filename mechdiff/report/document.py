@@ -76,7 +76,7 @@ def _together(models: list[ExaminedModel], figures: Path) -> dict:
         "tested": sum(not np.isnan(claim.p) for claim in answers),
         "both": _both(networks),
         "compared": len(_compared(networks)),
-        "fewest": small_samples.FEWEST,
+        "fewest": small_samples.MIN_SEEDS,
         "rows": across.rows(models),
         "together": _figures_of_all(networks, trainings, figures),
         "trainings": trainings,
@@ -144,7 +144,7 @@ def _each(models: list[ExaminedModel], everyone: list[ExaminedModel], figures: P
     return {
         "models": models,
         "views": views.views(models, numbers.seeds(everyone), figures),
-        "range_figure": _range(spans, models, figures, paper),
+        "range_figure": _range(spans, figures, paper),
         "agreement_figures": _agreements(models, lead, figures),
         "spans": spans,
         "lead": lead,
@@ -171,7 +171,7 @@ def _reference_images(models: list[ExaminedModel]) -> int | None:
     return numbers_of.pop() if len(numbers_of) == 1 else None
 
 
-def _range(spans: list, models: list[ExaminedModel], figures: Path, paper: bool) -> PageFigure | None:
+def _range(spans: list, figures: Path, paper: bool) -> PageFigure | None:
     if not spans:
         return None
     rows = []

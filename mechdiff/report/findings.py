@@ -70,17 +70,17 @@ def about(model: ExaminedModel) -> list[Markup]:
 
 
 def _largest(model: ExaminedModel) -> Markup | None:
-    parts = []
+    phrases = []
     for increase in model.increases.values():
-        place = numbers.largest(increase)
-        if place is not None:
+        index = numbers.largest(increase)
+        if index is not None:
             words = Markup("under {} ablation <code>{}</code>, pooled ΔL/L = {}")
-            pooled = between(numbers.value(increase.pooled, place), " %")
-            parts.append(words.format(increase.ablation, increase.components[place], pooled))
-    if not parts:
+            pooled = between(numbers.value(increase.pooled, index), " %")
+            phrases.append(words.format(increase.ablation, increase.components[index], pooled))
+    if not phrases:
         return Markup("No ablation changed any prediction: nothing was tested.")
     return Markup("<b>Largest effect of a single component,</b> of either sign: {}.").format(
-        Markup("; ").join(parts)
+        Markup("; ").join(phrases)
     )
 
 

@@ -24,8 +24,8 @@ LEFT, RIGHT, TOP, BOTTOM = 2.0, 0.1, 0.35, 1.1  # inches around the panels
 def rows(increase: EffectGrid) -> list[int | None]:
     """Components by component type, then by depth; None for the gap between types."""
     order: list[int | None] = []
-    for component_type in dict.fromkeys(["res", "head", "skip", "time", *increase.part]):
-        members = [i for i, other in enumerate(increase.part) if other == component_type]
+    for component_type in dict.fromkeys(["res", "head", "skip", "time", *increase.component_type]):
+        members = [i for i, other in enumerate(increase.component_type) if other == component_type]
         if members and order:
             order.append(None)
         order += sorted(members, key=lambda i: (increase.depth[i], i))
@@ -108,20 +108,22 @@ def _labels(axes: Axes, theme: Theme, increase: EffectGrid, order: list, edges: 
     for k, i in enumerate(order):
         if i is not None:
             at = (edges[k] + edges[k + 1]) / 2
-            place = {"ha": "right", "va": "center_baseline", "size": style.SMALL, "transform": across}
-            axes.text(-0.02, at, increase.components[i], gid=inline.mark(increase.components[i]), **place)
+            layout = {"ha": "right", "va": "center_baseline", "size": style.SMALL, "transform": across}
+            axes.text(-0.02, at, increase.components[i], gid=inline.mark(increase.components[i]), **layout)
     inch = 1 / (axes.get_position().width * axes.figure.get_figwidth())
-    for component_type in dict.fromkeys(increase.part):
-        inside = [k for k, i in enumerate(order) if i is not None and increase.part[i] == component_type]
+    for component_type in dict.fromkeys(increase.component_type):
+        inside = [
+            k for k, i in enumerate(order) if i is not None and increase.component_type[i] == component_type
+        ]
         low, high = edges[inside[0]], edges[inside[-1] + 1]
         x = -1.68 * inch
-        line = {"color": theme.part(component_type), "lw": 2.2, "solid_capstyle": "butt"}
+        line = {"color": theme.type_color(component_type), "lw": 2.2, "solid_capstyle": "butt"}
         axes.plot([x, x], [low + 0.1, high - 0.1], transform=across, clip_on=False, **line)
         words = style.WORDS.get(component_type, component_type)
         short = words if (high - low) * ROW > 0.075 * len(words) else component_type
-        place = {"rotation": 90, "ha": "right", "va": "center", "transform": across}
-        color = theme.part(component_type)
-        axes.text(x - 0.08 * inch, (low + high) / 2, short, size=style.SMALL, color=color, **place)
+        layout = {"rotation": 90, "ha": "right", "va": "center", "transform": across}
+        color = theme.type_color(component_type)
+        axes.text(x - 0.08 * inch, (low + high) / 2, short, size=style.SMALL, color=color, **layout)
 
 
 def _scale(figure: Figure, theme: Theme, largest: float, size: tuple[float, float], quantity: str) -> None:

@@ -188,8 +188,8 @@ def component_type_means(model: ExaminedModel, ablation: str) -> dict[str, tuple
     increase = model.increases[ablation]
     clean, loss = effects.losses(model.sweep, ablation)
     units, means = stats.units_of(model.sweep), {}
-    for component_type in dict.fromkeys(increase.part):
-        same_type = [other == component_type for other in increase.part]
+    for component_type in dict.fromkeys(increase.component_type):
+        same_type = [other == component_type for other in increase.component_type]
         rows = np.flatnonzero(np.array(same_type) & ~increase.idle)
         if len(rows):
 

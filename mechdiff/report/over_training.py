@@ -25,7 +25,7 @@ class Training:
       name: of the run.
       ablation: under which they were measured.
       steps: of training, ascending.
-      components, part: names and component types.
+      components, component_type: their names and types.
       estimate, low, high: `[step, component]`.
       counted: numbers of images and people in words, see `findings.images`; by step where they differ.
     """
@@ -34,7 +34,7 @@ class Training:
     ablation: str
     steps: Int[np.ndarray, " steps"]
     components: tuple[str, ...]
-    part: tuple[str, ...]
+    component_type: tuple[str, ...]
     estimate: Float[np.ndarray, "steps components"]
     low: Float[np.ndarray, "steps components"]
     high: Float[np.ndarray, "steps components"]
@@ -69,9 +69,9 @@ def draw(theme: Theme, training: Training) -> Figure:
     for component in np.setdiff1d(np.arange(len(training.components)), largest):
         axes.plot(training.steps, training.estimate[:, component], color=theme.muted, lw=0.6, alpha=0.35)
     for rank, component in enumerate(largest):
-        color = theme.part(training.part[component])
+        color = theme.type_color(training.component_type[component])
         look = {"color": color, "ls": ("-", "--", ":")[rank % 3], "lw": 1.3, "ms": 3.4}
-        marker = style.MARKERS.get(training.part[component], "o")
+        marker = style.MARKERS.get(training.component_type[component], "o")
         name = training.components[component]
         axes.plot(training.steps, training.estimate[:, component], marker=marker, label=name, **look)
         low, high = training.low[:, component], training.high[:, component]
@@ -85,8 +85,8 @@ def draw(theme: Theme, training: Training) -> Figure:
     axes.set(xlabel="training step", title=f"pooled ΔL/L, %, {training.ablation} ablation")
     axes.axhline(0, color=theme.muted, lw=0.8)
     axes.grid(axis="y")
-    place = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
-    axes.legend(fontsize=style.SMALL, labelcolor=theme.ink, handlelength=2.4, **place)
+    layout = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
+    axes.legend(fontsize=style.SMALL, labelcolor=theme.ink, handlelength=2.4, **layout)
     return figure
 
 
@@ -114,7 +114,7 @@ def _training(snapshots: dict[int, ExaminedModel]) -> Training:
         ablation=last.lead.ablation,
         steps=np.array(list(snapshots)),
         components=tuple(map(str, last.lead.components)),
-        part=tuple(map(str, last.lead.part)),
+        component_type=tuple(map(str, last.lead.component_type)),
         estimate=np.array([interval.estimate for interval in pooled]),
         low=np.array([interval.low for interval in pooled]),
         high=np.array([interval.high for interval in pooled]),

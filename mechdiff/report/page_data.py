@@ -14,7 +14,7 @@ from mechdiff.report.numbers import attention_intervals
 from mechdiff.stats import Interval
 from mechdiff.study.examined_model import ExaminedModel
 
-MOST_IMAGES = 101  # marks in a card; at ranks so spaced, 5 %, 50 % and 95 % quantiles are those of all images
+MAX_IMAGES = 101  # marks in a card; at ranks so spaced, 5 %, 50 % and 95 % quantiles are those of all images
 
 
 def page_data(models: list[ExaminedModel]) -> Markup:
@@ -34,7 +34,7 @@ def of_model(model: ExaminedModel) -> dict:
 
     `ablations[name]` holds `pooled` (per component: estimate, low, high, in %), `cells` (per component and
     timestep: estimate, low, high, max-T p), `idle`, and `images` (per component: an image's contribution to
-    pooled ΔL/L, in %; of more than `MOST_IMAGES` some, evenly by rank), `scored` being how many there are in
+    pooled ΔL/L, in %; of more than `MAX_IMAGES` some, evenly by rank), `scored` being how many there are in
     all. `attention` holds `heads`, and per statistic its title and such triples per head and
     timestep. `examples[name]` lists the images of a component's card, see `examples.figures`.
     """
@@ -54,7 +54,7 @@ def of_model(model: ExaminedModel) -> dict:
 
 def axes_of(increase: EffectGrid) -> dict:
     """Timesteps and components of a model, see `of_model`."""
-    places = zip(increase.components, increase.part, increase.resolution, strict=True)
+    places = zip(increase.components, increase.component_type, increase.resolution, strict=True)
     return {
         "t": increase.t.tolist(),
         "log_snr": short(increase.log_snr),
@@ -90,12 +90,12 @@ def image_contributions(model: ExaminedModel, ablation: str) -> Float[np.ndarray
 
 
 def thinned(values: Float[np.ndarray, "component image"]) -> Float[np.ndarray, "component shown"]:
-    """The values; of more than `MOST_IMAGES` in a row so many, evenly by rank, the least and largest among
+    """The values; of more than `MAX_IMAGES` in a row so many, evenly by rank, the least and largest among
     them."""
     count = values.shape[1]
-    if count <= MOST_IMAGES:
+    if count <= MAX_IMAGES:
         return values
-    return np.sort(values, axis=1)[:, np.linspace(0, count - 1, MOST_IMAGES).round().astype(int)]
+    return np.sort(values, axis=1)[:, np.linspace(0, count - 1, MAX_IMAGES).round().astype(int)]
 
 
 def _attention(model: ExaminedModel) -> dict:
@@ -121,6 +121,6 @@ def _triples(interval: Interval) -> np.ndarray:
 def short(values: np.ndarray, digits: int = 6) -> list:
     """Nested lists of numbers of so many significant digits; None for what is not a number."""
     if values.ndim > 1:
-        return [short(part, digits) for part in values]
+        return [short(value, digits) for value in values]
     numbers = [float(f"{value:.{digits}g}") for value in values.tolist()]
     return [number if math.isfinite(number) else None for number in numbers]

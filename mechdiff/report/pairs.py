@@ -40,13 +40,13 @@ def _listed(table: xr.Dataset) -> Markup:
     left = [i for i, pair in enumerate(names) if pair not in inside]
     if not (groups or left):
         return Markup("No pair interacts by more than {:g} % of the loss by its own 95 % interval.").format(
-            backups.LEAST
+            backups.MIN_INTERACTION
         )
     items = [_group(members, table) for members in groups]
     items += [_item(named.isel(pair=i)) for i in left[:SHOWN]]
     more = f"; and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
     words = "Pairs that interact by more than {:g} % of the loss, each by its own 95 % interval: {}{}."
-    return Markup(words).format(backups.LEAST, Markup("; ").join(items), more)
+    return Markup(words).format(backups.MIN_INTERACTION, Markup("; ").join(items), more)
 
 
 def _group(members: tuple[str, ...], table: xr.Dataset) -> Markup:
@@ -58,7 +58,7 @@ def _group(members: tuple[str, ...], table: xr.Dataset) -> Markup:
     )
     first = Markup(", ").join(codes[:-1])
     least, most = precise(costs.min()), precise(costs.max())
-    return Markup(words).format(first, codes[-1], backups.LEAST, least, most)
+    return Markup(words).format(first, codes[-1], backups.MIN_INTERACTION, least, most)
 
 
 def _item(pair: xr.Dataset) -> Markup:

@@ -26,12 +26,12 @@ def draw(
     height = 0.95 + 0.235 * len(order)
     figure = style.figure(5.3, height)
     axes = figure.add_axes((0.30, 0.6 / height, 0.68, (height - 0.95) / height))
-    for place, i in enumerate(order):
-        axes.hlines(place, *first.quantiles.estimate[i, [0, -1]], color=theme.muted, lw=0.5, zorder=1)
+    for rank, i in enumerate(order):
+        axes.hlines(rank, *first.quantiles.estimate[i, [0, -1]], color=theme.muted, lw=0.5, zorder=1)
     for k, increase in enumerate(ablations):
         shift = (k - (len(ablations) - 1) / 2) * 0.3
-        for place, i in enumerate(order):
-            _mark(axes, theme, increase, i, place + shift, filled=k == 0)
+        for rank, i in enumerate(order):
+            _mark(axes, theme, increase, i, rank + shift, filled=k == 0)
     axes.set(ylim=(len(order) - 0.4, -0.6), xlabel="pooled ΔL/L, %, with 95 % interval")
     axes.set_yticks(
         range(len(order)), [first.components[i] for i in order], color=theme.ink, size=style.SMALL
@@ -58,12 +58,12 @@ def chosen(increase: Effects) -> list[int]:
 
 
 def _mark(axes: Axes, theme: Theme, increase: Effects, i: int, y: float, filled: bool) -> None:
-    color = theme.part(increase.part[i])
+    color = theme.type_color(increase.component_type[i])
     pooled = increase.pooled
     line = {"color": color, "lw": 1.3 if filled else 0.9, "solid_capstyle": "butt"}
     axes.plot([pooled.low[i], pooled.high[i]], [y, y], **line)
     axes.plot(
-        pooled.estimate[i], y, MARKERS.get(increase.part[i], "o"), ms=4.6, color=color,
+        pooled.estimate[i], y, MARKERS.get(increase.component_type[i], "o"), ms=4.6, color=color,
         markerfacecolor=color if filled else theme.paper, markeredgewidth=0.9,
         gid=inline.mark(increase.components[i], increase.ablation),
     )  # fmt: skip
@@ -74,8 +74,8 @@ def _ablations_key(axes: Axes, theme: Theme, ablations: list[str]) -> None:
         face = theme.ink if k == 0 else theme.paper
         look = {"color": theme.ink, "markerfacecolor": face, "ms": 4.6, "markeredgewidth": 0.9}
         axes.plot([], [], "o", label=f"{ablation} ablation", **look)
-    place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": len(ablations), "borderaxespad": 0}
-    axes.legend(fontsize=style.SMALL, labelcolor=theme.ink, handletextpad=0.2, columnspacing=1.2, **place)
+    layout = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": len(ablations), "borderaxespad": 0}
+    axes.legend(fontsize=style.SMALL, labelcolor=theme.ink, handletextpad=0.2, columnspacing=1.2, **layout)
 
 
 def ends(increases: list[Effects]) -> tuple[float, float]:
@@ -110,8 +110,8 @@ def draw_range(theme: Theme, rows: list[Row], limits: tuple[float, float], paper
     if paper:
         axes.axvspan(*PAPER, color=theme.muted, alpha=0.16, lw=0)
         words = f"paper's abstract\n{PAPER[0]:g} % to {PAPER[1]:g} %"
-        place = {"ha": "center", "va": "bottom", "color": theme.muted}
-        axes.text(np.sqrt(PAPER[0] * PAPER[1]), -0.62, words, size=style.SMALL, **place)
+        layout = {"ha": "center", "va": "bottom", "color": theme.muted}
+        axes.text(np.sqrt(PAPER[0] * PAPER[1]), -0.62, words, size=style.SMALL, **layout)
     for y, row in enumerate(rows):
         _strip(axes, theme, row.increase, y)
     axes.set(ylim=(len(rows) - 0.45, -0.6), xlabel=f"pooled ΔL/L, %{' (ours)' if paper else ''}")
@@ -133,12 +133,12 @@ def _strip(axes: Axes, theme: Theme, increase: Effects, y: float) -> None:
     axes.plot([values.min(), values.max()], [y, y], color=theme.ink, lw=0.8, zorder=1)
     heights = y + 0.26 * (2 * ((np.arange(len(active)) * 0.61803) % 1) - 1)
     for component_type, places in _by_type(increase, active):
-        look = {"ms": 3.4, "color": theme.part(component_type), "alpha": 0.85, "mew": 0, "ls": ""}
+        look = {"ms": 3.4, "color": theme.type_color(component_type), "alpha": 0.85, "mew": 0, "ls": ""}
         axes.plot(values[places], heights[places], MARKERS.get(component_type, "o"), **look)
     for value, side in ((values.min(), "right"), (values.max(), "left")):
         gap = -4 if side == "right" else 4
-        place = {"xytext": (gap, 0), "textcoords": "offset points", "ha": side, "va": "center_baseline"}
-        axes.annotate(style.number(value), (value, y), size=style.SMALL, zorder=3, **place)
+        layout = {"xytext": (gap, 0), "textcoords": "offset points", "ha": side, "va": "center_baseline"}
+        axes.annotate(style.number(value), (value, y), size=style.SMALL, zorder=3, **layout)
 
 
 def draw_agreement(
@@ -155,7 +155,7 @@ def draw_agreement(
         x, x_errors = _bars(first, pairs[places, 0])
         y, y_errors = _bars(second, pairs[places, 1])
         label = WORDS.get(component_type, component_type)
-        look = {"color": theme.part(component_type), "ms": 4, "mew": 0, "label": label}
+        look = {"color": theme.type_color(component_type), "ms": 4, "mew": 0, "label": label}
         marker = MARKERS.get(component_type, "o")
         axes.errorbar(x, y, yerr=y_errors, xerr=x_errors, fmt=marker, elinewidth=0.7, **look)
     for which in "xy":
@@ -170,7 +170,7 @@ def draw_agreement(
 
 def _by_type(increase: Effects, rows: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """Component types among `rows`, each with its positions in `rows`."""
-    types = np.array([increase.part[i] for i in rows])
+    types = np.array([increase.component_type[i] for i in rows])
     return [(str(name), np.flatnonzero(types == name)) for name in dict.fromkeys(types)]
 
 

@@ -85,7 +85,7 @@ def draw(
     _rows(axes, theme, where)
     _flow(axes, theme, where)
     for i, stage in enumerate(where.stages):
-        _stage(axes, paint, where, config, i, stage)
+        _stage(axes, paint, where, i, stage)
     _groups(axes, theme, where)
     _key(figure, axes, paint, bottom, quantity)
     return figure
@@ -100,7 +100,9 @@ def drawing(
       config: None where the denoiser has no stages of ours.
       quantity: what the numbers are, with their unit.
     """
-    if config is not None and set(increase.components) <= {part.name for part in components(config)}:
+    if config is not None and set(increase.components) <= {
+        component.name for component in components(config)
+    }:
         return draw(theme, config, increase, largest, quantity)
     return draw_sequence(theme, increase, largest, quantity)
 
@@ -125,7 +127,7 @@ def _flow(axes: Axes, theme: Theme, where: Plan) -> None:
     for a, b, deck in where.bridges:
         (x0, y0), (x1, y1) = where.place(a), where.place(b)
         corners = [(x0, y0 + TALL), (x0, deck), (x1, deck), (x1, y1 + TALL)]
-        _line(axes, corners, theme.part("skip"), 1.1)
+        _line(axes, corners, theme.type_color("skip"), 1.1)
 
 
 def _line(axes: Axes, corners: list[tuple[float, float]], color: str, width: float) -> None:
@@ -145,7 +147,7 @@ def _towards(corner: tuple[float, float], other: tuple[float, float], radius: fl
     return tuple(corner + step * min(radius / size, 0.5)) if size else corner
 
 
-def _stage(axes: Axes, paint: Paint, where: Plan, config: UNetConfig, i: int, stage: Stage) -> None:
+def _stage(axes: Axes, paint: Paint, where: Plan, i: int, stage: Stage) -> None:
     x, y = where.place(i)
     match stage.op:
         case "block":
@@ -158,7 +160,7 @@ def _stage(axes: Axes, paint: Paint, where: Plan, config: UNetConfig, i: int, st
             axes.add_patch(Polygon(corners, zorder=3, **plain(paint.theme)))
             axes.plot([x - HALF, x + HALF], [y, y], color=paint.theme.muted, lw=1, zorder=1)
             if stage.push:  # its skip leaves from its top
-                axes.plot([x, x], [y, y + TALL], color=paint.theme.part("skip"), lw=1.1, zorder=1)
+                axes.plot([x, x], [y, y + TALL], color=paint.theme.type_color("skip"), lw=1.1, zorder=1)
         case _:
             axes.add_patch(Rectangle((x - 0.2, y - TALL), 0.4, 2 * TALL, zorder=3, **plain(paint.theme)))
             axes.plot([x - HALF, x + HALF], [y, y], color=paint.theme.muted, lw=1, zorder=1)
@@ -168,7 +170,7 @@ def _stage(axes: Axes, paint: Paint, where: Plan, config: UNetConfig, i: int, st
 
 def _block(axes: Axes, paint: Paint, stage: Stage, x: float, y: float) -> None:
     """Residual branch as a box, its time injection as a disc below, its skip as a wedge above."""
-    axes.plot([x, x], [y - TALL - 0.2, y - TALL], color=paint.theme.part("time"), lw=1.1, zorder=1)
+    axes.plot([x, x], [y - TALL - 0.2, y - TALL], color=paint.theme.type_color("time"), lw=1.1, zorder=1)
     axes.add_patch(Circle((x, y - TALL - 0.27), 0.14, zorder=3, **paint.fill(f"{stage.name}.time")))
     box = FancyBboxPatch(
         (x - HALF + 0.05, y - TALL + 0.05),
@@ -204,8 +206,8 @@ def _groups(axes: Axes, theme: Theme, where: Plan) -> None:
             group, short = stage.name.split(".")
             runs.setdefault((group, where.row[i]), []).append(i)
             word = {"downsample": "down", "upsample": "up"}.get(short, short)
-            place = {"ha": "center", "va": "baseline", "color": theme.muted}
-            axes.text(i, where.place(i)[1] - TALL - 0.74, word, size=style.SMALL, **place)
+            layout = {"ha": "center", "va": "baseline", "color": theme.muted}
+            axes.text(i, where.place(i)[1] - TALL - 0.74, word, size=style.SMALL, **layout)
     for (group, row), members in runs.items():
         y = where.middle[row] - TALL - 0.84
         if len(members) > 1 or group == "mid":

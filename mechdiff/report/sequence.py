@@ -12,7 +12,7 @@ from mechdiff.report import style
 from mechdiff.report.paint import POOLED, Paint, short
 from mechdiff.report.style import Theme
 
-LEAST = 3  # components of a block that gets its own lines
+MIN_COMPONENTS = 3  # components of a block that gets its own lines
 
 
 def draw_sequence(theme: Theme, increase: EffectGrid, largest: float, quantity: str = POOLED) -> Figure:
@@ -45,7 +45,7 @@ def draw_sequence(theme: Theme, increase: EffectGrid, largest: float, quantity: 
 def in_lines(names: Sequence[str], columns: int) -> list[tuple[int, int]]:
     """Line and column of each component; the parts of a block get separate lines.
 
-    A block is a run of at least `LEAST` names with the same first word; shorter runs share lines.
+    A block is a run of at least `MIN_COMPONENTS` names with the same first word; shorter runs share lines.
 
     Example:
       >>> in_lines(["time", "class", "block0.mlp", "block0.head0", "block0.head1", "out"], 8)
@@ -55,9 +55,9 @@ def in_lines(names: Sequence[str], columns: int) -> list[tuple[int, int]]:
     line, column, after_block = 0, 0, False
     for _, run in itertools.groupby(names, key=lambda name: name.split(".")[0]):
         size = len(list(run))
-        if column and (after_block or size >= LEAST):
+        if column and (after_block or size >= MIN_COMPONENTS):
             line, column = line + 1, 0
-        after_block = size >= LEAST
+        after_block = size >= MIN_COMPONENTS
         for _ in range(size):
             if column == columns:
                 line, column = line + 1, 0

@@ -64,20 +64,20 @@ class Plot:
 
 def plot_component(measured: Effects, component: str, title: str) -> Plot:
     """Relative loss increase of one component over log-SNR, with its interval at every timestep."""
-    place = measured.components.index(component)
+    index = measured.components.index(component)
     pooled = measured.pooled
     words = (
-        f"pooled {pooled.estimate[place]:.1f} % [{pooled.low[place]:.1f}, {pooled.high[place]:.1f}], "
+        f"pooled {pooled.estimate[index]:.1f} % [{pooled.low[index]:.1f}, {pooled.high[index]:.1f}], "
         f"n = {measured.n} images"
     )
 
     def draw(theme: Theme) -> Figure:
         figure = style.figure(5.2, 3.0, layout="constrained")
         axes = figure.add_subplot()
-        cells, color = measured.cells, theme.part(measured.part[place])
+        cells, color = measured.cells, theme.type_color(measured.component_type[index])
         axes.axhline(0, color=theme.rule, lw=0.8)
-        axes.fill_between(measured.log_snr, cells.low[place], cells.high[place], color=color, alpha=0.2, lw=0)
-        axes.plot(measured.log_snr, cells.estimate[place], "o-", color=color, ms=3.5, lw=1.2)
+        axes.fill_between(measured.log_snr, cells.low[index], cells.high[index], color=color, alpha=0.2, lw=0)
+        axes.plot(measured.log_snr, cells.estimate[index], "o-", color=color, ms=3.5, lw=1.2)
         axes.set(xlabel="log-SNR (clean to the left)", ylabel="relative loss increase, %")
         axes.set_title(f"{component}: {title}\n{words}", fontsize=8)
         axes.invert_xaxis()
@@ -113,7 +113,7 @@ def plot_ranked(
         rows = np.arange(len(names))
         axes.axvline(0, color=theme.rule, lw=0.8)
         axes.hlines(rows, low, high, color=theme.muted, lw=1.2)
-        axes.plot(estimate, rows, "o", color=theme.part("res"), ms=4)
+        axes.plot(estimate, rows, "o", color=theme.type_color("res"), ms=4)
         axes.set_yticks(rows, names)
         axes.invert_yaxis()
         axes.set(xlabel=label)

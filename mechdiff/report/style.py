@@ -27,11 +27,11 @@ FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Libera
 
 @dataclass(frozen=True)
 class Theme:
-    """Colors of a page; `parts` are Okabe and Ito's palette, which is safe for color-blind readers.
+    """Colors of a page; `type_colors` are Okabe and Ito's palette, which is safe for color-blind readers.
 
     Attributes:
       paper, ink, muted, rule: background, text, secondary text, hairlines.
-      parts: component type -> color.
+      type_colors: component type -> color.
       diverging: colors of negative, zero (the paper) to large ΔL/L.
       sequential: name of a matplotlib color map.
     """
@@ -41,7 +41,7 @@ class Theme:
     ink: str
     muted: str
     rule: str
-    parts: dict[str, str]
+    type_colors: dict[str, str]
     diverging: tuple[str, ...]
     sequential: str = "cividis"
 
@@ -50,9 +50,9 @@ class Theme:
         """Diverging color map; ΔL/L = 0 has the color of the paper."""
         return LinearSegmentedColormap.from_list(f"effects-{self.name}", self.diverging)
 
-    def part(self, name: str) -> str:
+    def type_color(self, component_type: str) -> str:
         """Color of a component type."""
-        return self.parts.get(name, self.muted)
+        return self.type_colors.get(component_type, self.muted)
 
 
 LIGHT = Theme(
@@ -61,7 +61,7 @@ LIGHT = Theme(
     ink="#1d1d1f",
     muted="#6a6a70",
     rule="#d9d6cf",
-    parts={"res": "#0072b2", "head": "#d55e00", "skip": "#009e73", "time": "#a5558d"}
+    type_colors={"res": "#0072b2", "head": "#d55e00", "skip": "#009e73", "time": "#a5558d"}
     | {"class": "#8a6d00", "condition": "#1f8a99"},
     diverging=("#1f4e86", "#5b8fc0", "#b5cfe3", "#f3f1ec", "#f2cf9f", "#dc7f4d", "#8e1f2f"),
 )
@@ -71,7 +71,7 @@ DARK = Theme(
     ink="#e9e7e2",
     muted="#9c9ba0",
     rule="#3a3b40",
-    parts={"res": "#56b4e9", "head": "#f0913e", "skip": "#2fc79a", "time": "#d896c2"}
+    type_colors={"res": "#56b4e9", "head": "#f0913e", "skip": "#2fc79a", "time": "#d896c2"}
     | {"class": "#e6c84f", "condition": "#7fd4e0"},
     diverging=("#9ad0ff", "#4f8fc9", "#2f4a66", "#26272b", "#6b3f2c", "#d97a3a", "#ffe08a"),
 )

@@ -34,7 +34,7 @@ from mechdiff.stats.significance import (
     permutation_test,
 )
 from mechdiff.stats.weights import (
-    FEW,
+    MIN_RELIABLE,
     bootstrap_weights,
     equal_weights,
     few_images,
@@ -44,8 +44,8 @@ from mechdiff.stats.weights import (
 
 __all__ = [
     "ALPHA",
-    "FEW",
     "FLIPS",
+    "MIN_RELIABLE",
     "Interval",
     "Units",
     "benjamini_hochberg",

@@ -13,7 +13,12 @@ from jaxtyping import Array, Float, Num
 from scipy import special
 
 from mechdiff.core.errors import ConfigError
-from mechdiff.stats.weights import MANY, bootstrap_weights, check_units, hierarchical_weights
+from mechdiff.stats.weights import (
+    MIN_FOR_QUANTILES,
+    bootstrap_weights,
+    check_units,
+    hierarchical_weights,
+)
 
 Cells = Num[np.ndarray | Array, "*cells units"]
 Arm = Num[np.ndarray | Array, "*#cells units"]  # cells broadcast between the arms of a comparison
@@ -68,8 +73,9 @@ def bootstrap(
         `bca` takes a single axis of units. Both read the tails of `expanded_level`, since resamples of few
         units spread too little.
       effective: number of units that the level is expanded for, where some weigh more than others; None: all.
-      student: whether ends of fewer than `MANY` units lie at least as far out as those of Student's interval
-        with the jackknife's standard error (Tukey 1958), even outside of what the statistic can be.
+      student: whether ends of fewer than `MIN_FOR_QUANTILES` units lie at least as far out as those of
+        Student's interval with the jackknife's standard error (Tukey 1958), even outside of what the
+        statistic can be.
 
     Raises:
       ConfigError: a confidence outside (0, 1), fewer than 2 units, or `student` without `bca`.
@@ -88,7 +94,7 @@ def bootstrap(
     if without_each is not None:
         tails = _bca_tails(estimate, draws, without_each, tails)
     low, high = np.moveaxis(_quantiles(draws, np.broadcast_to(tails, (*estimate.shape, 2))), -1, 0)
-    if student and without_each is not None and count < MANY:
+    if student and without_each is not None and count < MIN_FOR_QUANTILES:
         error = np.sqrt((units[0] - 1) * without_each.var(axis=-1))
         half = special.stdtrit(count - 1, (1 + confidence) / 2) * error
         low, high = np.minimum(low, estimate - half), np.maximum(high, estimate + half)
@@ -172,17 +178,17 @@ def hierarchical_bootstrap(
     return bootstrap(lambda w: flat @ w.reshape(len(w), -1).T, weights, confidence, "percentile")
 
 
-def satterthwaite(*parts: tuple[float, float]) -> tuple[float, float]:
+def satterthwaite(*sources: tuple[float, float]) -> tuple[float, float]:
     """Standard error due to several independent sources of error, and its degrees of freedom (Satterthwaite
     1946, Biometrics Bulletin 2:110).
 
     Args:
-      parts: variance of the estimate that is due to each source, and its degrees of freedom.
+      sources: variance of the estimate that is due to each source, and its degrees of freedom.
     """
-    total = sum(variance for variance, _ in parts)
+    total = sum(variance for variance, _ in sources)
     if total == 0:
-        return 0.0, float(min(freedom for _, freedom in parts))
-    return float(np.sqrt(total)), float(total**2 / sum(v**2 / freedom for v, freedom in parts))
+        return 0.0, float(min(freedom for _, freedom in sources))
+    return float(np.sqrt(total)), float(total**2 / sum(v**2 / freedom for v, freedom in sources))
 
 
 def resampled_variance(draws: Float[np.ndarray, " repeats"], n: float) -> tuple[float, float]:

@@ -22,7 +22,7 @@ from scipy.special import stdtr, stdtrit
 from mechdiff.stats.intervals import resampled_variance, satterthwaite
 from mechdiff.stats.weights import check_units
 
-FEWEST = 3  # training seeds that a test needs
+MIN_SEEDS = 3  # training seeds that a test needs
 ROUNDING = 1 / 12  # variance of what is rounded to a whole number
 Ends = tuple[float, float]
 
@@ -35,7 +35,7 @@ def over_seeds(
     null: float = 0.0,
     sizes: bool = False,
 ) -> tuple[float, Ends, float]:
-    """Mean, Student's 95 % interval and one-sided p over training seeds; NaN where fewer than `FEWEST`, or
+    """Mean, Student's 95 % interval and one-sided p over training seeds; NaN where fewer than `MIN_SEEDS`, or
     all are equal.
 
     Args:
@@ -46,12 +46,12 @@ def over_seeds(
     """
     values = np.asarray(values, np.float64)
     mean, n = float(values.mean()), len(values)
-    if n < FEWEST:
+    if n < MIN_SEEDS:
         return mean, (np.nan, np.nan), np.nan
-    parts = [_of_mean(values, sizes)]
+    sources = [_of_mean(values, sizes)]
     if draws is not None:
-        parts.append(resampled_variance(draws.mean(axis=0), images))
-    return mean, *_student(mean, satterthwaite(*parts), above, null)
+        sources.append(resampled_variance(draws.mean(axis=0), images))
+    return mean, *_student(mean, satterthwaite(*sources), above, null)
 
 
 def between_groups(
@@ -64,7 +64,7 @@ def between_groups(
 ) -> tuple[float, Ends, float]:
     """Difference of means of two groups of networks, with Welch's (1947) 95 % interval and one-sided p of no
     difference against a larger first mean: the groups may scatter differently. NaN where either has fewer
-    than `FEWEST`, or nothing scatters.
+    than `MIN_SEEDS`, or nothing scatters.
 
     Args:
       draws: the difference in resamples of the images.
@@ -77,14 +77,14 @@ def between_groups(
     """
     sides = [np.asarray(side, np.float64) for side in (first, second)]
     mean, n = float(sides[0].mean() - sides[1].mean()), min(map(len, sides))
-    if n < FEWEST:
+    if n < MIN_SEEDS:
         return mean, (np.nan, np.nan), np.nan
-    parts = [_of_mean(side, sizes) for side in sides]
+    sources = [_of_mean(side, sizes) for side in sides]
     if pseudo:
-        parts = [(sum(variance for variance, _ in parts) * n / (n - 1), n - 1)]
+        sources = [(sum(variance for variance, _ in sources) * n / (n - 1), n - 1)]
     if draws is not None:
-        parts.append(resampled_variance(draws, images))
-    return mean, *_student(mean, satterthwaite(*parts), True, 0.0)
+        sources.append(resampled_variance(draws, images))
+    return mean, *_student(mean, satterthwaite(*sources), True, 0.0)
 
 
 def jackknife_interval(
@@ -96,20 +96,20 @@ def jackknife_interval(
     images: float = 0,
 ) -> Ends:
     """95 % interval of a function of the networks of two data sets, by leaving out one network at a time
-    (Efron & Tibshirani 1993, chapter 11); NaN where there are fewer than `FEWEST` of either.
+    (Efron & Tibshirani 1993, chapter 11); NaN where there are fewer than `MIN_SEEDS` of either.
 
     Args:
       draws, images: the function in resamples of the images, as in `over_seeds`.
     """
     n = min(len(first), len(second))
-    if n < FEWEST:
+    if n < MIN_SEEDS:
         return (np.nan, np.nan)
     without_first = [statistic(_without(first, i), second) for i in range(len(first))]
     without_second = [statistic(first, _without(second, i)) for i in range(len(second))]
-    parts = [(float(sum((len(x) - 1) * np.var(x) for x in (without_first, without_second))), n - 1)]
+    sources = [(float(sum((len(x) - 1) * np.var(x) for x in (without_first, without_second))), n - 1)]
     if draws is not None:
-        parts.append(resampled_variance(draws, images))
-    return _student(estimate, satterthwaite(*parts), True, 0.0)[0]
+        sources.append(resampled_variance(draws, images))
+    return _student(estimate, satterthwaite(*sources), True, 0.0)[0]
 
 
 def _without(items: Sequence, index: int) -> list:

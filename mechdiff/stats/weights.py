@@ -5,8 +5,10 @@ from jaxtyping import Float, Int
 
 from mechdiff.core.errors import ConfigError
 
-FEW = 8  # images or people, below which intervals may be too narrow, which is said
-MANY = 16  # from which quantiles of resamples are wide enough without Student's, see `intervals.bootstrap`
+MIN_RELIABLE = 8  # images or people, below which intervals may be too narrow, which is said
+MIN_FOR_QUANTILES = (
+    16  # from which quantiles of resamples are wide enough without Student's, see `intervals.bootstrap`
+)
 
 
 def check_units(n: int) -> int:
@@ -29,9 +31,9 @@ def few_images(n: int, effective: float | None = None) -> str:
       >>> few_images(16, 2.2)
       '; n = 16 people count as 2.2, as few have most of the images: intervals may be too narrow'
     """
-    if n < FEW:
+    if n < MIN_RELIABLE:
         return f"; n = {n} is few, intervals may be too narrow"
-    if effective is not None and effective < FEW:
+    if effective is not None and effective < MIN_RELIABLE:
         count = f"n = {n} people count as {effective:.1f}, as few have most of the images"
         return f"; {count}: intervals may be too narrow"
     return ""

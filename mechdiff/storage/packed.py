@@ -25,7 +25,7 @@ from mechdiff.storage import files
 from mechdiff.storage.labelled import renamed
 
 STEP = "_step"  # suffix of the variable that holds the steps of another
-LARGEST = 2**14  # multiple of a step that a code may reach
+MAX_CODE = 2**14  # multiple of a step that a code may reach
 ABOUT = "about.json"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of every member: equal results give equal files
 COMPRESSOR = numcodecs.Blosc(cname="zstd", clevel=9, shuffle=numcodecs.Blosc.SHUFFLE)
@@ -49,7 +49,7 @@ def rounded(
     """
     values = np.asarray(values, np.float64)
     largest = np.abs(values).max(axis=-1)
-    step = np.maximum(values.std(axis=-1) * share, largest / LARGEST).astype(np.float32)
+    step = np.maximum(values.std(axis=-1) * share, largest / MAX_CODE).astype(np.float32)
     codes = np.floor(values / np.where(step > 0, step, 1)[..., None])
     return codes.astype(np.int16), step
 

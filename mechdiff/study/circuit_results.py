@@ -146,10 +146,10 @@ def circuit_evaluators(
     timesteps = timesteps_by_log_snr(denoiser.schedule, config.timesteps)
     config = dataclasses.replace(config, ablations=(ablation,))
     evaluators = []
-    for name, half in (("find", images.part(slice(count))), ("score", images.part(slice(count, None)))):
+    for name, half in (("find", images.subset(slice(count))), ("score", images.subset(slice(count, None)))):
         key = keys.stream(root, f"circuits: {name}")
-        replacements = replacement_values(denoiser, half, timesteps, key, config)
         eval_set = half.scored_set(timesteps, keys.stream(key, "scored noise"))
+        replacements = replacement_values(denoiser, half, eval_set, key, config)
         evaluators.append(
             CircuitEvaluator(
                 denoiser,
@@ -182,7 +182,7 @@ def pairs(
     else:
         _check_images(len(images.scored), "choose pairs and run them")
         half = len(images.scored) // 2
-        images, rest = images.part(slice(half)), images.part(slice(half, None))
+        images, rest = images.subset(slice(half)), images.subset(slice(half, None))
         others = rest.scored_set(timesteps, choice)
     return backups.verified_backups(
         denoiser,

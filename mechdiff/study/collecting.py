@@ -199,7 +199,7 @@ def _changed(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict:
     for name, value in settings.items():
         *sections, field = name.split(".")
         section = changed
-        for part in sections:
-            section = section.setdefault(part, {})
+        for section_name in sections:
+            section = section.setdefault(section_name, {})
         section[field] = value
     return changed

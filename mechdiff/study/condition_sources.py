@@ -63,14 +63,14 @@ def condition_of(
       DataError: a class or a condition image that is missing or ambiguous.
     """
     takes = conditions.taken(denoiser.network)
-    parts, words = {}, []
+    entries, words = {}, []
     if takes.classes:
-        parts["label"], said = _labels(denoiser, images, rows, sources)
+        entries["label"], said = _labels(denoiser, images, rows, sources)
         words.append(said)
     if takes.channels:
-        parts["image"], said = _condition_images(denoiser, images, rows, sources, preprocessing)
+        entries["image"], said = _condition_images(denoiser, images, rows, sources, preprocessing)
         words.append(said)
-    return (parts if len(parts) > 1 else next(iter(parts.values()))), tuple(words)
+    return (entries if len(entries) > 1 else next(iter(entries.values()))), tuple(words)
 
 
 def _labels(

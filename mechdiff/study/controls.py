@@ -57,8 +57,8 @@ def control(
     images = examined.images
     sweep = dataclasses.replace(config.sweep, images=len(images.scored))
     root = jax.random.key(config.seed)
-    replacements = replacement_values(fresh, images, timesteps, root, sweep, images.swept)
     eval_set = images.swept_set(timesteps, noise)
+    replacements = replacement_values(fresh, images, eval_set, root, sweep)
     results = ablation_sweep(fresh, eval_set, folder / "control", config=sweep, replacements=replacements)
     return results.assign_coords(images.labels)
 
@@ -83,11 +83,12 @@ def random_sets(examined: DenoiserAndImages, config: ExperimentConfig, noise: PR
     denoiser, images, count = examined.denoiser, examined.images, config.study.random_sets
     timesteps = [int(t) for t in timesteps_by_log_snr(denoiser.schedule, config.study.timesteps)]
     sweep = dataclasses.replace(config.sweep, images=len(images.scored))
-    values = replacement_values(denoiser, images, timesteps, jax.random.key(config.seed), sweep)
+    eval_set = images.scored_set(timesteps, noise)
+    values = replacement_values(denoiser, images, eval_set, jax.random.key(config.seed), sweep)
     chosen = denoiser.components()
     classes = [matched_class(component, denoiser.identity) for component in chosen]
     names, stacked = matched_sets(chosen, chosen, denoiser.identity, count, config.seed)
-    increases, eval_set = [], images.scored_set(timesteps, noise)
+    increases = []
     for ablation in config.sweep.ablations:
         losses = sweep_in_memory(
             denoiser,

@@ -18,7 +18,7 @@ from mechdiff.sweeps import activations, temperature
 from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.attention_patterns import heads_of
 
-FEWEST = 3  # heads that entropy is compared over
+MIN_HEADS = 3  # heads that entropy is compared over
 
 
 class EntropyLinks(NamedTuple):
@@ -97,9 +97,9 @@ def heads_over_many_keys(denoiser: Examinable, attention: xr.Dataset) -> list[Co
     """
     heads, known = heads_of(denoiser), set(attention["head"].values.tolist())
     many = [component for component in heads if component.name in known]
-    if len(many) < FEWEST:
+    if len(many) < MIN_HEADS:
         raise ConfigError(
             f"{len(many)} heads attend over more than one position ({len(heads)} heads in all); entropy is "
-            f"compared over at least {FEWEST}"
+            f"compared over at least {MIN_HEADS}"
         )
     return many

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from mechdiff.analysis.class_effects import CLASS
 from mechdiff.core.config import SweepConfig
-from mechdiff.core.types import AnyArray, Images, PRNGKey, PyTree, Shown
+from mechdiff.core.types import AnyArray, ExaminedImages, Images, PRNGKey, PyTree
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.models import conditions
 from mechdiff.stats.clusters import PERSON
@@ -75,7 +75,7 @@ class EvalImages:
         return result if people is None else result.assign_coords({PERSON: ("image", people)})
 
     @property
-    def swept(self) -> Shown:
+    def swept(self) -> ExaminedImages:
         """Images of sweeps over all timesteps: nested ones if there are any, else the scored ones."""
         return self.scored if self.nested is None else self.nested
 
@@ -111,7 +111,7 @@ class EvalImages:
         condition = conditions.at(self.reference_condition, slice(count))
         return dataclasses.replace(self, reference=self.reference[:count], reference_condition=condition)
 
-    def part(self, chosen: slice) -> "EvalImages":
+    def subset(self, chosen: slice) -> "EvalImages":
         """Some of the scored images, at every timestep."""
         condition = conditions.at(self.scored_condition, chosen)
         people = None if self.scored_people is None else self.scored_people[chosen]

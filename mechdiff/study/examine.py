@@ -121,9 +121,9 @@ def _save_measurements(
     seed in `facts`."""
     timesteps, seed = timesteps_by_log_snr(denoiser.schedule, config.timesteps), facts["seed"]
     root = jax.random.key(seed)
-    replacements = replacement_values(denoiser, images, timesteps, root, config, images.swept)
     noise = keys.stream(root, "scored noise")
     eval_set = images.swept_set(timesteps, noise)
+    replacements = replacement_values(denoiser, images, eval_set, root, config)
     sweep = ablation_sweep(
         denoiser,
         eval_set,

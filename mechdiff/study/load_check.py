@@ -94,9 +94,9 @@ class LoadCheck:
 
 
 def check(
-    denoiser: Examinable, shown: EvalImages, record: Mapping[str, Any] | None = None, seed: int = 0
+    denoiser: Examinable, prepared: EvalImages, record: Mapping[str, Any] | None = None, seed: int = 0
 ) -> LoadCheck:
-    """Scores a network on the first of the images it is shown.
+    """Scores a network on the first of the images that it is examined on.
 
     Args:
       record: of its training; `levels` and `test_loss_by_level` are compared with.
@@ -108,9 +108,9 @@ def check(
     if timesteps is None:
         timesteps = timesteps_by_log_snr(denoiser.schedule, min(TIMESTEPS, denoiser.schedule.steps))
     timesteps = np.asarray(timesteps, np.int32)
-    images = np.asarray(shown.scored[:IMAGES])
+    images = np.asarray(prepared.scored[:IMAGES])
     key = keys.stream(jax.random.key(seed), "load check")
-    condition = conditions.at(shown.scored_condition, slice(IMAGES))
+    condition = conditions.at(prepared.scored_condition, slice(IMAGES))
     losses = np.asarray(_losses(denoiser, key, images, timesteps, condition), np.float64)
     ratios = None if not recorded else (losses / np.asarray(recorded)[:, None]).mean(0)
     few = len(images) < 2

@@ -26,7 +26,7 @@ def measured_phases(
       ConfigError: fewer than 4 images, or too few timesteps, see `phases.check_sizes`.
     """
     key = jax.random.key(config.seed)
-    replacements = replacement_values(denoiser, images, eval_set.timesteps, key, config.sweep)
+    replacements = replacement_values(denoiser, images, eval_set, key, config.sweep)
     swept = ablation_sweep(denoiser, eval_set, folder, config=config.sweep, replacements=replacements)
     swept = swept.assign_coords(images.labels)  # no person is in both halves
     return {ablation: phases.measure(swept, ablation) for ablation in config.sweep.ablations}

@@ -25,7 +25,7 @@ SIDES = ("celeba", "synthetic")  # data sets that claims compare, examined in fu
 OTHERS = ("synthetic-level0", "synthetic-level2", "scrambled", "gaussian")
 NEED_CELEBA = ("celeba", "scrambled")
 SAMPLED_SEED = 0  # of its networks the sheet of samples is kept
-LARGEST_PIECE = 15 * 2**20  # bytes of a piece, below the 16 MiB that some machines hand back
+MAX_PIECE_BYTES = 15 * 2**20  # bytes of a piece, below the 16 MiB that some machines hand back
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +132,7 @@ def of_ladder(config: ExperimentConfig) -> ExperimentConfig:
     return dataclasses.replace(config, sweep=sweep, study=study)
 
 
-def write_pieces(examined: Path, folder: Path, largest: int = LARGEST_PIECE) -> list[Path]:
+def write_pieces(examined: Path, folder: Path, largest: int = MAX_PIECE_BYTES) -> list[Path]:
     """All packed networks and their manifests in a few files of at most `largest` bytes, to be carried away.
 
     A piece is a zip of `NAME/cells/NAME.zip` and `NAME/manifest.json`; unpacked into one folder, pieces are

@@ -1,12 +1,8 @@
 """Replacement values of ablations, computed from the images that a model is examined on."""
 
-from collections.abc import Sequence
-
-import jax
-
 from mechdiff.core import keys
 from mechdiff.core.config import SweepConfig
-from mechdiff.core.types import AnyArray, Shown
+from mechdiff.core.types import PRNGKey
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.models.denoiser import Examinable
 from mechdiff.study.eval_images import EvalImages
@@ -16,26 +12,20 @@ from mechdiff.sweeps.replacements import noise_replacements, resample_replacemen
 
 
 def replacement_values(
-    denoiser: Examinable,
-    images: EvalImages,
-    timesteps: Sequence[int] | AnyArray,
-    root: jax.Array,
-    config: SweepConfig,
-    shown: Shown | None = None,
+    denoiser: Examinable, images: EvalImages, eval_set: EvalSet, root: PRNGKey, config: SweepConfig
 ) -> dict:
     """Replacement values of each ablation but `zero`: ablation -> replacements, or a source of them.
 
     Args:
-      shown: images of the sweep, if not the scored ones of `images`.
+      images: of which the reference images are taken.
+      eval_set: what is swept; `resample` takes activations on its other images, under its noise.
+      root: key of which that of the reference images' noise is made.
+      config: which ablations, and the settings of their replacements.
     """
-    shown = images.scored if shown is None else shown
-    reference = images.reference_set(timesteps, keys.stream(root, "mean noise"))
-    key = keys.stream(root, "scored noise")
-    condition = images.condition if shown is images.swept else images.scored_condition
-    scored = EvalSet(shown, timesteps, key, condition)
+    reference = images.reference_set(eval_set.timesteps, keys.stream(root, "mean noise"))
     make = {
         "mean": lambda: activations.activation_means(denoiser, reference),
-        "resample": lambda: resample_replacements(denoiser, scored, draws=config.draws),
+        "resample": lambda: resample_replacements(denoiser, eval_set, draws=config.draws),
         "noise": lambda: noise_replacements(denoiser, reference, draws=config.draws),
         "optimal": lambda: optimal_replacements(denoiser, reference, steps=config.optimal_steps),
     }

@@ -45,14 +45,14 @@ def read(folder: Path) -> tuple[dict, list[ExaminedModel]]:
 def _by_step(name: str) -> tuple[list[str | int], float]:
     """The run and the step of a model RUN@STEP; seed 2 comes before seed 10, the end of training last."""
     run, _, step = name.partition("@")
-    parts = [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", run)]
-    return parts, float(step) if step.isdecimal() else float("inf")
+    tokens = [int(token) if token.isdecimal() else token for token in re.split(r"(\d+)", run)]
+    return tokens, float(step) if step.isdecimal() else float("inf")
 
 
 def _examined(folder: Path) -> ExaminedModel:
     about = files.read_json(folder / "subject.json")
     _check_facts(folder / "subject.json", about)
-    sweep, attention = (labelled.read(folder / f"{part}.zarr") for part in ("sweep", "attention"))
+    sweep, attention = (labelled.read(folder / f"{name}.zarr") for name in ("sweep", "attention"))
     _check(folder / "sweep.zarr", sweep, ("loss", "clean_loss", "change"))
     _check(folder / "attention.zarr", attention, STATISTICS)
     _check_same(folder, about, sweep, attention)

@@ -152,12 +152,12 @@ def attention_stats(
     placed = devices.everywhere(devices.over(block), denoiser)
     by_timestep = []  # site -> statistics (image, head)
     for t_index in range(len(timesteps)):
-        parts = [
+        blocks = [
             _captured(placed, eval_set.batch(t_index, batch.indices), collection=ATTENTION)
             for batch in batches(count, block)
         ]
         by_timestep.append(
-            jax.tree.map(lambda *values: np.concatenate([np.asarray(v) for v in values])[:count], *parts)
+            jax.tree.map(lambda *values: np.concatenate([np.asarray(v) for v in values])[:count], *blocks)
         )
     heads, tokens = _heads_and_keys(denoiser, eval_set, by_timestep[0])
     shape = (len(heads), len(timesteps), count)

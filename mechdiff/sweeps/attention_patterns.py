@@ -225,12 +225,14 @@ def heads_of(denoiser: Examinable, heads: Sequence[Component] | None = None) -> 
     """
     if heads:
         return tuple(heads)
-    listed = [part for part in denoiser.components() if part.component_type in (HEAD, PATTERN)]
+    listed = [component for component in denoiser.components() if component.component_type in (HEAD, PATTERN)]
     if isinstance(denoiser.network, UNetConfig):
         if not listed:
             raise ConfigError("this network has no attention heads; there is no pattern to replace")
         return tuple(listed)
-    reached = tuple(part for part in listed if pattern_site(part.site) in denoiser.identity.gate)
+    reached = tuple(
+        component for component in listed if pattern_site(component.site) in denoiser.identity.gate
+    )
     if not reached and denoiser.network.imported:
         raise ConfigError(
             f"{denoiser.name}: this network has no attention with a pattern (of a softmax over positions)"

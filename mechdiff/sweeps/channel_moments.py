@@ -90,12 +90,12 @@ def channel_moments(
     by_timestep = []  # site -> (first, second)
     for t_index in range(len(eval_set.timesteps)):
         at_t = {site: value[t_index] for site, value in (means or {}).items()}
-        parts = [
+        blocks = [
             _sums(denoiser, eval_set.batch(t_index, images[batch.indices].ravel()), at_t, groups=block)
             for batch in batches(groups, block)
         ]
         by_timestep.append(
-            jax.tree.map(lambda *sums: np.concatenate([np.asarray(s) for s in sums])[:groups], *parts)
+            jax.tree.map(lambda *sums: np.concatenate([np.asarray(s) for s in sums])[:groups], *blocks)
         )
     shapes = _positions(denoiser, eval_set)
     return {

@@ -66,9 +66,9 @@ def sweep_in_memory(
     engine = Engine(denoiser)
     per_timestep = []
     for t_index in range(len(eval_set.timesteps)):
-        parts = []
+        blocks = []
         for batch in batches(eval_set.count, min(block, eval_set.count)):
             losses = block_losses(engine, eval_set, t_index, batch.indices, stacked, source, field)
-            parts.append([values[..., : batch.count] for values in losses])
-        per_timestep.append([np.concatenate(values, axis=-1) for values in zip(*parts, strict=True)])
+            blocks.append([values[..., : batch.count] for values in losses])
+        per_timestep.append([np.concatenate(values, axis=-1) for values in zip(*blocks, strict=True)])
     return SweepLosses(*(np.stack(values, axis=-2) for values in zip(*per_timestep, strict=True)))

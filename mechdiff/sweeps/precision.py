@@ -82,7 +82,7 @@ def loss_error(
         for t_index in checked.t_indices
     ]
     return largest_error(
-        [(part["loss"], part["clean_loss"]) for part in swept],
+        [(subset["loss"], subset["clean_loss"]) for subset in swept],
         [(losses.loss, losses.clean_loss) for losses in exact],
     )
 

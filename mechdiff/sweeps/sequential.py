@@ -30,7 +30,7 @@ from mechdiff.storage import labelled, run_log
 from mechdiff.sweeps import precision
 from mechdiff.sweeps.execution.engine import Engine
 from mechdiff.sweeps.execution.provenance import provenance, result_key, store
-from mechdiff.sweeps.stopping import FIRST_LOOK, SequentialResult, StoppingRule, interim_result
+from mechdiff.sweeps.stopping import MIN_IMAGES, SequentialResult, StoppingRule, interim_result
 
 
 def sequential_sweep(
@@ -71,8 +71,8 @@ def sequential_sweep(
 
 def check_count(images: int) -> None:
     """Raises ConfigError if there are too few images for a sequential sweep."""
-    if images < FIRST_LOOK:
-        raise ConfigError(f"{images} images are too few for a first look; give {FIRST_LOOK} at least")
+    if images < MIN_IMAGES:
+        raise ConfigError(f"{images} images are too few for a first look; give {MIN_IMAGES} at least")
 
 
 def note_on_people(people: Int[np.ndarray, "..."]) -> str:
@@ -151,7 +151,7 @@ class _Run:
                 bar.update(batch.count)
                 if self.reduced and where.start == 0:
                     error = self._precision_error(path, stacked)
-                if where.stop < FIRST_LOOK:
+                if where.stop < MIN_IMAGES:
                     continue
                 result = interim_result(clean, loss, names, self.rule, error)
                 left = running & ~result.decided

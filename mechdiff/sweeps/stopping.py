@@ -17,7 +17,7 @@ from scipy import special
 from mechdiff.core.errors import ConfigError
 from mechdiff.stats import ratio_influence, skewed_sequence
 
-FIRST_LOOK = 32  # images before the first look: the sequence is asymptotic
+MIN_IMAGES = 32  # images before the first look: the sequence is asymptotic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,7 @@ def interim_result(
         rows = images == size
         estimate[rows], influence = effect_and_influence(clean[:, :size], loss[rows][..., :size])
         deviation[rows] = influence.std(-1, ddof=1)
-        below, above = skewed_sequence(influence, confidence, planned=4 * FIRST_LOOK)
+        below, above = skewed_sequence(influence, confidence, planned=4 * MIN_IMAGES)
         low[rows], high[rows] = estimate[rows] - below, estimate[rows] + above
     error = np.broadcast_to(error, images.shape).astype(np.float64)
     low, high = low - error, high + error
@@ -136,7 +136,7 @@ def interim_result(
 def _fixed_images(
     estimate: np.ndarray, deviation: np.ndarray, width: float, confidence: float
 ) -> Int[np.ndarray, " component"]:
-    """Images with which an ordinary interval of each component is certain, at least `FIRST_LOOK`."""
+    """Images with which an ordinary interval of each component is certain, at least `MIN_IMAGES`."""
     z = special.ndtri((1 + confidence) / 2)
     reach = np.maximum(np.abs(estimate), width / 2)  # half-width that is small enough
-    return np.maximum(FIRST_LOOK, np.ceil((z * deviation / reach) ** 2)).astype(int)
+    return np.maximum(MIN_IMAGES, np.ceil((z * deviation / reach) ** 2)).astype(int)

@@ -142,7 +142,7 @@ def temperature_effects(
     heads = heads_of(denoiser, heads)
     check_patterns(denoiser, eval_set)
     if matched:
-        _check_outputs(denoiser, heads)
+        _check_outputs(heads)
     settings = [(value, head) for value in values for head in heads]
     leaves = [set_temperature(denoiser.identity, [head], value).temperature for value, head in settings]
     stacked = {site: np.stack([leaf[site] for leaf in leaves]) for site in leaves[0]}
@@ -190,7 +190,7 @@ def _by_setting(
     return values
 
 
-def _check_outputs(denoiser: Examinable, heads: Sequence[Component]) -> None:
+def _check_outputs(heads: Sequence[Component]) -> None:
     for head in heads:
         if head.component_type != HEAD:
             output = head_site(head.site)

@@ -45,8 +45,8 @@ def nearest_distances(
     flat = queries.reshape(len(queries), -1).astype(np.float32)
     best, where = np.full(len(flat), np.inf), np.zeros(len(flat), np.int64)
     for start in range(0, len(references), block):
-        part = np.asarray(references[start : start + block]).reshape(-1, flat.shape[1]).astype(np.float32)
-        squared = (flat**2).sum(1)[:, None] + (part**2).sum(1) - 2 * flat @ part.T
+        chunk = np.asarray(references[start : start + block]).reshape(-1, flat.shape[1]).astype(np.float32)
+        squared = (flat**2).sum(1)[:, None] + (chunk**2).sum(1) - 2 * flat @ chunk.T
         index = squared.argmin(1)
         value = squared[np.arange(len(flat)), index]
         closer = value < best

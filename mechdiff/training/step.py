@@ -180,12 +180,12 @@ def _gradients(
     def micro(total: PyTree, inputs: tuple) -> tuple[PyTree, None]:
         return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_fn)(params, *inputs)), None
 
-    parts = train.accumulate
-    micro_batches = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
-    keys_of_parts = jax.random.split(jax.random.fold_in(key, jax.lax.axis_index(BATCH)), parts)
+    count = train.accumulate
+    micro_batches = jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), batch)
+    dropout_keys = jax.random.split(jax.random.fold_in(key, jax.lax.axis_index(BATCH)), count)
     zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    total = _accumulated(micro, zero, (micro_batches, keys_of_parts), parts)
-    loss, grads = jax.tree.map(lambda a: a / parts, total)
+    total = _accumulated(micro, zero, (micro_batches, dropout_keys), count)
+    loss, grads = jax.tree.map(lambda a: a / count, total)
     return jax.lax.pmean(loss, BATCH), jax.tree.map(_mean_over_devices, grads, settings.specs)
 
 
@@ -225,11 +225,11 @@ def _mean_over_devices(grad: Array, spec: PartitionSpec) -> Array:
     return grad / jax.lax.axis_size(BATCH) if BATCH in spec else jax.lax.pmean(grad, BATCH)
 
 
-def _accumulated(micro, total: PyTree, inputs: PyTree, parts: int) -> PyTree:
+def _accumulated(micro, total: PyTree, inputs: PyTree, count: int) -> PyTree:
     """`micro` folded over micro-batches: a scan, but unrolled on CPUs, where XLA's convolution gradients
     are many times slower inside a loop (even one of a single iteration)."""
     if jax.default_backend() != "cpu":
         return jax.lax.scan(micro, total, inputs)[0]
-    for part in range(parts):
-        total, _ = micro(total, jax.tree.map(operator.itemgetter(part), inputs))
+    for place in range(count):
+        total, _ = micro(total, jax.tree.map(operator.itemgetter(place), inputs))
     return total

@@ -18,7 +18,7 @@ from mechdiff.analysis.entropy_correlation import within_layers
 from mechdiff.stats import small_samples
 from mechdiff.sweeps import stopping
 from mechdiff.validation.checks import ALPHA, Check, errs, finds
-from mechdiff.validation.image_calibration import COMPONENTS, FLIPS, LAWS, MOST, last_intervals
+from mechdiff.validation.image_calibration import COMPONENTS, FLIPS, LAWS, MAX_IMAGES, last_intervals
 from mechdiff.validation.rule_calibration import ENTROPY_TIMESTEPS, LAYERS
 from mechdiff.validation.simulated import four_phases_margin, held_out_scores, in_any_order
 
@@ -201,9 +201,9 @@ def _signs(rng: np.random.Generator) -> bool:
     """Whether a sequential sweep ends with the sign of 9 in 10 components that cost 2 % and more."""
     size = np.where(np.arange(COMPONENTS) < COMPONENTS // 2, 0.02, 0.0)
     size = size * rng.uniform(1, 5, COMPONENTS)
-    clean = np.exp(0.4 * rng.normal(size=MOST) + 0.3 * rng.normal(size=(4, MOST)) - 0.125)
-    loss = clean * (1 + size[:, None, None] * LAWS["lognormal, log-sd .5"](rng, (COMPONENTS, 1, MOST)))
-    low, _ = last_intervals((size, clean, loss), stopping.FIRST_LOOK, stats.skewed_sequence)
+    clean = np.exp(0.4 * rng.normal(size=MAX_IMAGES) + 0.3 * rng.normal(size=(4, MAX_IMAGES)) - 0.125)
+    loss = clean * (1 + size[:, None, None] * LAWS["lognormal, log-sd .5"](rng, (COMPONENTS, 1, MAX_IMAGES)))
+    low, _ = last_intervals((size, clean, loss), stopping.MIN_IMAGES, stats.skewed_sequence)
     return float((low[size > 0] > 0).mean()) >= 0.9
 
 

@@ -14,8 +14,8 @@ from mechdiff.sweeps import stopping
 from mechdiff.validation import old_rules
 from mechdiff.validation.checks import ALPHA, CONFIDENCE, Check, covers, errs, replacing, uniform
 
-COMPONENTS, TIMESTEPS, MOST, WIDTH = 56, 4, 256, 0.5  # of a sequential sweep; WIDTH in %
-OLD_FIRST_LOOK = 16  # images
+COMPONENTS, TIMESTEPS, MAX_IMAGES, WIDTH = 56, 4, 256, 0.5  # of a sequential sweep; WIDTH in %
+OLD_MIN_IMAGES = 16  # before the first look
 RESAMPLES, FLIPS = 300, 399
 LAWS = {  # distributions of relative loss increase over images, mean 1
     "normal": lambda rng, shape: 1 + rng.normal(size=shape),
@@ -64,12 +64,12 @@ def simulated(
       law: `law(rng, shape)` draws how single images scatter about an effect of 1.
     """
     size = 0.03 * rng.lognormal(sigma=1.0, size=COMPONENTS) * rng.choice([1, 1, 1, -0.3], size=COMPONENTS)
-    clean = np.exp(0.4 * rng.normal(size=MOST) + 0.3 * rng.normal(size=(TIMESTEPS, MOST)) - 0.125)
-    loss = clean * (1 + size[:, None, None] * law(rng, (COMPONENTS, 1, MOST)))
+    clean = np.exp(0.4 * rng.normal(size=MAX_IMAGES) + 0.3 * rng.normal(size=(TIMESTEPS, MAX_IMAGES)) - 0.125)
+    loss = clean * (1 + size[:, None, None] * law(rng, (COMPONENTS, 1, MAX_IMAGES)))
     data = size, clean, loss
     return (
-        stopped(data, stopping.FIRST_LOOK, stats.skewed_sequence),
-        stopped(data, OLD_FIRST_LOOK, old_rules.normal_width),
+        stopped(data, stopping.MIN_IMAGES, stats.skewed_sequence),
+        stopped(data, OLD_MIN_IMAGES, old_rules.normal_width),
     )
 
 
@@ -95,7 +95,7 @@ def last_intervals(
     _, clean, loss = data
     confidence = 1 - (1 - CONFIDENCE) / COMPONENTS  # of each component (Bonferroni)
     low, high, left = np.zeros(COMPONENTS), np.zeros(COMPONENTS), np.arange(COMPONENTS)
-    for n in range(first, MOST + 1, block):
+    for n in range(first, MAX_IMAGES + 1, block):
         estimate, influence = stopping.effect_and_influence(clean[:, :n], loss[left][..., :n])
         below, above = ends(influence, confidence, planned=4 * first)
         low[left], high[left] = estimate - below, estimate + above

@@ -92,7 +92,7 @@ def test_measure_agrees_with_a_float64_loop():
         ratios = [100 * (loss[0, i, t].mean() / clean[t].mean() - 1) for t in range(3)]
         np.testing.assert_allclose(result.cells.estimate[i], ratios)
         np.testing.assert_allclose(result.pooled.estimate[i], np.mean(ratios))
-    assert result.n == 9 and result.part == ("res",) * 6
+    assert result.n == 9 and result.component_type == ("res",) * 6
     assert (np.diff(result.pooled.estimate[result.order]) <= 0).all()
     assert (result.pooled.low <= result.pooled.estimate).all()
     assert (result.pooled.estimate <= result.pooled.high).all()

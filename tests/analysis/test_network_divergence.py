@@ -97,7 +97,7 @@ def test_ways_of_exchanging_begin_with_the_true_one_and_are_different():
     assert ways[0].tolist() == [True] * 4 + [False] * 4
     assert len(np.unique(ways, axis=0)) == len(ways) == 8 and (ways.sum(axis=1) == 4).all()
     many = network_divergence.exchanges(20)
-    assert len(many) == network_divergence.MOST + 1 and (many[:, :20] == ~many[:, 20:]).all()
+    assert len(many) == network_divergence.MAX_GROUPINGS + 1 and (many[:, :20] == ~many[:, 20:]).all()
 
 
 def test_what_varies_is_the_divergence_of_profiles_without_their_mean():

@@ -38,11 +38,11 @@ def test_what_hides_in_a_mean_is_shown():
     assert idle[["top_tenth", *variation.INTERVALS["top_tenth"]]].isna().all()
 
 
-@pytest.mark.parametrize("part, share", [(0.25, 0.4), (0.5, 0.7), (0.375, 0.55), (1.0, 1.0)])
-def test_share_of_the_largest_part(part, share):
+@pytest.mark.parametrize("fraction, share", [(0.25, 0.4), (0.5, 0.7), (0.375, 0.55), (1.0, 1.0)])
+def test_share_of_the_largest_fraction(fraction, share):
     values = np.array([[1.0, -4.0, 2.0, 3.0]])
-    assert variation.top_share(values, part)[0] == pytest.approx(share)
-    assert np.isnan(variation.top_share(np.zeros((1, 3)), part)[0])
+    assert variation.top_share(values, fraction)[0] == pytest.approx(share)
+    assert np.isnan(variation.top_share(np.zeros((1, 3)), fraction)[0])
 
 
 @pytest.mark.parametrize("people", [False, True])

@@ -66,7 +66,9 @@ def test_of_few_images_a_pair_takes_a_small_p_too(n):
         exact["interaction"] = exact["interaction"].copy(data=0.1 * rng.normal(size=(8, TIMESTEPS, IMAGES)))
         table = backups.interaction_table(exact.isel(image=slice(n)), seed=number)
         named += (table.named.values != "").sum()
-        narrow += ((table.low.values > backups.LEAST) | (table.high.values < -backups.LEAST)).sum()
+        narrow += (
+            (table.low.values > backups.MIN_INTERACTION) | (table.high.values < -backups.MIN_INTERACTION)
+        ).sum()
     assert named <= 0.05 * 240 and (n > 4 or narrow > named)
     exact = losses(rng, without_a=[5.0, 5.0], without_b=[0.0, 5.0], without_both=[60.0, 10.0])
     few = backups.interaction_table(exact.isel(image=slice(n)))
@@ -122,7 +124,7 @@ def named_table(singles, joint):
         "single_a": [singles[a] for a, _ in pairs],
         "single_b": [singles[b] for _, b in pairs],
         "joint": [joint[pair] for pair in pairs],
-        "named": np.where(interaction > backups.LEAST, backups.BACKUP, ""),
+        "named": np.where(interaction > backups.MIN_INTERACTION, backups.BACKUP, ""),
     }
     coords = {"a": ("pair", [a for a, _ in pairs]), "b": ("pair", [b for _, b in pairs])}
     return xr.Dataset({name: ("pair", value) for name, value in values.items()}, coords)

@@ -9,7 +9,7 @@ import pytest
 
 from mechdiff.core.errors import ConfigError
 from mechdiff.diffusion import process
-from mechdiff.diffusion.samplers import Sampler, ddim_step, ddpm_step, sample, sample_path
+from mechdiff.diffusion.samplers import Sampler, ddim_step, ddpm_step, sample, take_steps
 from mechdiff.diffusion.schedules import ddim_timesteps, linear_schedule
 
 STEPS = {"ddpm": ddpm_step, "ddim": ddim_step, "ddim eta=1": partial(ddim_step, eta=1.0)}
@@ -24,15 +24,9 @@ stepped = jax.jit(
 )  # one program, not one for each operation
 
 
-def drawn(start, denoise, sampler, keep=None):
-    """Images (and predictions to `keep`) of a sampler from the noise `start`, by one program."""
-
-    @jax.jit
-    def run(start, key):
-        if keep is None:
-            return sample(denoise, sampler, key, start.shape, noise=start)
-        return sample_path(denoise, sampler, key, start.shape, keep, noise=start)
-
+def drawn(start, denoise, sampler):
+    """Images of a sampler from the noise `start`, by one program."""
+    run = jax.jit(lambda start, key: sample(denoise, sampler, key, start.shape, noise=start))
     return run(start, jax.random.key(0))
 
 
@@ -141,26 +135,28 @@ def test_two_step_trajectory_by_hand():
     bar = np.array([0.9, 0.63])
 
     def by_hand(x, clip):
-        predictions = []
+        states = []
         for t, prev in ((1, 0.9), (0, 1.0)):
             eps = x / 2 + t / 10
             x0 = (x - np.sqrt(1 - bar[t]) * eps) / np.sqrt(bar[t])
             if clip:
                 x0 = np.clip(x0, -1, 1)
                 eps = (x - np.sqrt(bar[t]) * x0) / np.sqrt(1 - bar[t])
-            predictions.append(x0)
             x = np.sqrt(prev) * x0 + np.sqrt(1 - prev) * eps
-        return x, predictions
+            states.append(x)
+        return states
 
     schedule = linear_schedule(2, 0.1, 0.3)
     start = np.array([1.0, -3.0], np.float32).reshape(2, 1, 1, 1)
     denoise = lambda x, t: x / 2 + t[:, None, None, None] / 10
     for clip in (False, True):
-        got, kept = drawn(start, denoise, Sampler(schedule, clip=clip), keep=[1, 0])
-        expected, predictions = by_hand(np.array([1.0, -3.0]), clip)
-        np.testing.assert_allclose(np.ravel(got), expected, atol=2e-6)
-        np.testing.assert_allclose(np.reshape(kept, (2, 2)), predictions, atol=2e-6)
-    assert np.abs(by_hand(np.array([1.0, -3.0]), False)[0]).max() > 1  # so that clipping mattered
+        sampler, down, images = Sampler(schedule, clip=clip), np.array([1, 0]), np.arange(2)
+        run = jax.jit(partial(take_steps, lambda i: denoise, sampler, jax.random.key(0)))
+        states = [run(start, down, images, span) for span in ((0, 1), (0, 2))]
+        expected = by_hand(np.array([1.0, -3.0]), clip)
+        np.testing.assert_allclose(np.reshape(states, (2, 2)), expected, atol=2e-6)
+        np.testing.assert_array_equal(run(states[0], down, images, (1, 2)), states[1])
+    assert np.abs(by_hand(np.array([1.0, -3.0]), False)[-1]).max() > 1  # so that clipping mattered
 
 
 # Frozen from diffusers 0.42.1: DDIMScheduler (use_clipped_model_output=True) and DDPMScheduler (fixed_small),
@@ -210,14 +206,12 @@ def small_denoiser(x_t, t):
 
 @pytest.fixture(scope="module")
 def five_images():
-    """`(key) -> (x0, predictions at t = 0, 5, 3)` of ancestral sampling, compiled once."""
-    sampler = Sampler(SMALL, ddpm_step)
-    return jax.jit(lambda key: sample_path(small_denoiser, sampler, key, (5, 2, 2, 1), [0, 5, 3]))
+    """`(key) -> x0` of ancestral sampling, compiled once."""
+    return jax.jit(lambda key: sample(small_denoiser, Sampler(SMALL, ddpm_step), key, (5, 2, 2, 1)))
 
 
 def test_an_image_depends_on_key_and_index_but_not_on_its_batch(five_images):
-    five, _ = five_images(jax.random.key(0))
-    other, _ = five_images(jax.random.key(1))
+    five, other = (five_images(jax.random.key(seed)) for seed in range(2))
     again, five = np.array([3, 3]), np.asarray(five)
     sampler = Sampler(SMALL, ddpm_step)
     rows = jax.jit(lambda key, at: sample(small_denoiser, sampler, key, (2, 2, 2, 1), indices=at))
@@ -233,14 +227,17 @@ def test_given_noise_fixes_deterministic_samples_whatever_the_key():
     np.testing.assert_array_equal(first, second)
 
 
-def test_clip_keeps_predictions_and_samples_inside_the_range_of_images():
-    def most(clip):
-        sampler = Sampler(SMALL, clip=clip)
-        run = jax.jit(lambda key: sample_path(lambda x, t: -3 * x, sampler, key, (4, 2, 2, 1), [7, 4, 0]))
-        return [np.abs(np.asarray(result)).max() for result in run(jax.random.key(0))]
+def largest_prediction(schedule, x_t, x0, t, t_prev, noise):
+    return jnp.maximum(x_t, jnp.abs(x0))
 
-    assert all(size == 1 for size in most(clip=True))
-    assert all(size > 1 for size in most(clip=False))
+
+@pytest.mark.parametrize("step", [ddim_step, largest_prediction])
+def test_clip_keeps_predictions_and_samples_inside_the_range_of_images(step):
+    start = np.full((1, 1, 1, 1), 0.5, np.float32)
+    clipped, unclipped = (
+        drawn(start, lambda x, t: -3 * x, Sampler(SMALL, step, clip=clip)).item() for clip in (True, False)
+    )
+    assert clipped == 1 < unclipped
 
 
 def test_steps_visit_the_levels_downwards_and_end_at_clean_data():
@@ -259,17 +256,6 @@ def test_every_step_has_fresh_noise():
     assert len(np.unique(got)) == 6
 
 
-def test_kept_predictions_come_in_the_order_asked_and_leave_the_sample_alone(five_images):
-    x, kept = map(np.asarray, five_images(jax.random.key(0)))
-    sampler = Sampler(SMALL, ddpm_step)
-    reverse = jax.jit(lambda key: sample_path(small_denoiser, sampler, key, (5, 2, 2, 1), [3, 5]))
-    plain, backwards = reverse(jax.random.key(0))
-    np.testing.assert_allclose(plain, x, atol=1e-6)
-    np.testing.assert_allclose(backwards, kept[[2, 1]], atol=1e-6)
-    np.testing.assert_allclose(kept[0], x, atol=1e-6)  # at t = 0 the step returns its prediction
-    assert np.abs(kept[1] - kept[2]).max() > 0.01
-
-
 def test_one_level_is_enough_and_returns_its_prediction():
     start = np.full((1, 1, 1, 1), 0.5, np.float32)
     got = drawn(start, lambda x, t: 0 * x, Sampler(SMALL, timesteps=[3]))
@@ -280,10 +266,3 @@ def test_one_level_is_enough_and_returns_its_prediction():
 def test_levels_that_are_not_increasing_or_out_of_range_are_refused(timesteps):
     with pytest.raises(ConfigError, match="timesteps="):
         sample(small_denoiser, Sampler(SMALL, timesteps=timesteps), jax.random.key(0), (1, 1, 1, 1))
-
-
-@pytest.mark.parametrize("keep", [[5], [2, 2]])
-def test_levels_to_keep_must_be_visited_once(keep):
-    with pytest.raises(ConfigError, match="keep="):
-        sampler = Sampler(SMALL, timesteps=[2, 3])
-        sample_path(small_denoiser, sampler, jax.random.key(0), (1, 1, 1, 1), keep)

@@ -30,7 +30,7 @@ FROZEN = Path(__file__).parent / "pretrained.npz"
 FOREIGN = FROZEN.with_name("foreign.npz")
 README = Path(__file__).parents[2] / "mechdiff" / "models" / "pretrained" / "README.md"
 BEGIN, END = "<!-- table begins -->", "<!-- table ends -->"
-LONGEST = 150  # characters of an outcome in the table
+MAX_LENGTH = 150  # characters of an outcome in the table
 
 
 class Row(NamedTuple):
@@ -359,7 +359,7 @@ def function(model: pretrained.ImportedFunction) -> str:
 
 def shortened(line: str) -> str:
     line = " ".join(line.split()).replace("|", "/")
-    return line if len(line) <= LONGEST else line[:LONGEST].rsplit(" ", 1)[0] + " ..."
+    return line if len(line) <= MAX_LENGTH else line[:MAX_LENGTH].rsplit(" ", 1)[0] + " ..."
 
 
 def written(row: Row, folder: Path) -> Path:

@@ -9,7 +9,7 @@ import xarray as xr
 from mechdiff.study import claims
 from mechdiff.study.network_results import NetworkResults
 
-PARTS = ["res"] * 6 + ["head"] * 6
+TYPES = ["res"] * 6 + ["head"] * 6
 NAMES = [f"down0.block{i}.res" for i in range(6)] + [f"mid.attn0.head{i}" for i in range(6)]
 IMAGES = 12
 
@@ -28,7 +28,7 @@ def network(data, seed, damage, entropy, levels=4, ablations=("zero", "mean"), r
         coords={
             "ablation": list(ablations),
             "component": NAMES,
-            "component_type": ("component", PARTS),
+            "component_type": ("component", TYPES),
             **axes,
         },
     )

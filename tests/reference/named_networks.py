@@ -17,7 +17,6 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, PartitionSpec
 
 CHANNELS, WIDTH, DEPTH = 3, 4, 2
-Edit = Callable[[Any, str], Any]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,13 +39,14 @@ def unrendered(patch, *modules) -> None:
 def fabricate(folder, name: str, inputs: str, seed: int, *changes: str) -> None:
     """Saved results of one subject: random numbers in the layout of `examine.examine`."""
     rng, config = np.random.default_rng(seed), override(preset("tiny"), changes)
-    parts = components(config.unet)
+    listed = components(config.unet)
     log_snr = np.asarray(make_schedule(config.diffusion).log_snr)[T]
     clean = rng.uniform(0.5, 1, (len(T), IMAGES))
-    worse = np.exp(rng.normal(-2, 2, (2, len(parts), 1, 1))) * rng.uniform(
-        0.5, 1.5, (2, len(parts), len(T), IMAGES)
+    worse = np.exp(rng.normal(-2, 2, (2, len(listed), 1, 1))) * rng.uniform(
+        0.5, 1.5, (2, len(listed), len(T), IMAGES)
     )
-    worse[1, [part.component_type == "time" for part in parts]] = 0  # as mean ablation of a time injection is
+    # As mean ablation of a time injection is.
+    worse[1, [component.component_type == "time" for component in listed]] = 0
     dims = ("ablation", "component", "t", "image")
     levels = {"t": T, "log_snr": ("t", log_snr), "image": np.arange(IMAGES)}
     fields = {"component_type": "component_type", "resolution": "resolution", "depth": "depth"}
@@ -57,23 +58,23 @@ def fabricate(folder, name: str, inputs: str, seed: int, *changes: str) -> None:
         },
         coords={
             "ablation": ["zero", "mean"],
-            "component": [part.name for part in parts],
+            "component": [component.name for component in listed],
             **{
-                ours: ("component", [getattr(part, theirs) for part in parts])
+                ours: ("component", [getattr(component, theirs) for component in listed])
                 for ours, theirs in fields.items()
             },
             **levels,
         },
         attrs={"denoiser": name, "inputs": inputs, "reference_images": 16},
     )
-    heads = [part for part in parts if part.component_type == "head"]
-    keys = np.array([part.resolution**2 for part in heads], np.int32)
+    heads = [component for component in listed if component.component_type == "head"]
+    keys = np.array([component.resolution**2 for component in heads], np.int32)
     shares = rng.uniform(0, 1, (len(heads), len(T), IMAGES)).astype(np.float32)
     values = {statistic: shares for statistic in STATISTICS}
     values["entropy"] = shares * np.log(keys)[:, None, None]
     attention = xr.Dataset(
         {statistic: (("head", "t", "image"), value) for statistic, value in values.items()},
-        coords={"head": [part.name for part in heads], "tokens": ("head", keys), **levels},
+        coords={"head": [component.name for component in heads], "tokens": ("head", keys), **levels},
     )
     where = folder / "subjects" / name
     labelled.replace(where / "sweep.zarr", swept)

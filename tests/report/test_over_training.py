@@ -29,7 +29,7 @@ def examined(steps, seed=0, inputs="some"):
     measured = Effects(
         ablation="zero",
         components=COMPONENTS,
-        part=("res",) * 9,
+        component_type=("res",) * 9,
         resolution=numbers,
         depth=numbers,
         t=np.arange(2),

@@ -174,8 +174,8 @@ def test_each_number_of_the_table_is_that_of_the_sweep(page, models):
 def test_components_that_mean_ablation_cannot_change_are_listed(page, models):
     names = [
         name
-        for name, part in zip(models[0].lead.components, models[0].lead.part, strict=True)
-        if part == "time"
+        for name, component_type in zip(models[0].lead.components, models[0].lead.component_type, strict=True)
+        if component_type == "time"
     ]
     assert models[0].lead.ablation == "mean" and set(
         np.array(models[0].lead.components)[models[0].lead.idle]
@@ -192,7 +192,7 @@ def test_extent_leaves_idle_components_out(models):
     loss = model.sweep["loss"].sel(ablation="mean").values.astype(np.float64)
     clean = model.sweep["clean_loss"].values.astype(np.float64)
     pooled = (100 * (loss.mean(-1) / clean.mean(-1) - 1)).mean(-1)
-    active = [i for i, part in enumerate(increase.part) if part != "time"]
+    active = [i for i, component_type in enumerate(increase.component_type) if component_type != "time"]
     assert span.low.estimate == pytest.approx(pooled[active].min())
     assert span.high.estimate == pytest.approx(pooled[active].max())
     assert span.most == increase.components[active[int(pooled[active].argmax())]]
@@ -202,8 +202,8 @@ def test_part_means_are_means_over_the_components_of_a_kind(models):
     model, increase = models[0], models[0].increases["zero"]
     means = numbers.component_type_means(model, "zero")
     assert set(means) == {"res", "head", "skip", "time"}
-    for part, (count, mean) in means.items():
-        own = increase.pooled.estimate[[other == part for other in increase.part]]
+    for component_type, (count, mean) in means.items():
+        own = increase.pooled.estimate[[other == component_type for other in increase.component_type]]
         assert count == len(own) and mean.estimate == pytest.approx(own.mean())
 
 
@@ -285,9 +285,9 @@ def test_rows_of_the_map_hold_each_component_once_by_kind_and_depth(models):
     for i in order:
         groups.append([]) if i is None else groups[-1].append(i)
     assert sorted(i for group in groups for i in group) == list(range(len(increase.components)))
-    assert [increase.part[group[0]] for group in groups] == ["res", "head", "skip", "time"]
+    assert [increase.component_type[group[0]] for group in groups] == ["res", "head", "skip", "time"]
     for group in groups:
-        assert len({increase.part[i] for i in group}) == 1
+        assert len({increase.component_type[i] for i in group}) == 1
         assert (np.diff(increase.depth[group]) >= 0).all()
 
 
@@ -359,7 +359,7 @@ def test_data_addresses_hold_their_bytes():
 def study(folder, name: str, seed: int) -> None:
     """What `study` adds to a subject: random numbers in its layout."""
     rng, where = np.random.default_rng(seed), folder / "subjects" / name
-    swept, attention = (labelled.read(where / f"{part}.zarr") for part in ("sweep", "attention"))
+    swept, attention = (labelled.read(where / f"{name}.zarr") for name in ("sweep", "attention"))
     heads = list(attention["head"].values)
     roles = ["sobel", *["unassigned"] * (len(heads) - 1)]
     axes = {"component": heads, "target": ["sobel", "layout", "color"]}

@@ -296,7 +296,7 @@ def test_contributions_of_images_average_to_the_pooled_effect(model):
         np.testing.assert_allclose(contributions.mean(axis=1), increase.pooled.estimate, rtol=1e-9)
 
 
-@pytest.mark.parametrize("images", [page_data.MOST_IMAGES // 3, 840])  # all of them, and too many for a card
+@pytest.mark.parametrize("images", [page_data.MAX_IMAGES // 3, 840])  # all of them, and too many for a card
 def test_a_card_of_different_images_at_every_timestep_has_the_quantiles_of_all(model, images):
     rng = np.random.default_rng(4)
     some = model.sweep.isel(component=[0, 1]).drop_vars(["loss", "change", "clean_loss", "image"])
@@ -309,7 +309,7 @@ def test_a_card_of_different_images_at_every_timestep_has_the_quantiles_of_all(m
     contributions = page_data.image_contributions(nested, "zero")
     marks = page_data.thinned(contributions)
     assert contributions.shape == (2, shape[2] * images)
-    assert marks.shape == (2, min(page_data.MOST_IMAGES, contributions.shape[1]))
+    assert marks.shape == (2, min(page_data.MAX_IMAGES, contributions.shape[1]))
     of_table = effects.measure(sweep, "zero", repeats=20).quantiles.estimate
     np.testing.assert_allclose(np.quantile(marks, effects.QUANTILES, axis=1).T, of_table, rtol=0.02)
 

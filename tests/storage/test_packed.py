@@ -28,7 +28,7 @@ def test_cells_return_within_half_a_step_of_their_scatter(result, tmp_path):
     assert about == {"name": "toy"} and members == {"samples.png": b"png"}
     back = results["sweep"]
     exact, cells = result["increase"].values, back["increase"].values
-    half = np.maximum(exact.std(-1) / 8, np.abs(exact).max(-1) / packed.LARGEST)[..., None] / 2
+    half = np.maximum(exact.std(-1) / 8, np.abs(exact).max(-1) / packed.MAX_CODE)[..., None] / 2
     assert (np.abs(cells - exact) <= half * 1.001 + 1e-7).all()
     assert (np.sign(cells) == np.sign(exact)).all()
     assert (np.abs(cells.mean(-1) - exact.mean(-1)) <= half[..., 0] * 0.3 + 1e-4).all()  # errors average out

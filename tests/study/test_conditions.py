@@ -36,7 +36,7 @@ def test_labels_follow_held_out_images_through_every_cut(config, denoiser, tmp_p
     np.testing.assert_array_equal(images.condition, labels[:12].reshape(3, 4))
     np.testing.assert_array_equal(images.reference_condition, labels[12:])
     np.testing.assert_array_equal(images.first(2).condition, images.condition[:, :2])
-    np.testing.assert_array_equal(images.part(slice(1, 3)).condition, labels[1:3])
+    np.testing.assert_array_equal(images.subset(slice(1, 3)).condition, labels[1:3])
     key = jax.random.key(0)
     swept = images.swept_set([5, 20, 40], key)
     np.testing.assert_array_equal(swept.condition_at(1), labels[4:8])

@@ -146,11 +146,11 @@ def test_scores_shares_and_interactions_are_those_of_the_losses(denoiser, plain)
         here = {site: leaf[t_index] for site, leaf in means.items()}
         brought = (plain(ablate(denoiser.identity, ".*", "mean", here)) - whole)[t_index]
         np.testing.assert_allclose(shared, brought, rtol=1e-3, atol=1e-4)
-    parts = denoiser.components()
-    pair = interactions.pair_effects(denoiser, EVAL_SET, [(parts[0], parts[-1])])
-    both = plain(ablate(denoiser.identity, [parts[0], parts[-1]]))
+    components = denoiser.components()
+    pair = interactions.pair_effects(denoiser, EVAL_SET, [(components[0], components[-1])])
+    both = plain(ablate(denoiser.identity, [components[0], components[-1]]))
     np.testing.assert_allclose(pair["without_both"][0], both, rtol=1e-5)
-    curvature = interactions.pair_scores(denoiser, EVAL_SET, parts[:2])["curvature"]
+    curvature = interactions.pair_scores(denoiser, EVAL_SET, components[:2])["curvature"]
     assert np.isfinite(curvature).all() and (np.abs(curvature) > 0).any()
 
 
@@ -219,7 +219,7 @@ def test_entropy_is_that_of_the_named_patterns(denoiser):
 
 
 def test_groups_of_channels_are_components_too(denoiser, plain):
-    groups = [part for part in denoiser.components(channel_groups=2) if part.name == "mlp.0-4"]
+    groups = [group for group in denoiser.components(channel_groups=2) if group.name == "mlp.0-4"]
     losses = sweep_in_memory(denoiser, EVAL_SET, leave_one_out(denoiser.identity, groups)[1])
     gate = {site: leaf.copy() for site, leaf in denoiser.identity.gate.items()}
     gate["mlp"][:4] = 0

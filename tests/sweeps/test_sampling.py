@@ -115,7 +115,7 @@ def test_fills_follow_the_step(denoiser, chosen, means, swept):
     @jax.jit
     def step(params, intervention, key, x, t, t_prev):
         predict = functools.partial(denoise, denoiser.unet, denoiser.schedule, params, intervention)
-        return one_step(predict, Sampler(denoiser.schedule), key, x, t, t_prev, indices)[0]
+        return one_step(predict, Sampler(denoiser.schedule), key, x, t, t_prev, indices)
 
     x = {"clean": start, "changed": start}
     for i, (t, t_prev, step_key) in enumerate(zip(down, np.append(down, -1)[1:], step_keys, strict=True)):

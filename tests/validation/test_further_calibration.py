@@ -83,8 +83,8 @@ def test_every_attack_has_a_null_and_a_positive_control():
 def test_sequential_sweeps_decide_what_is_large_and_leave_nothing_out():
     rng = np.random.default_rng(8)
     size = np.where(np.arange(image_calibration.COMPONENTS) < 3, 0.2, 0.0)
-    clean = np.exp(0.1 * rng.normal(size=(4, image_calibration.MOST)))
-    noise = rng.normal(size=(image_calibration.COMPONENTS, 1, image_calibration.MOST))
+    clean = np.exp(0.1 * rng.normal(size=(4, image_calibration.MAX_IMAGES)))
+    noise = rng.normal(size=(image_calibration.COMPONENTS, 1, image_calibration.MAX_IMAGES))
     loss = clean * (1 + size[:, None, None] + 0.001 * noise)
     low, high = image_calibration.last_intervals((size, clean, loss), 32, stats.skewed_sequence)
     assert ((low > 0) == (size > 0)).all() and (high - low < 1).all()

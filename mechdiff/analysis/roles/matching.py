@@ -53,8 +53,8 @@ def layers_of(heads: Iterable[str]) -> list[str]:
 
 def attention_profiles(attention: xr.Dataset) -> Profile:
     """Each head's attention statistics, means over images, `(head, statistics x timesteps)`."""
-    parts = [attention[name].mean("image").transpose("head", "t").values for name in STATISTICS]
-    return np.concatenate(parts, axis=1).astype(np.float64)
+    statistics = [attention[name].mean("image").transpose("head", "t").values for name in STATISTICS]
+    return np.concatenate(statistics, axis=1).astype(np.float64)
 
 
 def match(first: Profile, second: Profile, layers: Sequence[str]) -> Int[np.ndarray, " head"]:

@@ -67,8 +67,8 @@ def fit_all(
     images: Images, factors: Mapping[str, Float[np.ndarray, " image"]], least: float = 0.3
 ) -> dict[str, Probe]:
     """A probe of every factor whose R2 on left-out images is at least `least`."""
-    parts = _decomposed(images)
-    probes = {name: _fitted(parts, column) for name, column in columns(factors).items()}
+    decomposition = _decomposed(images)
+    probes = {name: _fitted(decomposition, column) for name, column in columns(factors).items()}
     return {name: probe for name, probe in probes.items() if probe.r2 >= least}
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from mechdiff.core.config import MOST_STEPS
+from mechdiff.core.config import MAX_STEPS
 from mechdiff.core.errors import ConfigError, shorten
 from mechdiff.models.pretrained.options import (
     Option,
@@ -46,7 +46,7 @@ TABLE = {  # defaults of both programs' script_util.py; None: inferred from the 
     "use_new_attention_order": Option(False, BOOLEAN),
     "use_spatial_transformer": Option(False, BOOLEAN, (False,)),
     "learn_sigma": Option(None, BOOLEAN),
-    "diffusion_steps": Option(1000, integer(2, MOST_STEPS, text=True)),
+    "diffusion_steps": Option(1000, integer(2, MAX_STEPS, text=True)),
     "noise_schedule": Option("linear", choice("linear", "cosine"), ("linear", "cosine")),
     "predict_xstart": Option(False, BOOLEAN),
     "model_mean_type": Option("epsilon", choice("epsilon"), ("epsilon", "start_x")),

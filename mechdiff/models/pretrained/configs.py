@@ -18,7 +18,7 @@ NAMES = ("config.json", "config.yaml", "config.yml", "flags.txt")
 OTHERS = (r".*\.ya?ml", r".*\.json", r"(flags|args|options).*\.(txt|sh)")  # if there is just one of them
 NOT_OURS = r"model_index\.json|.*index.*\.json|scheduler.*|preprocessor.*|trainer_state.*|.*stats?\.json|\..*"
 LIKELY = re.compile(r".*(config|options)|flags|args")  # of the others' names, beside a config of a usual name
-LARGEST = 2**24  # bytes
+MAX_BYTES = 2**24  # of a file
 MERGE = "tag:yaml.org,2002:merge"  # `<<: *defaults`, whose options may be overridden
 PYTHON = "tag:yaml.org,2002:python/"  # of objects that `yaml.dump` was given
 
@@ -189,7 +189,7 @@ _Once.add_constructor(f"{PYTHON}tuple", yaml.SafeLoader.construct_yaml_seq)
 
 
 def _text(path: Path) -> str:
-    if path.stat().st_size > LARGEST:
+    if path.stat().st_size > MAX_BYTES:
         raise DataError(f"{path}: {path.stat().st_size} bytes; too large for a config")
     try:
         return path.read_text(encoding="utf-8")

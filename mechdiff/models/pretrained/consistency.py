@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mechdiff.core.config import MOST_STEPS, DiffusionConfig, UNetConfig, from_dict, to_dict
+from mechdiff.core.config import MAX_STEPS, DiffusionConfig, UNetConfig, from_dict, to_dict
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import AnyArray, Features, PRNGKey, PyTree
 from mechdiff.diffusion.parameterization import Parameterization
@@ -59,7 +59,7 @@ LEVELS = {  # defaults of both programs
 OF_SCHEDULER = LEVELS | {
     "_class_name": Option(SCHEDULER, choice(SCHEDULER), (SCHEDULER,)),
     "sigma_data": Option(0.5, number(1e-6)),
-    "num_train_timesteps": Option(40, integer(2, MOST_STEPS)),
+    "num_train_timesteps": Option(40, integer(2, MAX_STEPS)),
     "clip_denoised": Option(True, boolean(), (True,)),
     "s_noise": Option(1.0, anything()),
 }

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mechdiff.core.config import MOST_STEPS, DiffusionConfig, UNetConfig
+from mechdiff.core.config import MAX_STEPS, DiffusionConfig, UNetConfig
 from mechdiff.core.errors import ConfigError, shorten
 from mechdiff.models.pretrained import conditioning, states, tensors
 from mechdiff.models.pretrained.folders import Place
@@ -56,7 +56,7 @@ DIFFUSION = {
     "beta_schedule": Option("linear", choice("linear"), ("linear", "quad", "const", "sigmoid")),
     "beta_start": Option(1e-4, number(0.0, text=True)),
     "beta_end": Option(0.02, number(0.0, text=True)),
-    "num_diffusion_timesteps": Option(1000, integer(2, MOST_STEPS, text=True)),
+    "num_diffusion_timesteps": Option(1000, integer(2, MAX_STEPS, text=True)),
 }
 IGNORED_MODEL = ("var_type", "ema", "ema_rate", "conv_shortcut", "use_timestep")
 IGNORED_SECTIONS = ("training", "sampling", "optim", "optimizer", "testing", "eval", "device", "seed")
@@ -153,7 +153,7 @@ def unet_config(model: Options, data: Options) -> UNetConfig:
 
 def names(unet: UNetConfig) -> dict[str, str]:
     """Our parameters, `stage/module/leaf`, and what these programs call them."""
-    places = {stage.name: _place(stage.parts) for stage in stages(unet) if stage.parts}
+    places = {stage.name: _place(stage.parsed_name) for stage in stages(unet) if stage.parsed_name}
     table = {}
     for ours in tensors.parameter_shapes(unet):
         stage, module, leaf = ours.split("/")

@@ -109,7 +109,7 @@ def names(unet: UNetConfig) -> dict[str, str]:
 def stage_places(unet: UNetConfig) -> dict[str, str]:
     """Our stages and the dotted paths of theirs; decoder levels count from the bottom with them."""
     last = len(unet.widths) - 1
-    return {stage.name: _place(stage.parts, last) for stage in stages(unet) if stage.parts}
+    return {stage.name: _place(stage.parsed_name, last) for stage in stages(unet) if stage.parsed_name}
 
 
 def modern(state: tensors.State, where: Path) -> dict:

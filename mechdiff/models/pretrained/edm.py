@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mechdiff.core.config import MOST_STEPS, DiffusionConfig
+from mechdiff.core.config import MAX_STEPS, DiffusionConfig
 from mechdiff.core.errors import CheckpointError, ConfigError, shorten
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.parameterization import Parameterization
@@ -60,7 +60,7 @@ TABLE = {
     "sigma_min": Option(0.002, number(1e-6, text=True)),
     "sigma_max": Option(80.0, number(1e-6, text=True)),
     "rho": Option(7.0, number(1.0, text=True)),
-    "steps": Option(1000, integer(2, MOST_STEPS, text=True)),
+    "steps": Option(1000, integer(2, MAX_STEPS, text=True)),
     "precond": Option(None, anything(), (None, "edm", "EDMPrecond")),
     "embedding_type": Option(None, anything(), (None, "positional")),
     "encoder_type": Option(None, anything(), (None, "standard")),

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mechdiff.core.config import MOST_STEPS, DiffusionConfig
+from mechdiff.core.config import MAX_STEPS, DiffusionConfig
 from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.schedules import make_schedule
@@ -61,7 +61,7 @@ TABLE = {  # arguments of Unet and GaussianDiffusion
     "sinusoidal_pos_emb_theta": Option(10000.0, number(1.0, text=True)),
     "objective": Option(None, choice(*OBJECTIVES), (None, *OBJECTIVES)),
     "beta_schedule": Option(None, choice(*SCHEDULES), (None, *SCHEDULES)),
-    "timesteps": Option(None, integer(2, MOST_STEPS, text=True)),
+    "timesteps": Option(None, integer(2, MAX_STEPS, text=True)),
     "auto_normalize": Option(True, boolean(text=True), (True,)),
     "immiscible": Option(False, anything(), (False, True)),
     "schedule_fn_kwargs": Option(None, anything(), (None, {})),

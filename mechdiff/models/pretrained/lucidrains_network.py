@@ -26,7 +26,7 @@ from mechdiff.core.types import AnyArray, Features
 from mechdiff.models.convolution import double
 from mechdiff.models.pretrained.plain_layers import Tensors, convolve, group_norm, linear
 
-SMALLEST_NORM = 1e-12  # as in torch's `normalize`
+MIN_NORM = 1e-12  # as in torch's `normalize`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,10 +119,10 @@ def _block_norm(params: Tensors, name: str, x: Features, groups: int) -> Feature
 
 
 def _rms_norm(params: Tensors, name: str, x: Features) -> Features:
-    """RMS norm over channels; a norm of zero is raised to `SMALLEST_NORM`."""
+    """RMS norm over channels; a norm of zero is raised to `MIN_NORM`."""
     gain = params[f"{name}.g"].reshape(-1)
     square = jnp.sum(x * x, axis=-1, keepdims=True)
-    norm = jnp.sqrt(jnp.maximum(square, SMALLEST_NORM**2))
+    norm = jnp.sqrt(jnp.maximum(square, MIN_NORM**2))
     return x / norm * gain * math.sqrt(x.shape[-1])
 
 

@@ -18,7 +18,7 @@ UNDERSCORED = (  # names that programs which read and write configs add to them,
     r"|_(use_default_values|ignore_files|base|name)_?"
     r"|_+(comment|note|doc|desc|readme|license|author|source|url|version|meta)\w*"
 )
-LARGEST = 2**31 - 1  # whole number that any size or count can be
+MAX_INTEGER = 2**31 - 1  # whole number that any size or count can be
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +213,7 @@ def _whole(value: Any, text: bool) -> int:
     if not exact and not isinstance(value, int) and not (text and isinstance(value, str)):
         raise ValueError
     number = int(value)
-    if abs(number) > LARGEST:
+    if abs(number) > MAX_INTEGER:
         raise ValueError
     return number
 

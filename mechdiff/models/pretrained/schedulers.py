@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mechdiff.core.config import MOST_STEPS, DiffusionConfig
+from mechdiff.core.config import MAX_STEPS, DiffusionConfig
 from mechdiff.core.errors import ConfigError, shorten, unknown
 from mechdiff.diffusion.schedules import betas_of
 from mechdiff.models.pretrained import clipping, foreign, states
@@ -45,7 +45,7 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 FIXED_VARIANCES = (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
 TABLE = {
     "_class_name": Option("DDPMScheduler", choice("DDPMScheduler")),
-    "num_train_timesteps": Option(1000, integer(2, MOST_STEPS)),
+    "num_train_timesteps": Option(1000, integer(2, MAX_STEPS)),
     "beta_start": Option(1e-4, number(0.0)),
     "beta_end": Option(0.02, number(0.0)),
     "beta_schedule": Option("linear", choice(*OURS, "sigmoid"), (*OURS, "sigmoid")),
@@ -79,7 +79,7 @@ ASKED = {  # what we call the options that decide what a network's output means
     "beta_end": "beta_end",
     "prediction_type": "prediction",
 }
-FAINTEST = 2.0**-24  # abar of the last level where it is rescaled to none, as in diffusers' `BOUNDED`
+MIN_ALPHA_BAR = 2.0**-24  # abar of the last level where it is rescaled to none, as in diffusers' `BOUNDED`
 BOUNDED = ("EulerDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep", "UniPCMultistep")  # others keep 0
 STEP_DOWN = 0.25  # at most this share of the abar of the level before, which may be fainter still
 
@@ -223,7 +223,7 @@ def _no_betas(kind: Any) -> str:
 def _of_last_level(kind: str, kept: float) -> str:
     """The note on a last level that was rescaled to zero signal and keeps this share of it."""
     bounded = kind.removesuffix("Scheduler") in BOUNDED
-    if bounded and np.isclose(kept, FAINTEST, rtol=1e-6):
+    if bounded and np.isclose(kept, MIN_ALPHA_BAR, rtol=1e-6):
         why = "2^-24: diffusers' own bound"
     elif bounded:
         why = f"{kept:.3g}, a quarter of the level before; diffusers keeps 2^-24, more than there"
@@ -270,9 +270,9 @@ def sigmoid_betas(steps: int, start: float, end: float) -> np.ndarray:
 
 
 def zero_terminal_snr(betas: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Betas rescaled so that the last level holds no signal but `FAINTEST` (Lin et al. 2024, algorithm 1)."""
+    """Betas rescaled so that the last level holds no signal but `MIN_ALPHA_BAR` (Lin et al. 2024, alg. 1)."""
     signal = np.sqrt(np.cumprod(1 - np.asarray(betas, np.float64)))
     signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
     bar = signal**2
-    bar[-1] = min(FAINTEST, STEP_DOWN * bar[-2])
+    bar[-1] = min(MIN_ALPHA_BAR, STEP_DOWN * bar[-2])
     return 1 - bar / np.append(1.0, bar[:-1])

@@ -11,7 +11,7 @@ from mechdiff.models.pretrained.flag_words import flags_among
 from mechdiff.models.pretrained.shell_changes import DECLARING, OUTPUT, changed
 from mechdiff.models.pretrained.shell_words import length_of_array, split, unquoted
 
-LARGEST = 2**20  # characters of a variable, which may be made of itself
+MAX_LENGTH = 2**20  # characters of a variable, which may be made of itself
 ASSIGNED = re.compile(r"([A-Za-z_]\w*)\+?=(.*)", re.DOTALL)
 VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?:\[[@*]\])?(?::?[-=]([^}]*))?\})")
 UTILITIES = re.compile(  # programs of a script that train and sample nothing
@@ -178,7 +178,7 @@ def _with_variable(scope: Scope, match: re.Match, words: list[str]) -> tuple[Sco
     unknown = (f"${name}",) if _is_open(scope, name) else ()
     before = scope.words.get(name, unknown) if added else ()
     anew = not before and name not in used and scope.words.get(name, parts) != parts
-    if sum(map(len, before + parts)) > LARGEST:
+    if sum(map(len, before + parts)) > MAX_LENGTH:
         raise DataError(f"{scope.where}: ${name} is too long for a command line")
     sources = {name} | _sources(scope, known) | (scope.sources.get(name, set()) if before else set())
     scope = dataclasses.replace(

@@ -25,7 +25,7 @@ DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # widest firs
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 SHOWN = 3  # names in one error
 TABLES = "/embedding"  # how the names of parameters end that are tables, not matrices
-LONGEST = 60  # characters of a name in one error
+MAX_NAME_LENGTH = 60  # characters, in one error
 COUNTERS = (
     "decay", "initted", "num_updates", "num_batches_tracked", "optimization_step", "step", "steps",
     "n_averaged", "global_step", "epoch",
@@ -79,8 +79,8 @@ def _shards(index: Path) -> dict[str, set[str]]:
     for tensor, name in places.items():
         if not (isinstance(name, str) and re.fullmatch(r"\w[\w.-]*\.safetensors", name)):
             raise CheckpointError(
-                f"{index} places {tensor[:LONGEST]} in {shorten(name)}; only .safetensors files beside it "
-                "are read"
+                f"{index} places {tensor[:MAX_NAME_LENGTH]} in {shorten(name)}; "
+                "only .safetensors files beside it are read"
             )
         shards.setdefault(name, set()).add(tensor)
     return shards
@@ -212,5 +212,7 @@ def _listed(what: str, names: list[str]) -> str:
     if not names:
         return ""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    short = [name if len(name) <= LONGEST else f"{name[:LONGEST]}..." for name in names[:SHOWN]]
+    short = [
+        name if len(name) <= MAX_NAME_LENGTH else f"{name[:MAX_NAME_LENGTH]}..." for name in names[:SHOWN]
+    ]
     return f"{len(names)} {what}: {', '.join(short)}{more}"

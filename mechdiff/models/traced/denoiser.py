@@ -119,8 +119,8 @@ class TracedDenoiser:
             if channel_groups and len(owned) == 1:
                 owned |= groups(name, site.units, channel_groups)
             listed += [
-                Component(part, site_type(name), name, index, depth, _side(site.shape))
-                for part, index in owned.items()
+                Component(unit, site_type(name), name, index, depth, _side(site.shape))
+                for unit, index in owned.items()
             ]
         return tuple(listed)
 

@@ -26,7 +26,7 @@ from mechdiff.models.traced.pass_edits import Edits, edits_of
 from mechdiff.models.traced.pass_values import Value, extended, mapped, of_turns
 from mechdiff.models.traced.programs import SCAN, subprograms, tag
 
-LONGEST = 32  # turns of a scan that are run one by one; a longer one is one piece, to limit compile time
+MAX_UNROLLED = 32  # turns of a scan that are run one by one; a longer one is one piece, to limit compile time
 IN_LINE = frozenset({"jit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat2"})
 
 
@@ -99,7 +99,7 @@ def _is_in_line(equation: JaxprEqn) -> bool:
 
 def _is_short_scan(equation: JaxprEqn) -> bool:
     """Whether it is a scan of few enough turns to be unrolled."""
-    return equation.primitive.name == SCAN and equation.params["length"] <= LONGEST
+    return equation.primitive.name == SCAN and equation.params["length"] <= MAX_UNROLLED
 
 
 def _edited(name: str, value: Value, edits: Edits) -> Value:

@@ -28,12 +28,12 @@ def by_data(networks: Sequence[NetworkResults], values: Values, *, digits: int =
     data = np.array([network.data for network in networks])
     if len(names := sorted(set(data.tolist()))) < 2 or not np.isfinite(values).all():
         return ""
-    parts = []
+    phrases = []
     for name in names:
         of_data = values[data == name]
         networks_of = "network of" if len(of_data) == 1 else "networks of"
-        parts.append(f"{_mean(of_data, digits)}{unit} in {len(of_data)} {networks_of} {name}")
-    return ", ".join(parts)
+        phrases.append(f"{_mean(of_data, digits)}{unit} in {len(of_data)} {networks_of} {name}")
+    return ", ".join(phrases)
 
 
 def by_start(networks: Sequence[NetworkResults], values: Values, *, digits: int = 1, unit: str = "") -> str:

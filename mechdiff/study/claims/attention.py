@@ -91,7 +91,7 @@ def _from_controls(networks: Sequence[NetworkResults], controls: Sequence[Networ
     words = []
     for data in across_seeds.CONTROLS:
         side = [network for network in across_seeds.final_snapshots(controls) if network.data == data]
-        if len(side) < small_samples.FEWEST or not across_seeds.comparable([*natural, *side]):
+        if len(side) < small_samples.MIN_SEEDS or not across_seeds.comparable([*natural, *side]):
             continue
         heads = [str(name) for name in natural[0].attention["head"].values]
         entropies = (np.array([_mean_entropy(network) for network in group]) for group in (natural, side))

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from mechdiff.analysis import bottlenecks, margins
 from mechdiff.analysis.bottlenecks import THRESHOLD
 from mechdiff.core.errors import NotTestable
-from mechdiff.stats.small_samples import FEWEST, over_seeds
+from mechdiff.stats.small_samples import MIN_SEEDS, over_seeds
 from mechdiff.study.claims import across_seeds, apart
 from mechdiff.study.claims.verdicts import ALPHA, Finding
 from mechdiff.study.network_results import NetworkResults
@@ -51,8 +51,8 @@ def examine(networks: Sequence[NetworkResults]) -> Finding:
         p, compared = _beyond_controls(networks, result.p, tested, increases, visible)
         because += _apart(networks, increases)
     because = "; ".join([because, _counts(ablations, visible), *compared])
-    if np.isnan(result.p) and len(networks) >= FEWEST:
-        because += f"; each half needs {FEWEST} networks, there are {len(networks)} in all"
+    if np.isnan(result.p) and len(networks) >= MIN_SEEDS:
+        because += f"; each half needs {MIN_SEEDS} networks, there are {len(networks)} in all"
     negligible = bool(result.p_none < ALPHA)  # False for NaN
     return Finding(
         result.estimate, result.interval, p, len(networks), because,

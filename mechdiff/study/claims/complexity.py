@@ -90,7 +90,7 @@ def _beside(measure: Measure, networks: Sequence[NetworkResults], controls: Sequ
     words = []
     for data in across_seeds.CONTROLS:
         side = [network for network in across_seeds.final_snapshots(controls) if network.data == data]
-        if len(side) < small_samples.FEWEST or not across_seeds.comparable([networks[0], *side]):
+        if len(side) < small_samples.MIN_SEEDS or not across_seeds.comparable([networks[0], *side]):
             continue
         values = measure.of(side)
         if values is not None:
@@ -121,13 +121,13 @@ def _gate(networks: Sequence[NetworkResults], controls: Sequence[NetworkResults]
       NotTestable: there is none; the reason names the values of all, in networks of control data too.
     """
     rungs = [[n for n in networks if n.data == "synthetic" and n.complexity == rung] for rung in RUNGS]
-    if min(map(len, rungs)) < small_samples.FEWEST:
+    if min(map(len, rungs)) < small_samples.MIN_SEEDS:
         counts = ", ".join(
             f"{len(members)} of complexity {rung}" for rung, members in zip(RUNGS, rungs, strict=True)
         )
         raise NotTestable(
             "a measure must first rise on the ladder of synthetic faces, which takes at least "
-            f"{small_samples.FEWEST} networks of each complexity; there are {counts}"
+            f"{small_samples.MIN_SEEDS} networks of each complexity; there are {counts}"
         )
     words = []
     for measure in measures(networks):

@@ -21,7 +21,7 @@ from mechdiff import stats
 from mechdiff.core.errors import NotTestable
 from mechdiff.core.text_table import text_table
 from mechdiff.stats import ALPHA
-from mechdiff.stats.small_samples import FEWEST
+from mechdiff.stats.small_samples import MIN_SEEDS
 from mechdiff.storage.run_log import progress
 from mechdiff.study.network_results import NetworkResults
 
@@ -130,9 +130,9 @@ def _claim(question: Question, finding: Finding | str, p_adjusted: float, counts
     else:
         names = ("estimate", "interval", "p", "n_seeds", "because")
         facts = {name: getattr(finding, name) for name in names} | {"verdict": verdict(finding, p_adjusted)}
-        if finding.n_seeds < FEWEST:
+        if finding.n_seeds < MIN_SEEDS:
             facts["because"] += (
-                f"; n = {finding.n_seeds} decides nothing: a test takes {FEWEST} training seeds"
+                f"; n = {finding.n_seeds} decides nothing: a test takes {MIN_SEEDS} training seeds"
             )
         images = images if finding.images is None else finding.images
         people = people if finding.people is None else finding.people

@@ -46,12 +46,12 @@ def save(
 
     def draw() -> xr.Dataset:
         timesteps = few(sweep["t"].values, sizes.map_timesteps)
-        parts = [
+        datasets = [
             samples.draw(denoiser, chosen, images, seed, sizes),
             strongest.find(denoiser, chosen, images, timesteps[len(timesteps) // 2], noise, sizes),
             attention_maps.draw(denoiser, images, timesteps, noise, sizes),
         ]
-        return xr.merge(parts, combine_attrs="no_conflicts")
+        return xr.merge(datasets, combine_attrs="no_conflicts")
 
     labelled.save_once(path, key, draw)
 

@@ -26,7 +26,7 @@ from mechdiff.sweeps.execution.layout import REPLACEMENTS, Layout
 from mechdiff.sweeps.execution.passes import Reduction, SweepLosses
 
 CPU_WORKING_SET = 256 * 2**20  # bytes of activations in one pass; its stages run in blocks that fit a cache
-CPU_MOST_ROWS = 64  # of a pass: more took up to a fifth longer, see experiments/benchmarks/README.md
+CPU_MAX_ROWS = 64  # of a pass: more took up to a fifth longer, see experiments/benchmarks/README.md
 CPU_WIDTHS = (32, 16, 8, 4, 2)  # of passes, tried where the working set holds fewer rows
 # Stages at which interventions may join on an accelerator: with fewer, fewer kernels are compiled and tuned,
 # for slightly more arithmetic. Chosen by counting, not timed; the `accelerator` benchmark compares it.
@@ -58,7 +58,7 @@ class Engine:
 
     Attributes:
       denoiser: any `Examinable`; those with stages share prefixes of the network, see `shared_prefix`.
-      rows: interventions x images in one pass; 0: as many as memory holds, on a CPU `CPU_MOST_ROWS` at most;
+      rows: interventions x images in one pass; 0: as many as memory holds, on a CPU `CPU_MAX_ROWS` at most;
         halved when memory runs out.
       devices: those that share the work; empty: all of this process.
       together: all interventions join at the first stage, see `shared_prefix.plan_passes`; for stacks that
@@ -210,7 +210,7 @@ class Engine:
         network, device = self.denoiser.network, self.devices[0]
         held = memory_limit(device) // footprint.row_bytes(network)
         if device.platform == "cpu":
-            return max(1, min(held, CPU_MOST_ROWS))
+            return max(1, min(held, CPU_MAX_ROWS))
         return max(1, min(held, INDEXED // footprint.largest_map_size(network) - 1))  # beside a clean row
 
     def _limit(self, stacked: Intervention) -> int:

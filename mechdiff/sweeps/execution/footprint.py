@@ -81,13 +81,13 @@ class _Flow(NamedTuple):
       entering: what goes in: the stream and, if the stage takes one, a skip.
       out: what comes out.
       inside: what is alive at the widest point between.
-      inside_apart: the same where the skip is taken apart, see `shared_skips`.
+      inside_precomputed: the same where the skip is precomputed, see `shared_skips`.
     """
 
     entering: int
     out: int
     inside: int
-    inside_apart: int
+    inside_precomputed: int
 
 
 def _flows(config: UNetConfig) -> list[_Flow]:
@@ -105,9 +105,9 @@ def _flows(config: UNetConfig) -> list[_Flow]:
             inside = (stream + (1 + splits) * 4 * stream + out) // shrink
         else:
             inside = _inside_block(entering, out, splits) // shrink
-        # What each row takes of the parts is written out, in float32.
-        apart = _inside_block(stream, out, splits) // shrink + (1 + splits) * out
-        flows.append(_Flow(entering, out, inside, apart))
+        # What each row takes of precomputed skips is written out, in float32.
+        with_precomputed = _inside_block(stream, out, splits) // shrink + (1 + splits) * out
+        flows.append(_Flow(entering, out, inside, with_precomputed))
         stream = out
         if stage.push:
             skips.append(out)
@@ -127,8 +127,8 @@ def _pass_bytes_on_accelerator(config: UNetConfig, joins: Sequence[int], batch: 
         rows += joining * batch
         inside = flow.inside
         # About as many rows have a skip of their own as had joined when it was made.
-        if stage.pop and skips.pop().rows <= shared_skips.MOST_OWN * rows:
-            inside = flow.inside_apart
+        if stage.pop and skips.pop().rows <= shared_skips.MAX_OWN_SHARE * rows:
+            inside = flow.inside_precomputed
         peak = max(peak, sum(skip.row * skip.rows for skip in skips) + rows * inside)
         if stage.push:
             skips.append(_Skip(flow.out, rows))

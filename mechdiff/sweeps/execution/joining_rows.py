@@ -14,8 +14,8 @@ from mechdiff.core.config import UNetConfig
 from mechdiff.core.types import AnyArray, PyTree
 from mechdiff.interventions.components import has_rows, site_stage
 from mechdiff.interventions.record import Intervention
-from mechdiff.models.skip_parts import SkipParts
-from mechdiff.models.stage_modules import Stream, comes_apart, run_stage, take_apart
+from mechdiff.models.precomputed_skips import PrecomputedSkip
+from mechdiff.models.stage_modules import Stream, can_precompute_skip, precompute_skip, run_stage
 from mechdiff.models.stages import Stage
 from mechdiff.sweeps.execution import shared_skips
 from mechdiff.sweeps.execution.footprint import CPU_BLOCK
@@ -40,12 +40,13 @@ def run_rows(
     Args:
       changed_skips: of `PassPlan`, for this stage; None: every row's skip is computed anew.
     """
-    block, parts = _block(stage, rows, *stream.h.shape[1:]), None
-    if stage.pop and changed_skips is not None and comes_apart(config, stage, params, stream.h.shape[-1]):
+    block, precomputed = _block(stage, rows, *stream.h.shape[1:]), None
+    channels = stream.h.shape[-1]
+    if stage.pop and changed_skips is not None and can_precompute_skip(config, stage, params, channels):
         made = len(stream.skips[-1])
-        if made + changed_skips * batch <= shared_skips.MOST_OWN * rows:
+        if made + changed_skips * batch <= shared_skips.MAX_OWN_SHARE * rows:
             own = shared_skips.find_own(stage, intervention, batch, rows, made, changed_skips)
-            parts = _parts_of_skips(config, stage, params, intervention, stream, batch, own.rows)
+            precomputed = _precomputed_skips(config, stage, params, intervention, stream, batch, own.rows)
             stream = stream._replace(skips=(*stream.skips[:-1], own.of_each_row))
     if block > 1 or rows == 1:
         stream = _joined(stage, stream, batch, rows)
@@ -54,8 +55,8 @@ def run_rows(
 
     def run_block(leaves, images):
         h, skips, embeddings, gate, temperature, pattern, add = leaves
-        if parts is not None:
-            skips = (shared_skips.of_rows(parts, *skips),)
+        if precomputed is not None:
+            skips = (shared_skips.of_rows(precomputed, *skips),)
         changed = dataclasses.replace(
             intervention, gate=gate, temperature=temperature, pattern=pattern, add=add
         )
@@ -66,7 +67,7 @@ def run_rows(
     return Stream(h, (*kept, h) if stage.push else kept, stream.embeddings)
 
 
-def _parts_of_skips(
+def _precomputed_skips(
     config: UNetConfig,
     stage: Stage,
     params: PyTree,
@@ -74,15 +75,15 @@ def _parts_of_skips(
     stream: Stream,
     batch: int,
     own: Int[Array, " own"],
-) -> SkipParts:
-    """Parts of the skips of the rows that have one of their own: see `shared_skips`."""
+) -> PrecomputedSkip:
+    """The precomputed skips of the rows that have one of their own: see `shared_skips`."""
     skip, gates = stream.skips[-1], shared_skips.at_skip(stage, intervention, own)
     skip = extended(skip, batch, len(own))
 
     def run_block(leaves, images):
         skip, gate, add = leaves
         changed = _of_images(dataclasses.replace(gates, gate=gate, add=add), images)
-        return take_apart(config, stage, params, changed, skip, stream.h.shape[-1])
+        return precompute_skip(config, stage, params, changed, skip, stream.h.shape[-1])
 
     block = _block(stage, len(own), *skip.shape[1:])
     return _in_blocks(run_block, (skip, gates.gate, gates.add), batch, len(own), block)
@@ -106,10 +107,10 @@ def _in_blocks(
 
         return run(jax.tree.map(sliced, leaves), (start + np.arange(block)) % batch)
 
-    def in_order(parts):
-        whole = parts.reshape(-1, *parts.shape[2:])
-        repeated = len(whole) - rows
-        return jnp.concatenate([whole[:-block], whole[repeated - block :]]) if repeated else whole
+    def in_order(blocks):
+        flat = blocks.reshape(-1, *blocks.shape[2:])
+        repeated = len(flat) - rows
+        return jnp.concatenate([flat[:-block], flat[repeated - block :]]) if repeated else flat
 
     # The last block may overlap the one before it.
     starts = np.minimum(np.arange(0, rows, block), rows - block)

@@ -19,7 +19,7 @@ from mechdiff.core import devices
 from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import AnyArray, Images, PRNGKey, PyTree, StepFn
-from mechdiff.diffusion.samplers import Sampler, TimestepSequence, initial_noise, keys_of_steps, one_step
+from mechdiff.diffusion.samplers import Sampler, TimestepSequence, initial_noise, take_steps
 from mechdiff.interventions.record import Intervention, stack_size
 from mechdiff.models import conditions
 from mechdiff.models.denoiser import Examinable
@@ -109,18 +109,17 @@ def roll(
             add=_each_repeated(stacked.add, batch),
         )
         samples = _tiled(samples, count)
-        previous = jnp.append(steps.timesteps[1:], -1)
-        step_keys = keys_of_steps(steps.key, steps.timesteps)
         sampler = Sampler(denoiser.schedule, step_fn, clip=clip)
 
-        def step(i, x_t):
+        def denoise_at(i):
             replacement = jax.tree.map(lambda values: values[i], stacked.replacement)
             acting = dataclasses.replace(stacked, replacement=replacement)
-            predict = functools.partial(denoiser.predict, acting, condition=samples.condition)
-            t, t_prev = steps.timesteps[i], previous[i]
-            return one_step(predict, sampler, step_keys[i], x_t, t, t_prev, samples.indices)[0]
+            return functools.partial(denoiser.predict, acting, condition=samples.condition)
 
-        final = jax.lax.fori_loop(steps.start, steps.stop, step, samples.x_t)
+        span = steps.start, steps.stop
+        final = take_steps(
+            denoise_at, sampler, steps.key, samples.x_t, steps.timesteps, samples.indices, span
+        )
         return final.reshape(count, batch, *final.shape[1:])
 
     specs, outs = (ALL, ALL, ALL, IMAGES), PartitionSpec(None, "images")

@@ -13,12 +13,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from mechdiff.interventions.record import Intervention
-from mechdiff.models.skip_parts import SkipParts
+from mechdiff.models.precomputed_skips import PrecomputedSkip
 from mechdiff.models.stages import Stage
 
-# A skip is taken apart if at most this share of the rows has one of its own. With more, little is saved,
+# Skips are precomputed if at most this share of the rows has one of its own. With more, little is saved,
 # and the stage takes longer to compile.
-MOST_OWN = 0.5
+MAX_OWN_SHARE = 0.5
 
 
 class OwnSkips(NamedTuple):
@@ -54,7 +54,7 @@ def find_own(
 
 
 def at_skip(stage: Stage, intervention: Intervention, rows: Int[Array, " own"]) -> Intervention:
-    """The part of an intervention that acts on the skip of a stage, for some of its rows.
+    """What of an intervention acts on the skip of a stage, for some of its rows.
 
     Replacements stay as they are.
     """
@@ -85,6 +85,6 @@ def _rows_of(places: Int[Array, " places"], batch: int) -> Int[Array, " rows"]:
     return (places[:, None] * batch + np.arange(batch)).reshape(-1)
 
 
-def of_rows(parts: SkipParts, rows: Int[Array, " rows"]) -> SkipParts:
-    """The parts that each of some rows takes."""
-    return jax.tree.map(lambda leaf: leaf.at[rows].get(mode="promise_in_bounds"), parts)
+def of_rows(precomputed: PrecomputedSkip, rows: Int[Array, " rows"]) -> PrecomputedSkip:
+    """What each of some rows takes: `rows` are places among the precomputed ones."""
+    return jax.tree.map(lambda leaf: leaf.at[rows].get(mode="promise_in_bounds"), precomputed)

@@ -264,7 +264,9 @@ def _alone_or_paired(
     costs = costs_alone_or_paired(
         pair_effects(plant.denoiser, EvalSet(plant.images, plant.timesteps, key), pairs)
     )
-    return np.stack([costs.get(part.name, increase) for part, increase in zip(chosen, alone, strict=True)])
+    return np.stack(
+        [costs.get(component.name, increase) for component, increase in zip(chosen, alone, strict=True)]
+    )
 
 
 def _pairs_exact(

@@ -13,7 +13,7 @@ from mechdiff.models import load, pretrained
 from mechdiff.models.pretrained import Stated, configs, schedulers
 from mechdiff.models.pretrained.diffusers import STEM, WEIGHTS
 
-LONGEST = 300  # characters of a refusal
+MAX_LENGTH = 300  # characters of a refusal
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_a_refusal_is_one_short_line(folder, spoil, expected, stated):
     with pytest.raises(MechdiffError) as error:
         pretrained.read(folder, Stated(**stated))
     line = str(error.value).replace(str(folder), "FOLDER")
-    assert expected in line and "\n" not in line and len(line) <= LONGEST
+    assert expected in line and "\n" not in line and len(line) <= MAX_LENGTH
 
 
 @pytest.mark.parametrize("prefix", ["denoiser.", "_forward_module.", "module.model._orig_mod."])

@@ -52,7 +52,7 @@ def test_a_network_too_large_for_the_working_set_takes_more_rows_if_memory_is_fr
 
 def test_a_pass_on_a_cpu_has_as_many_images_as_keep_it_at_its_best_number_of_rows():
     rows, block = runner()._size(EVERYTHING, 400)
-    assert (rows + 1) * block <= engine.CPU_MOST_ROWS < (rows + 1) * (block + 2)
+    assert (rows + 1) * block <= engine.CPU_MAX_ROWS < (rows + 1) * (block + 2)
 
 
 @pytest.mark.parametrize("fits", [2, 8])

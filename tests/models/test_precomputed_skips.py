@@ -1,4 +1,4 @@
-"""Parts of skips against whole skips."""
+"""Precomputed skips against skips."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from reference.networks import SMALL
 
 from mechdiff.interventions.record import ALWAYS, Intervention
 from mechdiff.models.blocks import Embeddings
-from mechdiff.models.stage_modules import Stream, comes_apart, module, run_stage, take_apart
+from mechdiff.models.stage_modules import Stream, can_precompute_skip, module, precompute_skip, run_stage
 from mechdiff.models.stages import Stage
 
 ROWS, SIDE = 3, 4
@@ -24,7 +24,7 @@ ROWS, SIDE = 3, 4
         (4, 12, {}),
     ],
 )
-def test_a_block_given_the_parts_of_its_skip_is_the_block_given_the_skip(stream, skip, options):
+def test_a_block_given_a_precomputed_skip_is_the_block_given_the_skip(stream, skip, options):
     config = dataclasses.replace(SMALL, image_size=SIDE, **options)
     stage = Stage("up0.block0", "block", 0, SIDE, 8, pop=True)
     h, taken = random(ROWS, SIDE, SIDE, stream), random(ROWS, SIDE, SIDE, skip, seed=1)
@@ -44,10 +44,10 @@ def test_a_block_given_the_parts_of_its_skip_is_the_block_given_the_skip(stream,
     def run(skip, h, embeddings):
         return run_stage(config, stage, params, intervention, Stream(h, (skip,), embeddings))[0].h
 
-    apart = jax.jit(lambda skip: take_apart(config, stage, params, intervention, skip, stream))
-    assert comes_apart(config, stage, params, stream)
-    whole, of_parts = run(taken, h, embeddings), run(apart(taken), h, embeddings)
-    np.testing.assert_allclose(of_parts, whole, atol=2e-5 * np.abs(whole).max())
+    precomputed = jax.jit(lambda skip: precompute_skip(config, stage, params, intervention, skip, stream))
+    assert can_precompute_skip(config, stage, params, stream)
+    whole, shared = run(taken, h, embeddings), run(precomputed(taken), h, embeddings)
+    np.testing.assert_allclose(shared, whole, atol=2e-5 * np.abs(whole).max())
     assert np.abs(whole - run(2 * taken, h, embeddings)).max() > 0.1
 
 
@@ -55,6 +55,6 @@ def test_what_has_no_group_or_no_projection_of_its_own_stays_whole():
     stage = Stage("up0.block0", "block", 0, SIDE, 8, pop=True)
     norm, shortcut = {"scale": np.ones(8, np.float32)}, {"kernel": np.ones((1, 1, 8, 8), np.float32)}
     params = lambda **layers: {stage.name: {"norm1": norm} | layers}
-    assert comes_apart(SMALL, stage, params(shortcut=shortcut), 6)
-    assert not comes_apart(SMALL, stage, params(), 6)
-    assert not comes_apart(SMALL, stage, params(shortcut=shortcut), 7)
+    assert can_precompute_skip(SMALL, stage, params(shortcut=shortcut), 6)
+    assert not can_precompute_skip(SMALL, stage, params(), 6)
+    assert not can_precompute_skip(SMALL, stage, params(shortcut=shortcut), 7)

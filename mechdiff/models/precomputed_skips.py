@@ -2,7 +2,7 @@
 
 Such a block normalizes and convolves the stream and a skip as one map of more channels. Groups of channels
 that lie within the skip are normalized without the stream, and a convolution of both is the sum of one of
-each. In a sweep most rows have the skip of the clean pass; its parts are computed once for all of them.
+each. In a sweep most rows have the skip of the clean pass, for which this is computed once.
 """
 
 from typing import NamedTuple
@@ -15,8 +15,8 @@ from mechdiff.models.group_norm import group_norm
 from mechdiff.models.layers import silu
 
 
-class SkipParts(NamedTuple):
-    """Parts of a skip, after its gate has acted.
+class PrecomputedSkip(NamedTuple):
+    """A skip after its gate has acted, and what a block computes of it without the stream.
 
     Attributes:
       beside: its first channels, where they share a group with channels of the stream; None: no group is
@@ -55,8 +55,8 @@ def divide(stream: int, skip: int, groups: int) -> Division:
     return Division(stream, -(-stream // depth) * depth, depth)
 
 
-def skip_parts(params: PyTree, skip: Features, division: Division, eps: float) -> SkipParts:
-    """Parts of skips whose gates have acted.
+def precompute(params: PyTree, skip: Features, division: Division, eps: float) -> PrecomputedSkip:
+    """What a block computes of skips alone, whose gates have acted.
 
     Args:
       params: of the block.
@@ -68,11 +68,11 @@ def skip_parts(params: PyTree, skip: Features, division: Division, eps: float) -
     h = silu(group_norm(rest, scale, bias, rest.shape[-1] // depth, eps))
     conv1 = convolve(h, params["conv1"]["kernel"][:, :, together:], 1, ((1, 1), (1, 1)))
     shortcut = convolve(skip, params["shortcut"]["kernel"][:, :, stream:], 1, ((0, 0), (0, 0)))
-    return SkipParts(beside if beside.shape[-1] else None, conv1, shortcut)
+    return PrecomputedSkip(beside if beside.shape[-1] else None, conv1, shortcut)
 
 
-def params_beside(params: PyTree, division: Division) -> PyTree:
-    """The parameters of a block that is given the parts of its skip: those of all other channels."""
+def params_without_skip(params: PyTree, division: Division) -> PyTree:
+    """The parameters of a block that is given a precomputed skip: those of all other channels."""
     stream, together, _ = division
     norm1, conv1, shortcut = params["norm1"], params["conv1"], params["shortcut"]
     return params | {
