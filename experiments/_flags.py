@@ -12,7 +12,7 @@ import jax
 from absl import flags
 
 from mechdiff.cli import hints
-from mechdiff.core import old_names, presets, processes
+from mechdiff.core import old_names, presets, processes, ranges
 from mechdiff.core.config import SweepConfig
 from mechdiff.storage import files
 
@@ -47,7 +47,6 @@ BY_ZERO = "it replaces by zero"  # for `idle`
 OF_NETWORKS = ("unet", "train", "diffusion")  # sections of settings that training alone reads
 SEED_ALONE = dict.fromkeys(("data", "sweep", *OF_NETWORKS), "of the settings it follows the seed alone")
 NO_SETTINGS = dict.fromkeys(("seed", *SEED_ALONE), "it follows no settings")
-MOST = 2**31 - 1  # of anything that an integer flag counts
 PREPROCESSING, CLASSES = "data.preprocessing.", "data.classes"
 STUDIES = ("reproduce", "study", "examine")  # launchers that read the settings of section study
 OF_STUDIES = f"it is for {', '.join(STUDIES[:-1])} and {STUDIES[-1]}"
@@ -112,8 +111,8 @@ def _check_number(name: str, value: object) -> None:
     """Refuses what absl's bounds let through: NaN, and counts that no run would come to the end of."""
     if isinstance(value, float) and not math.isfinite(value):
         raise flags.Error(f"--{name}={value} is not a finite number")
-    if isinstance(value, int) and abs(value) > MOST:
-        raise flags.Error(f"--{name}={value} is out of range; at most {MOST}")
+    if isinstance(value, int) and abs(value) > ranges.MOST:
+        raise flags.Error(f"--{name}={value} is out of range; at most {ranges.MOST}")
 
 
 def settings_given() -> list[str]:

@@ -312,7 +312,7 @@ def cut(path):
 
 DAMAGES = {
     "no manifest": (lambda w: (w / "manifest.json").unlink(), "manifest.json"),
-    "no subjects": (lambda w: shutil.rmtree(w / "subjects"), "no examined models"),
+    "no subjects": (lambda w: shutil.rmtree(w / "subjects"), "mechdiff reproduce"),
     "torn subject": (lambda w: cut(w / "subjects/own-seed0/subject.json"), "not valid JSON"),
     "no sweep": (lambda w: shutil.rmtree(w / "subjects/own-seed0/sweep.zarr"), "sweep.zarr"),
     "no attention": (lambda w: shutil.rmtree(w / "subjects/own-seed0/attention.zarr"), "attention.zarr"),
@@ -320,8 +320,18 @@ DAMAGES = {
     "no samples": (lambda w: (w / "subjects/own-seed0/samples.png").unlink(), "samples.png"),
     "no inputs": (
         lambda w: files.write_json(w / "subjects/own-seed0/subject.json", {"name": "own-seed0"}),
-        "lacks config, inputs",
+        "lacks inputs, seed, config",
     ),
+    "no record": (
+        lambda w: stated(w / "subjects/own-seed0/subject.json", record=None),
+        "record can't be None",
+    ),
+    "no config": (
+        lambda w: stated(w / "subjects/own-seed0/subject.json", config={"data": 3}),
+        "subject.json: ",
+    ),
+    "null manifest": (lambda w: (w / "manifest.json").write_text("null"), "manifest.json is no object"),
+    "no list of results": (lambda w: (w / "subjects/own-seed0/study.json").write_text("[]"), "lacks results"),
     "numbers of other images": (
         lambda w: stated(w / "subjects/own-seed0/subject.json", inputs="held-out images"),
         "own-seed0 is unfinished: its numbers are of inputs",
