@@ -28,8 +28,8 @@ from mechdiff.core.config import UNetConfig, to_dict
 from mechdiff.core.errors import DataError, MechdiffError
 from mechdiff.core.presets import preset
 from mechdiff.models.stages import stages
-from mechdiff.report import backend, document, findings, maps, numbers, schematic, style, trust
-from mechdiff.storage import files, labelled
+from mechdiff.report import backend, document, findings, maps, numbers, schematic, style, trust, views
+from mechdiff.storage import files, labelled, run_log
 from mechdiff.study import results_folder
 
 NAMES = {
@@ -357,6 +357,15 @@ def test_launcher_says_where_there_is_no_folder(tmp_path, capsys):
     assert code == 2
     assert "no results folder" in capsys.readouterr().err
     assert not (tmp_path / "absent").exists()
+
+
+def test_drawing_shows_how_far_it_is(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(views.model_figures, "limits", lambda models: None)
+    monkeypatch.setattr(views, "_view", lambda *_: object.__new__(views.ModelView))
+    monkeypatch.setattr(run_log, "PLAIN_SECONDS", 0)
+    models = [object.__new__(views.ExaminedModel) for _ in range(2)]
+    assert len(views.views(models, {}, tmp_path)) == 2
+    assert "drawing figures: 1/2" in capsys.readouterr().err
 
 
 def test_data_addresses_hold_their_bytes():
