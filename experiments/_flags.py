@@ -146,6 +146,10 @@ def check_examining(launcher: str) -> None:
                 f"--set={word} has no effect on a network that is trained already; leave it out"
             )
         followed = (name.startswith(PREPROCESSING) and named) or (name == CLASSES and "celeba" in named)
+        if name.startswith(PREPROCESSING) and folders and not named:
+            raise flags.Error(
+                f"--set={word} has no effect without {ways}, whose images it is of; give that too"
+            )
         if section == "data" and not followed:
             images = f"its images are those of {ways}" if ways else "it takes no images"
             raise flags.Error(f"--set={word} has no effect in {launcher}: {images}")

@@ -226,8 +226,10 @@ class _Plan:
         at_t = slice(piece.t_index, piece.t_index + 1)
         where = (slice(piece.ablation, piece.ablation + 1), slice(None), at_t, piece.images)
         region = {"loss": where, "change": where, "clean_loss": (at_t, piece.images)}
-        values = {
-            "clean_loss": losses.clean_loss[None, :count],
+        # Passes of ablations differ in the last bits of the clean loss, and pieces come in any order: one of
+        # them decides it, so that a run repeats bit for bit.
+        clean = {"clean_loss": losses.clean_loss[None, :count]} if piece.ablation == 0 else {}
+        values = clean | {
             "change": losses.change[None, :, None, :count],
             "loss": losses.loss[None, :, None, :count],
         }
