@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import PIL
@@ -232,8 +233,7 @@ def _write(path: Path, metadata: dict, shape: tuple[int, ...], blocks: Iterable[
     try:
         # Plain writes: on a full disk they raise, where a store into a memory map would kill the process.
         with partial.open("wb") as file:
-            with suppress(OSError, AttributeError):  # a file system, or a system, without locks
-                fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed, or this process is gone
+            _hold(file)
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             for block in blocks:
@@ -258,6 +258,13 @@ def _remove_stale(path: Path):
             here = partial.name.startswith(f".{path.name}.{socket.gethostname()}-")
             if age > STALE_SECONDS or (age > FRESH_SECONDS and here and not _is_held(partial)):
                 partial.unlink()
+
+
+def _hold(file: IO[bytes]) -> None:
+    """Locks a file that is being written, until it is closed or this process is gone."""
+    if fcntl is not None:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _is_held(partial: Path) -> bool:

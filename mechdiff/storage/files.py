@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ def read_json(path: Path | str) -> Any:
         raise DataError(f"{path}: not valid JSON ({error}); restore the file or make it again") from None
 
 
-Kinds = Mapping[str, type | tuple[type, ...]]
+Kinds = dict[str, Any]  # name of an entry -> the type or types that its value may have
 
 
 def read_record(
@@ -170,7 +170,7 @@ def check_record(
         raise DataError(f"{path} lacks {', '.join(absent)}; {REMAKE}")
     if not isinstance(content, dict):
         raise DataError(f"{path} is no object of entries; {REMAKE}")
-    kinds = (optional or {}) | (entries if isinstance(entries, Mapping) else {})
+    kinds = (optional or {}) | (entries if isinstance(entries, dict) else {})
     for name, kind in kinds.items():
         if name in content and not isinstance(content[name], kind):
             raise DataError(f"{path}: {name} can't be {shorten(content[name])}; {REMAKE}")

@@ -335,7 +335,9 @@ def test_what_another_process_scores_in_the_meantime_is_kept(monkeypatch, tmp_pa
         if left == ["entropy"]:  # while this goes on, another process scores by others
             methods.scored("uniform", 0, "small", tmp_path, ["integrated gradients"])
         of_plant = {"plant": "uniform", "size": "small", "instance": 0}
-        return [of_plant | dict.fromkeys(methods.MEASURES, 1.0) | {"method": method} for method in left]
+        return [
+            of_plant | dict.fromkeys(planted.metrics.MEASURES, 1.0) | {"method": method} for method in left
+        ]
 
     monkeypatch.setattr(methods, "score", score)
     monkeypatch.setattr(methods, "make", lambda *_: None)

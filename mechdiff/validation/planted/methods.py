@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from types import NoneType
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ from mechdiff.circuits.integrated_gradients import integrated_gradients
 from mechdiff.circuits.interactions import pair_effects, pair_scores
 from mechdiff.core import keys
 from mechdiff.core.config import SweepConfig
-from mechdiff.core.errors import ConfigError, DataError, unknown
+from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.core.types import Images, PRNGKey
 from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
@@ -34,7 +33,8 @@ from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.activations import activation_means, attention_stats
 from mechdiff.sweeps.optimal_ablation import optimal_replacements
 from mechdiff.sweeps.replacements import resample_replacements
-from mechdiff.validation.planted.metrics import MEASURES, NOTHING, compare
+from mechdiff.validation.planted import saved_scores
+from mechdiff.validation.planted.metrics import NOTHING, compare
 from mechdiff.validation.planted.networks import PlantedNetwork, make
 
 Scores = dict[str, Float[np.ndarray, "component t"]]  # one t: of all timesteps
@@ -51,8 +51,6 @@ IN_COMPANY = "pairs of candidates"
 METHODS = (*OBSERVED, *PREDICTED, *EXACT, *DISCOVERED, *PAIRS, OVER_IMAGES, OVER_TIMESTEPS, IN_COMPANY)
 UNSIGNED = (*OBSERVED, OVER_IMAGES, OVER_TIMESTEPS)  # predict no sign of an effect
 CANDIDATES = 8  # as in a study
-RECORD = {"plant": str, "size": str, "instance": int, "method": str}
-RECORD |= dict.fromkeys(MEASURES, (float, int, NoneType))  # None: it does not apply
 # Limits of the most expensive methods, so that the table takes less than half an hour on one core:
 OPTIMAL_SIZES, OPTIMAL_STEPS = ("small",), 8
 BACKUPS = 4  # members of a circuit whose backup components are searched
@@ -120,33 +118,25 @@ def scored(
         if method not in METHODS:
             raise ConfigError(unknown("method", method, METHODS))
     path = files.ensure_writable(folder) / f"{name}-{size}-{instance}-numerics{NUMERICS_VERSION}.json"
-    saved = _cached(path)
+    saved = saved_scores.read(path, METHODS)
     left = [method for method in methods if method not in saved["methods"]]
     if left:
         records = score(make(name, instance, size), folder / path.stem, left)
         with locks.lock(folder / path.stem, wait=True):
-            saved = _cached(path)  # another process may have scored other methods since, or the same
+            saved = saved_scores.read(
+                path, METHODS
+            )  # another process may have scored other methods since, or the same
             new = [method for method in left if method not in saved["methods"]]
             kept = [record for record in records if record["method"] in new]
             saved = {"methods": [*saved["methods"], *new], "records": [*saved["records"], *kept]}
             files.write_json(path, saved)
     return [
         {key: float("nan") if value is None else value for key, value in record.items()}
-        for record in sorted(_cached(path)["records"], key=lambda row: METHODS.index(row["method"]))
+        for record in sorted(
+            saved_scores.read(path, METHODS)["records"], key=lambda row: METHODS.index(row["method"])
+        )
         if record["method"] in methods
     ]
-
-
-def _cached(path: Path) -> dict[str, list]:
-    """The methods that are scored in a file, and their records."""
-    if not path.exists():
-        return {"methods": [], "records": []}
-    saved = files.read_record(path, {"methods": list, "records": list})
-    for record in saved["records"]:
-        files.check_record(path, record, RECORD)
-        if record["method"] not in METHODS:
-            raise DataError(f"{path}: {unknown('method', record['method'], METHODS)}; {files.REMAKE}")
-    return saved
 
 
 def _exact(
