@@ -12,7 +12,7 @@ import jax
 from absl import flags
 
 from mechdiff.cli import hints
-from mechdiff.core import old_names, presets, processes
+from mechdiff.core import old_names, presets, processes, ranges
 from mechdiff.core.config import SweepConfig
 from mechdiff.storage import files
 
@@ -47,7 +47,6 @@ BY_ZERO = "it replaces by zero"  # for `idle`
 OF_NETWORKS = ("unet", "train", "diffusion")  # sections of settings that training alone reads
 SEED_ALONE = dict.fromkeys(("data", "sweep", *OF_NETWORKS), "of the settings it follows the seed alone")
 NO_SETTINGS = dict.fromkeys(("seed", *SEED_ALONE), "it follows no settings")
-MAX_INTEGER = 2**31 - 1  # of anything that an integer flag counts
 PREPROCESSING, CLASSES = "data.preprocessing.", "data.classes"
 STUDIES = ("reproduce", "study", "examine")  # launchers that read the settings of section study
 OF_STUDIES = f"it is for {', '.join(STUDIES[:-1])} and {STUDIES[-1]}"
@@ -112,8 +111,8 @@ def _check_number(name: str, value: object) -> None:
     """Refuses what absl's bounds let through: NaN, and counts that no run would come to the end of."""
     if isinstance(value, float) and not math.isfinite(value):
         raise flags.Error(f"--{name}={value} is not a finite number")
-    if isinstance(value, int) and abs(value) > MAX_INTEGER:
-        raise flags.Error(f"--{name}={value} is out of range; at most {MAX_INTEGER}")
+    if isinstance(value, int) and abs(value) > ranges.MAX_COUNT:
+        raise flags.Error(f"--{name}={value} is out of range; at most {ranges.MAX_COUNT}")
 
 
 def settings_given() -> list[str]:
@@ -147,6 +146,10 @@ def check_examining(launcher: str) -> None:
                 f"--set={word} has no effect on a network that is trained already; leave it out"
             )
         followed = named and (name.startswith(PREPROCESSING) or (name == CLASSES and _of_celeba(named)))
+        if name.startswith(PREPROCESSING) and folders and not named:
+            raise flags.Error(
+                f"--set={word} has no effect without {ways}, whose images it is of; give that too"
+            )
         if section == "data" and not followed:
             images = f"its images are those of {ways}" if ways else "it takes no images"
             raise flags.Error(f"--set={word} has no effect in {launcher}: {images}")

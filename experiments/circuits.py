@@ -13,6 +13,7 @@ from absl import flags
 from mechdiff import circuits
 from mechdiff.circuits import robustness, scorecards
 from mechdiff.cli import tables
+from mechdiff.core import ranges
 from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
 from mechdiff.models import load
@@ -30,8 +31,12 @@ TAU = flags.DEFINE_float(
 )
 EVERY = flags.DEFINE_bool("every_timestep", False, "At every timestep, not only on average over them.")
 RANKING = flags.DEFINE_enum("ranking", "exact", circuits.RANKINGS, "How components are ranked at first.")
-RANDOMS = flags.DEFINE_integer("randoms", 40, "Random circuits to compare with.", lower_bound=20)
-REPEATS = flags.DEFINE_integer("repeats", 10, "Resamples on which circuits are found again.", lower_bound=2)
+RANDOMS = flags.DEFINE_integer(
+    "randoms", 40, "Random circuits to compare with.", lower_bound=20, upper_bound=ranges.MAX_RANDOM
+)
+REPEATS = flags.DEFINE_integer(
+    "repeats", 10, "Resamples on which circuits are found again.", lower_bound=2, upper_bound=10_000
+)
 
 
 def main(config, workdir):

@@ -20,7 +20,7 @@ idle = _flags.NO_SETTINGS
 
 def main(config, workdir):
     if not workdir.is_dir():
-        raise ConfigError(f"no results folder at {workdir}; give one with --workdir=FOLDER")
+        raise ConfigError(f"no results folder at {workdir}; {results_folder.WAY_OUT}")
     networks = [model.results for model in results_folder.read(workdir)[1]]
     answers = claims.evaluate(networks)
     print(verdicts.table(answers))

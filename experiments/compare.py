@@ -4,9 +4,11 @@
 Both are swept on the same images, timesteps and noise; differences are paired image by image, with 95 %
 intervals over images and Holm's p over components. `--before=RUN --steps=all` (no --after) sweeps every step
 that was exported in training (`train.keep`) and compares the first with the last. Without --images both are
-examined on what the first would be. The first of `sweep.ablations` is compared. Start it again to go on after
-an interruption. Prints the ten largest changes. Results: WORKDIR/compare.html, the page "what changed", from
-compare.zarr; compare.csv and compare.png, of steps also course.csv and course.png.
+examined on what the first would be. The first of `sweep.ablations` is compared. Classes are matched by name:
+where two networks call them differently, --before_class_names and --after_class_names say what they are.
+Start it again to go on after an interruption. Prints the ten largest changes. Results: WORKDIR/compare.html,
+the page "what changed", from compare.zarr; compare.csv and compare.png, of steps also course.csv and
+course.png.
 """
 
 import dataclasses
@@ -17,11 +19,16 @@ from rich.table import Table
 
 from mechdiff.api.compare import Comparison, compare
 from mechdiff.api.course import compare_steps
+from mechdiff.api.loading import load
 from mechdiff.cli.tables import number
+from mechdiff.core import ranges
 from mechdiff.core.config import DataConfig, Preprocessing, to_dict
 from mechdiff.core.devices import use_all_cores
+from mechdiff.core.errors import ConfigError
+from mechdiff.models import conditions
 from mechdiff.stats import few_images
 from mechdiff.storage import files, manifest
+from mechdiff.study.condition_sources import CLASS_NAMES
 
 from . import _flags, _launch
 
@@ -29,6 +36,10 @@ BEFORE = flags.DEFINE_string("before", None, _flags.MODEL_HELP, required=True)
 AFTER = flags.DEFINE_string("after", None, "The model that it is compared with; as --before.")
 STEPS = flags.DEFINE_enum("steps", None, ("all",), "Compare all exported steps of one training instead.")
 IMAGES = flags.DEFINE_string("images", None, _flags.IMAGES_HELP)
+NAMES = {
+    side: flags.DEFINE_list(f"{side}_class_names", [], f"What the classes of --{side} are called, in order.")
+    for side in ("before", "after")
+}
 FOLLOWED = "it follows -n, --timesteps, --ablations, --seed and data.preprocessing.background alone"
 BACKGROUND = "data.preprocessing.background"  # what is followed of the settings of data
 OF_DATA = [f"data.{each.name}" for each in dataclasses.fields(DataConfig) if each.name != "preprocessing"]
@@ -52,7 +63,12 @@ def main(config, workdir):
     if (AFTER.value is None) == (STEPS.value is None):
         raise flags.Error("give a second model (--after=MODEL), or --steps=all for the steps of one training")
     if flags.FLAGS.classes or flags.FLAGS.conditions:
-        raise flags.Error("--classes and --conditions: compare knows classes by the models' own names only")
+        raise flags.Error(
+            "--classes and --conditions: compare knows classes by their names only, those in the models' "
+            "records or those that --before_class_names and --after_class_names state"
+        )
+    if STEPS.value and any(names.value for names in NAMES.values()):
+        raise flags.Error("--before_class_names and --after_class_names are for two models, not for --steps")
     use_all_cores()
     files.ensure_writable(workdir)
     models = [value for value in (BEFORE.value, AFTER.value) if value]
@@ -70,12 +86,28 @@ def main(config, workdir):
         course.plot().save(workdir / "course.png")
         comparison, page = course.changes(), course.save(workdir)
     else:
-        comparison = compare(BEFORE.value, AFTER.value, IMAGES.value, **settings)
+        both = (
+            named(value, NAMES[side]) for side, value in (("before", BEFORE.value), ("after", AFTER.value))
+        )
+        comparison = compare(*both, IMAGES.value, **settings)
         page = comparison.save(workdir)
     comparison.plot().save(workdir / "compare.png")
     print_top(comparison)
     print(page)
     return {"folder": workdir, "report": page, "top": comparison.top(10).to_dict("records")}
+
+
+def named(model, names):
+    """The model with the names of its classes that a flag states, in place of those of its record."""
+    loaded = load(model)
+    if not names.value:
+        return loaded
+    classes = conditions.taken(loaded.denoiser.network).classes
+    if len(names.value) != classes:
+        stated = len(names.value)
+        raise ConfigError(f"--{names.name} has {stated} names, but {loaded.name} has {classes} classes")
+    ranges.distinct(f"--{names.name}", names.value)
+    return dataclasses.replace(loaded, record={**loaded.record, CLASS_NAMES: names.value})
 
 
 def print_top(comparison: Comparison) -> None:

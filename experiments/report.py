@@ -6,6 +6,7 @@ Reads what `experiments.reproduce` saved there and computes nothing again; print
 from mechdiff import report
 from mechdiff.core.errors import ConfigError
 from mechdiff.storage import locks
+from mechdiff.study import results_folder
 
 from . import _flags, _launch
 
@@ -14,7 +15,7 @@ idle = _flags.NO_SETTINGS
 
 def main(config, workdir):
     if not workdir.is_dir():
-        raise ConfigError(f"no results folder at {workdir}; give one with --workdir=FOLDER")
+        raise ConfigError(f"no results folder at {workdir}; {results_folder.WAY_OUT}")
     with locks.lock(workdir):
         page = report.build(workdir)
     print(page)

@@ -13,6 +13,7 @@ from absl import flags
 from mechdiff import stats
 from mechdiff.analysis import roles
 from mechdiff.analysis.roles.image_features import image_feature_names
+from mechdiff.core import ranges
 from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
 from mechdiff.core.errors import ConfigError
@@ -27,12 +28,15 @@ MODEL = flags.DEFINE_multi_string("model", None, _flags.MODEL_HELP, required=Tru
 CELEBA = flags.DEFINE_string("celeba", None, _flags.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _flags.IMAGES_HELP)
 PART = flags.DEFINE_enum("part", "head", ("head", "res", "skip", "all"), "Components to examine.")
-SETS = flags.DEFINE_integer("sets", 600, "Random sets of channels for each class.", lower_bound=20)
+SETS = flags.DEFINE_integer(
+    "sets", 600, "Random sets of channels for each class.", lower_bound=20, upper_bound=ranges.MAX_RANDOM
+)
 FRESH = flags.DEFINE_integer(
     "fresh",
     20,
     "Untrained networks to compare with; with fewer than 20 no lone role can be found.",
     lower_bound=1,
+    upper_bound=ranges.MAX_RANDOM,
 )
 idle = {"sweep.ablations": _flags.BY_ZERO}
 

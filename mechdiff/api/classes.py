@@ -76,8 +76,9 @@ def _for_other(condition: PyTree, of: Any, model: Any) -> PyTree:
         first, second = (shorten(", ".join(side))[1:-1] if side else "not named" for side in (known, names))
         raise ConfigError(
             f"classes of {of.name} ({first}) and of {model.name} ({second}) can't be matched by name, so "
-            "labels of the one say nothing to the other; name them alike: mechdiff import --class_names, or "
-            "in Python dataclasses.replace(model, record={**model.record, 'class_names': [...]})"
+            "labels of the one say nothing to the other; name them alike: mechdiff compare "
+            "--after_class_names=NAME,... (or mechdiff import --class_names), or in Python "
+            "dataclasses.replace(model, record={**model.record, 'class_names': [...]})"
         )
     renumbered = np.array([numbers[name] for name in called], label.dtype)
     return condition | {"label": renumbered} if isinstance(condition, dict) else renumbered

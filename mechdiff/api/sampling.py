@@ -20,6 +20,7 @@ from mechdiff.interventions.record import Intervention
 from mechdiff.models import conditions
 from mechdiff.models.denoiser import Examinable
 from mechdiff.storage.run_log import progress
+from mechdiff.sweeps.execution import memory
 from mechdiff.sweeps.execution.drawing import (
     check_acts,
     sample_clip,
@@ -60,6 +61,7 @@ def sample(
     timesteps = sampled_timesteps(denoiser, None if steps is None else ranges.whole("steps", steps, 1))[::-1]
     if describe(intervention) != "identity":
         check_acts(intervention.window, timesteps)
+    memory.require_room("samples", (n, *denoiser.image_shape))
     condition = sample_condition(denoiser, n) if condition is None else condition
     condition = conditions.of_rows(denoiser.network, condition, n)  # before tracing, where labels have values
     shared, of_images = replacements_of(denoiser, intervention, sources or {}, timesteps, n)

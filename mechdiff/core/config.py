@@ -14,11 +14,12 @@ from mechdiff.core.fields import differences, from_fields, replaced, typed
 from mechdiff.core.network_config import Prediction as Prediction
 from mechdiff.core.network_config import UNetConfig as UNetConfig
 from mechdiff.core.network_config import decisive as decisive
-from mechdiff.core.ranges import at_least, distinct, folder_name, within
+from mechdiff.core.ranges import MAX_RANDOM, at_least, count, distinct, folder_name, within
 
 Precision = Literal["float32", "3xtf32", "tf32", "bfloat16"]  # of matrix products, the most exact first
 ABLATIONS = ("zero", "mean", "resample", "noise", "optimal")  # a sweep can make replacements for these
 MAX_STEPS = 1_000_000  # of a noise schedule
+MAX_DRAWS = 10_000  # of an ablation: their mean then differs by 1 % of what one draw does
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +74,14 @@ class TrainConfig:
     def __post_init__(self):
         positive = ("steps", "batch", "accumulate", "log_every", "eval_every", "eval_images", "save_every")
         for name in positive:
-            at_least(f"train.{name}", getattr(self, name), 1)
+            count(f"train.{name}", getattr(self, name), 1)
         if self.keep:
             distinct("train.keep", self.keep)
         for step in self.keep:
             within("train.keep", step, 1, self.steps)
-        for name in ("warmup", "sample_every", "weight_decay"):
-            at_least(f"train.{name}", getattr(self, name), 0)
+        for name in ("warmup", "sample_every"):
+            count(f"train.{name}", getattr(self, name), 0)
+        at_least("train.weight_decay", self.weight_decay, 0)
         if self.batch % self.accumulate:
             raise ConfigError(
                 f"train.batch={self.batch} is not divisible by train.accumulate={self.accumulate}"
@@ -111,10 +113,12 @@ class SweepConfig:
         for ablation in self.ablations:
             if ablation not in ABLATIONS:
                 raise ConfigError(unknown("ablation", ablation, ABLATIONS))
-        for name in ("timesteps", "images", "image_block", "draws", "optimal_steps"):
-            at_least(f"sweep.{name}", getattr(self, name), 1)
-        at_least("sweep.reference_images", self.reference_images, 1 if self.needs_reference else 0)
-        at_least("sweep.chunk", self.chunk, 0)
+        for name in ("timesteps", "images", "image_block"):
+            count(f"sweep.{name}", getattr(self, name), 1)
+        within("sweep.draws", self.draws, 1, MAX_DRAWS)
+        within("sweep.optimal_steps", self.optimal_steps, 1, MAX_STEPS)
+        count("sweep.reference_images", self.reference_images, 1 if self.needs_reference else 0)
+        count("sweep.chunk", self.chunk, 0)
         if "resample" in self.ablations and self.draws >= self.images:
             raise ConfigError(
                 f"sweep.draws={self.draws} donors of ablation 'resample' need more than {self.draws} images, "
@@ -147,14 +151,15 @@ class StudyConfig:
         for ablation in self.circuits:
             if ablation not in ABLATIONS:
                 raise ConfigError(unknown("ablation", ablation, ABLATIONS))
-        at_least("study.role_sets", self.role_sets, 0)
-        at_least("study.random_sets", self.random_sets, 0)
-        at_least("study.images", self.images, 4)
-        at_least("study.timesteps", self.timesteps, 1)
+        within("study.role_sets", self.role_sets, 0, MAX_RANDOM)
+        within("study.random_sets", self.random_sets, 0, MAX_RANDOM)
+        count("study.images", self.images, 4)
+        count("study.timesteps", self.timesteps, 1)
         if self.pairs == 1 or self.pairs < 0:
             raise ConfigError(
                 f"study.pairs={self.pairs}: a pair takes two components; 8 are usual, 0 for none"
             )
+        count("study.pairs", self.pairs, 0)
 
 
 @dataclass(frozen=True, kw_only=True)

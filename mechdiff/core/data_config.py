@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mechdiff.core.errors import ConfigError, unknown
-from mechdiff.core.ranges import at_least, within
+from mechdiff.core.ranges import at_least, count, within
 
 DRAWN = ("synthetic", "gaussian")  # data sets whose images are rendered at the network's size, not read
 CROPS = ("center", "ddim", "none", "squash")  # and center-N
@@ -67,10 +67,10 @@ class DataConfig:
 
     def __post_init__(self):
         within("data.complexity", self.complexity, 0, 4)
-        at_least("data.n_train", self.n_train, 0)
-        at_least("data.n_test", self.n_test, 0)
+        count("data.n_train", self.n_train, 0)
+        count("data.n_test", self.n_test, 0)
         at_least("data.split_seed", self.split_seed, 0)
         within("data.held_out", self.held_out, 0.001, 0.999)
         if self.name in DRAWN:
-            at_least("data.n_train", self.n_train, 1)
-            at_least("data.n_test", self.n_test, 1)
+            count("data.n_train", self.n_train, 1)
+            count("data.n_test", self.n_test, 1)

@@ -119,6 +119,8 @@ def _literal(text: str) -> Any:
 def _restore(hint: Any, value: Any, name: str) -> Any:
     """`value` as the type that `hint` asks for, or a ConfigError that names both."""
     if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{name}={shorten(value)} is not a section of fields")
         return from_fields(value, hint)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:

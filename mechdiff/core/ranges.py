@@ -8,11 +8,21 @@ from typing import Any
 
 from mechdiff.core.errors import ConfigError, shorten
 
+MAX_COUNT = 2**31 - 1  # of anything that is counted: JAX counts in 32 bits
+MAX_RANDOM = 100_000  # sets or networks that something is compared with: p can be 1e-5 then
+
 
 def at_least(name: str, value: float, low: float) -> None:
     """Raises ConfigError if a setting is below `low`."""
     if value < low:
         raise ConfigError(f"{name}={value} is too small; at least {low}")
+
+
+def count(name: str, value: int, low: int) -> None:
+    """Raises ConfigError if a number of things is below `low`, or more than any run comes to the end of."""
+    at_least(name, value, low)
+    if value > MAX_COUNT:
+        raise ConfigError(f"{name}={value} is out of range; at most {MAX_COUNT}")
 
 
 def within(name: str, value: float, low: float, high: float) -> None:
@@ -34,11 +44,11 @@ def whole(name: str, value: Any, low: int | None = None, *, meaning: str = "") -
     """A whole number that a user gave, Python's or NumPy's, as an `int`.
 
     Args:
-      low: the least that it may be; None: any.
+      low: the least that it may be, of what is counted, and then `MAX_COUNT` is the most; None: any.
       meaning: what it counts, for the error.
 
     Raises:
-      ConfigError: anything else, such as 1.5, "4", None or a list; or below `low`.
+      ConfigError: anything else, such as 1.5, "4", None or a list; or out of range.
 
     Example:
       >>> whole("n", 16, 1)
@@ -55,7 +65,7 @@ def whole(name: str, value: Any, low: int | None = None, *, meaning: str = "") -
             f"{name}={shorten(value)}: expected {meaning + ', ' if meaning else ''}a whole number{such}"
         ) from None
     if low is not None:
-        at_least(name, number, low)
+        count(name, number, low)
     return number
 
 

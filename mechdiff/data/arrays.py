@@ -12,6 +12,7 @@ from mechdiff.core.errors import DataError, shorten
 from mechdiff.data.images import plain_pixels
 
 SUFFIXES = (".npy", ".npz")
+BEGINS = {".npy": b"\x93NUMPY", ".npz": b"PK\x03\x04"}  # how such files begin, whatever they are called
 IMAGES = "images"  # name of the images in an .npz that holds several arrays of more than two axes
 LABELS = (
     "labels",
@@ -34,7 +35,13 @@ def read_array(path: Path) -> Shaped[np.ndarray, "..."]:
       DataError: damaged, of objects, or an `.npz` of several arrays of which none is called `images`.
     """
     try:
-        if path.suffix.lower() == ".npy":
+        with path.open("rb") as file:
+            head = file.read(max(map(len, BEGINS.values())))
+        suffix = path.suffix.lower()
+        for other in SUFFIXES:
+            if other != suffix and head.startswith(BEGINS[other]):
+                raise DataError(f"{path} is an {other} file; give it that ending")
+        if suffix == ".npy":
             return np.load(path, mmap_mode="r", allow_pickle=False)
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             if not content.files:

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import socket
 import sys
 import time
 import uuid
@@ -18,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import PIL
@@ -29,12 +31,18 @@ from mechdiff.core.errors import DataError
 from mechdiff.data.dataset import Dataset, fingerprint
 from mechdiff.data.images import DEFAULT, Encoded, thumbnail
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 SPLITS = ("train", "validation", "test")  # CelebA's codes 0, 1, 2
 CENTER = "centered square of the shorter side"  # what caches call this crop
 FORMAT = 1  # raise it when the same key must give other bytes
 BLOCK = 1024  # images decoded between two writes
 ELSEWHERE = "choose another --workdir, or data.cache in training (in Python, XDG_CACHE_HOME)"
 STALE_SECONDS = 3600  # a partial file not written to for this long belongs to a killed run
+FRESH_SECONDS = 2  # of one younger than this the writer may not have its lock yet
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -220,11 +228,12 @@ def _open(path: Path, key: dict, shape: tuple[int, ...]) -> np.ndarray | None:
 
 def _write(path: Path, metadata: dict, shape: tuple[int, ...], blocks: Iterable[np.ndarray]):
     """Write the array, then its metadata, each aside and then renamed."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}-{uuid.uuid4().hex}.partial")
     sha256 = hashlib.sha256()
     try:
         # Plain writes: on a full disk they raise, where a store into a memory map would kill the process.
         with partial.open("wb") as file:
+            _hold(file)
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             for block in blocks:
@@ -242,10 +251,32 @@ def _write(path: Path, metadata: dict, shape: tuple[int, ...], blocks: Iterable[
 
 
 def _remove_stale(path: Path):
+    """Removes what killed runs left of this cache: of this machine, where locks tell who lives, at once."""
     for partial in path.parent.glob(f".{path.name}.*.partial"):
-        with suppress(FileNotFoundError):  # its writer may have renamed it by now
-            if time.time() - partial.stat().st_mtime > STALE_SECONDS:
+        with suppress(OSError):  # its writer may have renamed it by now
+            age = time.time() - partial.stat().st_mtime
+            here = partial.name.startswith(f".{path.name}.{socket.gethostname()}-")
+            if age > STALE_SECONDS or (age > FRESH_SECONDS and here and not _is_held(partial)):
                 partial.unlink()
+
+
+def _hold(file: IO[bytes]) -> None:
+    """Locks a file that is being written, until it is closed or this process is gone."""
+    if fcntl is not None:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _is_held(partial: Path) -> bool:
+    """Whether its writer lives, as far as is known; an OSError where the file system has no locks."""
+    if fcntl is None:
+        return True
+    with partial.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _why_not_written(path: Path, shape: tuple[int, ...], error: OSError) -> str:

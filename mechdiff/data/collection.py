@@ -131,6 +131,8 @@ def open_collection(
     if not path.is_file():
         raise DataError(f"no file {str(source)!r} with an array of images")
     images, notes = as_images(read_array(path), str(path), value_range)
+    if not len(images):
+        raise DataError(f"{path} holds no images (shape {images.shape})")
     digests = _digests(images)
     rows = tuple(np.unique(digests, return_index=True)[1].tolist())
     if len(rows) < len(digests):

@@ -13,6 +13,7 @@ train, val and test) are the label `folder` of the images, numbered by name, for
 import hashlib
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -267,6 +268,8 @@ def _counted(other: Counter[str]) -> str:
 
 def _content(path: Path) -> bytes:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for a writer for ever
+            raise DataError(f"{path} is no ordinary file (a pipe, say); remove it from the images")
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} can't be read ({error.strerror}); mend or remove it") from error

@@ -145,8 +145,11 @@ def steps_of(run: str | Path) -> dict[int, Path]:
     folders = [path for path in (run / SNAPSHOTS).glob("*") if path.name.isdecimal() and _is_export(path)]
     exported = {int(path.name): path for path in folders}
     if _is_export(run / "model"):
-        record = files.read_json(run / "model" / "record.json")["record"]
-        exported[int(record.get("steps") or 0)] = run / "model"
+        path = run / "model" / "record.json"
+        with files.interpreting(path):
+            exported[int(files.read_record(path, {"record": dict})["record"].get("steps") or 0)] = (
+                run / "model"
+            )
     return dict(sorted(exported.items()))
 
 
@@ -169,7 +172,7 @@ def _function(folder: Path, name: str) -> tuple[Examinable, ExperimentConfig, di
 
 def _is_function(folder: Path) -> bool:
     config = folder / "config.json"
-    return config.is_file() and IMPORTED_FUNCTION in files.read_json(config)
+    return config.is_file() and IMPORTED_FUNCTION in files.read_record(config, ())
 
 
 def _is_export(folder: Path) -> bool:

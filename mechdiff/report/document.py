@@ -22,6 +22,7 @@ from mechdiff.report import (
 from mechdiff.report.style import PageFigure
 from mechdiff.stats import small_samples
 from mechdiff.storage import files
+from mechdiff.storage.run_log import progress
 from mechdiff.study import claims
 from mechdiff.study.claims import across_seeds, complexity_table
 from mechdiff.study.examined_model import ExaminedModel
@@ -36,7 +37,10 @@ def render(manifest: dict, models: list[ExaminedModel], folder: Path) -> str:
     """The page of a results folder; its figures are also written into `folder/figures`."""
     figures = files.ensure_writable(folder / "figures")
     facts = dict.fromkeys(FACTS) | {"config": {}} | manifest
-    content = _together(models, figures) | _each(detailed(models), models, figures)
+    with progress(1, desc="verdicts, and figures of all networks", unit="part") as bar:
+        content = _together(models, figures)
+        bar.update()
+    content |= _each(detailed(models), models, figures)
     content |= {
         "planted": trust.planted(folder),
         "calibration": trust.calibration(folder),

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from mechdiff.report import by_class, findings, model_figures, numbers, pairs
 from mechdiff.stats import Interval
+from mechdiff.storage.run_log import progress
 from mechdiff.study.examined_model import ExaminedModel
 
 
@@ -49,7 +50,12 @@ def views(models: Sequence[ExaminedModel], seeds: dict[str, int], figures: Path)
       figures: folder that figures are also written into.
     """
     limits = model_figures.limits(list(models))
-    return [_view(model, limits, seeds, figures) for model in models]
+    shown = []
+    with progress(len(models), desc="drawing figures", unit="network") as bar:
+        for model in models:
+            shown.append(_view(model, limits, seeds, figures))
+            bar.update()
+    return shown
 
 
 def _view(

@@ -11,10 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mechdiff.core.errors import DataError, MechdiffError
-from mechdiff.storage.digests import (
-    to_jsonable,
-)
+from mechdiff.core.errors import ConfigError, DataError, MechdiffError, shorten
+from mechdiff.storage.digests import to_jsonable
 
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space or choose another folder",
@@ -32,6 +30,8 @@ _REASONS = {
     errno.ENOENT: "no such file or folder; check the path",
     errno.EIO: "the disk reports an input/output error; check the disk",
 }
+
+REMAKE = "restore the file, or delete it to make it again"
 
 
 def explain(error: OSError, path: Path | str = "") -> str | None:
@@ -143,14 +143,52 @@ def read_json(path: Path | str) -> Any:
         raise DataError(f"{path}: not valid JSON ({error}); restore the file or make it again") from None
 
 
-def read_record(path: Path | str, entries: Iterable[str]) -> dict[str, Any]:
+Kinds = dict[str, Any]  # name of an entry -> the type or types that its value may have
+
+
+def read_record(
+    path: Path | str, entries: Iterable[str] | Kinds, optional: Kinds | None = None
+) -> dict[str, Any]:
     """The content of a JSON file that is an object with these entries.
 
+    Args:
+      entries: their names, or names and the types of their values.
+      optional: of entries that may be absent.
+
     Raises:
-      DataError: as `read_json`, or another kind of content.
+      DataError: as `read_json`, another kind of content, or an entry that is absent or of another type.
     """
-    content = read_json(path)
+    return check_record(path, read_json(path), entries, optional)
+
+
+def check_record(
+    path: Path | str, content: Any, entries: Iterable[str] | Kinds, optional: Kinds | None = None
+) -> dict[str, Any]:
+    """As `read_record`, of content that was read already."""
     absent = [name for name in entries if not isinstance(content, dict) or name not in content]
     if absent:
-        raise DataError(f"{path} lacks {', '.join(absent)}; restore the file, or delete it to make it again")
+        raise DataError(f"{path} lacks {', '.join(absent)}; {REMAKE}")
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is no object of entries; {REMAKE}")
+    kinds = (optional or {}) | (entries if isinstance(entries, dict) else {})
+    for name, kind in kinds.items():
+        if name in content and not isinstance(content[name], kind):
+            raise DataError(f"{path}: {name} can't be {shorten(content[name])}; {REMAKE}")
     return content
+
+
+@contextlib.contextmanager
+def interpreting(path: Path | str) -> Iterator[None]:
+    """What files of ours hold deep inside is not checked entry by entry: whatever goes wrong while it is put
+    to use says that the file is damaged, in one line.
+
+    Raises:
+      DataError: in place of the errors that absent values, and those of a wrong type or range, give.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        raise DataError(f"{path}: {error}; {REMAKE}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        reason = f"{type(error).__name__}: {shorten(str(error))[1:-1]}"
+        raise DataError(f"{path} is not what was written there ({reason}); {REMAKE}") from error

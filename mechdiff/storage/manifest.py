@@ -47,7 +47,7 @@ def write(folder: Path, manifest: dict) -> None:
     is warned of: only an examination's names its `models`."""
     path = folder / "manifest.json"
     with contextlib.suppress(DataError):  # there is none
-        if ("models" in files.read_json(path)) != ("models" in manifest):
+        if ("models" in files.read_record(path, ())) != ("models" in manifest):
             logging.warning(
                 "%s was of other results and is replaced; give trainings and examinations each a --workdir "
                 "of their own",

@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,12 @@ def find(places: Sequence[str | Path]) -> list[Examination]:
             earlier = examinations.get(path.stem)
             if earlier is not None and earlier.path.read_bytes() != path.read_bytes():
                 raise ConfigError(f"{earlier.path} and {path} are different networks of one name; rename one")
-            examinations[path.stem] = Examination(path, files.read_json(path.parents[1] / "manifest.json"))
+            examinations[path.stem] = Examination(
+                path,
+                files.read_record(
+                    path.parents[1] / "manifest.json", {"config": dict}, {"command": (list, NoneType)}
+                ),
+            )
     return [examinations[name] for name in sorted(examinations)]
 
 
@@ -147,15 +153,16 @@ def _before(folder: Path) -> dict[str, dict]:
     """How the networks that are already in `folder` were made."""
     if not (folder / "manifest.json").exists():
         return {}
-    manifest = files.read_json(folder / "manifest.json")
+    manifest = files.read_record(folder / "manifest.json", ())
     if "networks" not in manifest:
         raise ConfigError(
             f"{folder}/manifest.json is of another kind of results; collect into a folder of its own"
         )
-    return {
-        name: {**facts, "config": _changed(manifest["config"], facts["other_settings"])}
-        for name, facts in manifest["networks"].items()
-    }
+    with files.interpreting(folder / "manifest.json"):
+        return {
+            name: {**facts, "config": _changed(manifest["config"], facts["other_settings"])}
+            for name, facts in manifest["networks"].items()
+        }
 
 
 def _made_with(examination: Examination) -> dict:

@@ -109,7 +109,7 @@ def examine(
 
 def finish(folder: Path) -> None:
     """Notes that the results in `folder` are whole."""
-    about = files.read_json(folder / "subject.json")
+    about = files.read_record(folder / "subject.json", ())
     about.pop("unfinished", None)
     files.write_json(folder / "subject.json", about)
 

@@ -42,10 +42,14 @@ def pack(folder: Path, path: Path, *, samples: bool = False) -> None:
     Raises:
       CheckpointError, DataError: the examination is not finished, or a result is damaged.
     """
-    about = files.read_json(folder / "subject.json")
+    about = files.read_record(folder / "subject.json", ("config",))
     check_finished(folder, about)
     study = folder / "study.json"
-    names = ["sweep", "attention", *(files.read_json(study)["results"] if study.exists() else [])]
+    names = [
+        "sweep",
+        "attention",
+        *(files.read_record(study, {"results": list})["results"] if study.exists() else []),
+    ]
     results = {name: _slim(name, labelled.read(folder / f"{name}.zarr")) for name in names}
     members = {}
     if samples and (folder / image_grid.SHEET).is_file():

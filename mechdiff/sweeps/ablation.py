@@ -27,6 +27,7 @@ from mechdiff.models.denoiser import Examinable, chosen_components
 from mechdiff.storage import labelled, work_sharing
 from mechdiff.sweeps import precision
 from mechdiff.sweeps.coords import component_coords
+from mechdiff.sweeps.execution import memory
 from mechdiff.sweeps.execution.engine import Engine
 from mechdiff.sweeps.execution.provenance import provenance, result_key, store
 from mechdiff.sweeps.in_memory import block_losses
@@ -139,8 +140,9 @@ class _Plan:
         """The labeled result before the first piece."""
         eval_set = self.eval_set
         shape = (len(self.config.ablations), len(self.chosen), len(eval_set.timesteps), eval_set.count)
-        full = np.full(shape, np.nan, np.float32)
         dims = ("ablation", "component", "t", "image")
+        memory.require_room(f"losses and changes ({', '.join(dims)})", shape, shape)
+        full = np.full(shape, np.nan, np.float32)
         return xr.Dataset(
             {
                 "loss": (dims, full),
@@ -224,8 +226,10 @@ class _Plan:
         at_t = slice(piece.t_index, piece.t_index + 1)
         where = (slice(piece.ablation, piece.ablation + 1), slice(None), at_t, piece.images)
         region = {"loss": where, "change": where, "clean_loss": (at_t, piece.images)}
-        values = {
-            "clean_loss": losses.clean_loss[None, :count],
+        # Passes of ablations differ in the last bits of the clean loss, and pieces come in any order: one of
+        # them decides it, so that a run repeats bit for bit.
+        clean = {"clean_loss": losses.clean_loss[None, :count]} if piece.ablation == 0 else {}
+        values = clean | {
             "change": losses.change[None, :, None, :count],
             "loss": losses.loss[None, :, None, :count],
         }

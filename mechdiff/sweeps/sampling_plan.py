@@ -19,7 +19,7 @@ from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
 from mechdiff.storage import digests, labelled, work_sharing
 from mechdiff.sweeps import precision
-from mechdiff.sweeps.execution import engine, footprint, rollout
+from mechdiff.sweeps.execution import engine, footprint, memory, rollout
 from mechdiff.sweeps.execution.provenance import provenance, result_key
 from mechdiff.sweeps.execution.rollout import Rollout, Window, zero_replacements
 
@@ -100,8 +100,9 @@ class SamplingPlan:
     def empty(self, facts: dict) -> xr.Dataset:
         """The labeled result before the first piece."""
         shape = (len(self.config.ablations), len(self.chosen), len(self.windows), self.samples)
-        full = np.full(shape, np.nan, np.float32)
         dims = ("ablation", "component", "window", "sample")
+        memory.require_room(f"distances ({', '.join(dims)})", shape)
+        full = np.full(shape, np.nan, np.float32)
         return xr.Dataset(
             {
                 "distance": (dims, full),

@@ -216,7 +216,7 @@ class Trainer:
         evaluated, images = self.evaluate(state.ema), self.samples(state.ema)
         ema, steps = checkpoint.on_host(state.ema), int(state.step)
         held_out = np.array(self.data.test.images[:512])
-        made_with = processes.in_first(lambda: files.read_json(self.workdir / "manifest.json")) or {}
+        made_with = processes.in_first(lambda: files.read_record(self.workdir / "manifest.json", ())) or {}
         record = {
             **evaluated,
             "memorization": evaluation.memorization(

@@ -93,7 +93,11 @@ def test_read_array_refuses_what_it_can_not_read(tmp_path):
     np.save(tmp_path / "pickled.npy", np.array([{}]), allow_pickle=True)
     (tmp_path / "text.npy").write_text("no array")
     (tmp_path / "cut.npz").write_bytes((tmp_path / "several.npz").read_bytes()[:500])
+    (tmp_path / "renamed.npy").write_bytes((tmp_path / "several.npz").read_bytes())
+    (tmp_path / "renamed.npz").write_bytes((tmp_path / "pickled.npy").read_bytes())
     for name, why in {
+        "renamed.npy": "is an .npz file; give it that ending",
+        "renamed.npz": "is an .npy file; give it that ending",
         "several.npz": "2 arrays .*call that of the images 'images'",
         "pickled.npy": "can't be read as an array",
         "text.npy": "can't be read as an array",

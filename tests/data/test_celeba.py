@@ -4,11 +4,13 @@ Most tests draw a small pack of their own; those of the real images skip where t
 """
 
 import dataclasses
+import fcntl
 import io
 import json
 import os
 import pickle
 import resource
+import socket
 import threading
 import time
 from pathlib import Path
@@ -596,17 +598,20 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         stored(tmp_path / "file" / "cache", "x", {}, (4, 1000), rows())
 
 
-def test_partial_files_of_killed_runs_are_cleared_once_they_are_old(tmp_path):
+def test_partial_files_of_killed_runs_are_cleared(tmp_path):
     done = stored(tmp_path, "x", {"seed": 1}, (4, 1000), rows())
-    name = Path(done.filename).name
-    old, young = (tmp_path / f".{name}.{which}.partial" for which in ("old", "young"))
-    for path in (old, young):
+    name, host = Path(done.filename).name, socket.gethostname()
+    old, elsewhere, killed, held, young = (
+        tmp_path / f".{name}.{which}.partial" for which in ("old", "host-1", *(f"{host}-{i}" for i in "234"))
+    )
+    for path, age in ((old, 2 * cache.STALE_SECONDS), (elsewhere, 60), (killed, 60), (held, 60), (young, 0)):
         path.write_bytes(b"half")
-    long_ago = time.time() - 2 * cache.STALE_SECONDS
-    os.utime(old, (long_ago, long_ago))
+        os.utime(path, (time.time() - age,) * 2)
     (tmp_path / name).unlink()
-    np.testing.assert_array_equal(stored(tmp_path, "x", {"seed": 1}, (4, 1000), rows()), done)
-    assert not old.exists() and young.exists()
+    with held.open("rb") as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        np.testing.assert_array_equal(stored(tmp_path, "x", {"seed": 1}, (4, 1000), rows()), done)
+    assert {path for path in tmp_path.iterdir() if path.suffix == ".partial"} == {elsewhere, held, young}
 
 
 def test_racing_writers_all_get_the_same_array(tmp_path):

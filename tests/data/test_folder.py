@@ -1,5 +1,6 @@
 """Folders of images: what is read, how they are split, and one line for everything that is wrong."""
 
+import os
 import shutil
 
 import numpy as np
@@ -287,3 +288,12 @@ def test_open_collection_gives_each_image_once(drawn, tmp_path):
     pixels = {data.to_bytes(collection.pixels(row, SIZE, preprocessing)).tobytes() for row in collection.rows}
     assert pixels == {draw(number).tobytes() for number in range(60)}
     assert collection.digest != open_collection(drawn).digest
+
+
+def test_places_without_images_and_pipes_are_refused_in_one_line(tmp_path):
+    np.save(tmp_path / "none.npy", np.zeros((0, 8, 8, 3), np.uint8))
+    with pytest.raises(DataError, match=r"none\.npy holds no images"):
+        open_collection(tmp_path / "none.npy")
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(DataError, match=r"pipe\.png is no ordinary file"):
+        folder.list_images(tmp_path)

@@ -1,6 +1,8 @@
 """The launcher of comparisons: two models, a model and itself, and the steps of one training."""
 
+import importlib
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -43,6 +45,23 @@ def test_a_model_compared_with_itself_has_not_changed_and_small_n_is_said(traine
 def test_one_of_a_second_model_and_steps_is_asked_for(trained, launched, others):
     code, said = launched(f"--before={trained[0]}", *others)
     assert code == 2 and "--steps=all" in said.err and said.err.count("\n") == 1
+
+
+def test_classes_are_called_as_flags_state(trained, launched, monkeypatch):
+    class Compared(Exception):
+        pass
+
+    def compare(before, after, *_, **__):
+        raise Compared(before.record["class_names"], after.record.get("class_names"))
+
+    monkeypatch.setattr(importlib.import_module("mechdiff.api.compare"), "compare", compare)
+    monkeypatch.setattr("mechdiff.models.conditions.taken", lambda network: SimpleNamespace(classes=2))
+    both = (f"--before={trained[0]}", f"--after={trained[0]}")
+    code, said = launched(*both, "--before_class_names=cats")
+    assert code == 2 and "--before_class_names has 1 names, but" in said.err
+    with pytest.raises(Compared) as named:
+        launched(*both, "--before_class_names=cats,dogs")
+    assert named.value.args == (["cats", "dogs"], None)
 
 
 def test_steps_of_a_training_are_swept_on_the_same_images(trained, tmp_path, launched):

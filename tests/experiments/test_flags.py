@@ -92,7 +92,7 @@ def test_a_number_of_images_is_told_from_a_folder_of_them(launch, capsys):
         (
             "screen",
             "data.preprocessing.crop=ddim",
-            "has no effect in screen: its images are those of --images=FOLDER or --celeba=FOLDER",
+            "has no effect without --images=FOLDER or --celeba=FOLDER, whose images it is of; give that too",
         ),
         ("examine", "data.cache=x", "has no effect in examine: its images are those of --celeba=FOLDER"),
         ("interchange", "data.complexity=2", "has no effect in interchange: it takes no images"),
@@ -109,6 +109,11 @@ def test_a_number_of_images_is_told_from_a_folder_of_them(launch, capsys):
             "has no effect in calibrate: of the settings it follows the seed alone",
         ),
         ("claims", "seed=1", "has no effect in claims: it follows no settings"),
+        (
+            "compare",
+            "data.preprocessing.background=white",
+            "has no effect without --images=FOLDER, whose images it is of; give that too",
+        ),
         (
             "compare",
             "data.flip=False",

@@ -28,8 +28,8 @@ from mechdiff.core.config import UNetConfig, to_dict
 from mechdiff.core.errors import DataError, MechdiffError
 from mechdiff.core.presets import preset
 from mechdiff.models.stages import stages
-from mechdiff.report import backend, document, findings, maps, numbers, schematic, style, trust
-from mechdiff.storage import files, labelled
+from mechdiff.report import backend, document, findings, maps, numbers, schematic, style, trust, views
+from mechdiff.storage import files, labelled, run_log
 from mechdiff.study import results_folder
 
 NAMES = {
@@ -314,7 +314,7 @@ def cut(path):
 
 DAMAGES = {
     "no manifest": (lambda w: (w / "manifest.json").unlink(), "manifest.json"),
-    "no subjects": (lambda w: shutil.rmtree(w / "subjects"), "no examined models"),
+    "no subjects": (lambda w: shutil.rmtree(w / "subjects"), "mechdiff reproduce"),
     "torn subject": (lambda w: cut(w / "subjects/own-seed0/subject.json"), "not valid JSON"),
     "no sweep": (lambda w: shutil.rmtree(w / "subjects/own-seed0/sweep.zarr"), "sweep.zarr"),
     "no attention": (lambda w: shutil.rmtree(w / "subjects/own-seed0/attention.zarr"), "attention.zarr"),
@@ -322,8 +322,18 @@ DAMAGES = {
     "no samples": (lambda w: (w / "subjects/own-seed0/samples.png").unlink(), "samples.png"),
     "no inputs": (
         lambda w: files.write_json(w / "subjects/own-seed0/subject.json", {"name": "own-seed0"}),
-        "lacks config, inputs",
+        "lacks inputs, seed, config",
     ),
+    "no record": (
+        lambda w: stated(w / "subjects/own-seed0/subject.json", record=None),
+        "record can't be None",
+    ),
+    "no config": (
+        lambda w: stated(w / "subjects/own-seed0/subject.json", config={"data": 3}),
+        "subject.json: ",
+    ),
+    "null manifest": (lambda w: (w / "manifest.json").write_text("null"), "manifest.json is no object"),
+    "no list of results": (lambda w: (w / "subjects/own-seed0/study.json").write_text("[]"), "lacks results"),
     "numbers of other images": (
         lambda w: stated(w / "subjects/own-seed0/subject.json", inputs="held-out images"),
         "own-seed0 is unfinished: its numbers are of inputs",
@@ -349,6 +359,15 @@ def test_launcher_says_where_there_is_no_folder(tmp_path, capsys):
     assert code == 2
     assert "no results folder" in capsys.readouterr().err
     assert not (tmp_path / "absent").exists()
+
+
+def test_drawing_shows_how_far_it_is(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(views.model_figures, "limits", lambda models: None)
+    monkeypatch.setattr(views, "_view", lambda *_: object.__new__(views.ModelView))
+    monkeypatch.setattr(run_log, "PLAIN_SECONDS", 0)
+    models = [object.__new__(views.ExaminedModel) for _ in range(2)]
+    assert len(views.views(models, {}, tmp_path)) == 2
+    assert "drawing figures: 1/2" in capsys.readouterr().err
 
 
 def test_data_addresses_hold_their_bytes():

@@ -107,6 +107,20 @@ def test_json_of_another_kind_is_one_line_that_names_the_file_and_what_it_lacks(
         files.read_record(tmp_path / "x.json", ("records", "methods"))
 
 
+@pytest.mark.parametrize("content", ['{"records": null}', '{"records": [], "methods": 3}', "[]", "null"])
+def test_json_with_values_of_another_type_is_one_line(tmp_path, content):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(DataError, match=r"x\.json[: ][^\n]*; restore the file, or delete it"):
+        files.read_record(tmp_path / "x.json", {"records": list}, {"methods": list})
+
+
+@pytest.mark.parametrize("use", [lambda: {}["a"], lambda: None + 1, lambda: [].pop(), lambda: int("x")])
+def test_what_goes_wrong_while_a_damaged_file_is_put_to_use_is_one_line(use):
+    words = r"^x\.json is not what was written there \([^\n]*\); restore"
+    with pytest.raises(DataError, match=words), files.interpreting("x.json"):
+        use()
+
+
 def test_absent_json_is_one_line_that_names_the_file(tmp_path):
     with pytest.raises(DataError, match=r"b\.json: no such file or folder"):
         files.read_json(tmp_path / "b.json")

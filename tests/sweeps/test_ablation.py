@@ -17,7 +17,7 @@ from mechdiff.interventions.build import ablate
 from mechdiff.models.toy import toy_denoiser
 from mechdiff.models.unet import apply_unet
 from mechdiff.storage import labelled, work_sharing
-from mechdiff.sweeps import activations
+from mechdiff.sweeps import activations, in_memory
 from mechdiff.sweeps.ablation import ablation_sweep
 
 KEY = jax.random.key(5)
@@ -165,6 +165,25 @@ def test_a_killed_sweep_resumes_with_another_block_and_lacks_nothing(tmp_path, m
         patch.setattr(labelled, "put", dying)
         run(first)
     xr.testing.assert_allclose(run(second), whole)
+
+
+def test_clean_losses_are_those_of_one_ablation_wherever_a_process_starts(tmp_path, monkeypatch):
+    """Passes of several ablations differ in the last bits, here in more."""
+    denoiser, eval_set = toy_denoiser(), EvalSet(np.zeros((2, 2, 2, 3), np.float32), [30, 90], KEY)
+    measured = in_memory.block_losses
+
+    def unlike(*arguments):
+        losses, replaced = measured(*arguments), arguments[5] is not None
+        return losses._replace(clean_loss=losses.clean_loss + replaced)
+
+    monkeypatch.setattr("mechdiff.sweeps.ablation.block_losses", unlike)
+    means, swept = {"mean": activations.activation_means(denoiser, eval_set)}, []
+    for start in (0, 2):
+        monkeypatch.setattr(work_sharing, "start_offset", lambda pieces, start=start: start)
+        config = SweepConfig(ablations=("zero", "mean"))
+        options = {"config": config, "replacements": means}
+        swept.append(ablation_sweep(denoiser, eval_set, tmp_path / str(start), **options))
+    xr.testing.assert_identical(*swept)
 
 
 def test_a_loss_that_is_not_finite_is_computed_once_at_each_start(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.examples import own_unet
 from mechdiff.circuits.interactions import pair_effects
-from mechdiff.core.errors import ConfigError
+from mechdiff.core.errors import ConfigError, DataError
 from mechdiff.core.numerics import ROUNDING
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
@@ -334,7 +334,10 @@ def test_what_another_process_scores_in_the_meantime_is_kept(monkeypatch, tmp_pa
     def score(plant, folder, left):
         if left == ["entropy"]:  # while this goes on, another process scores by others
             methods.scored("uniform", 0, "small", tmp_path, ["integrated gradients"])
-        return [{"method": method, "auroc": 1.0} for method in left]
+        of_plant = {"plant": "uniform", "size": "small", "instance": 0}
+        return [
+            of_plant | dict.fromkeys(planted.metrics.MEASURES, 1.0) | {"method": method} for method in left
+        ]
 
     monkeypatch.setattr(methods, "score", score)
     monkeypatch.setattr(methods, "make", lambda *_: None)
@@ -342,3 +345,21 @@ def test_what_another_process_scores_in_the_meantime_is_kept(monkeypatch, tmp_pa
     monkeypatch.setattr(methods, "score", None)  # all is there
     both = methods.scored("uniform", 0, "small", tmp_path, ["entropy", "integrated gradients"])
     assert {record["method"] for record in both} == {"entropy", "integrated gradients"}
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ({"records": None}, "records can't be None"),
+        ({"records": [None]}, "lacks plant, size"),
+        (
+            {"records": [{"plant": "uniform", "size": "small", "instance": 0, "method": "guess"}]},
+            "lacks auroc",
+        ),
+    ],
+)
+def test_a_damaged_cache_is_one_line(tmp_path, damage, words):
+    path = tmp_path / f"uniform-small-0-numerics{methods.NUMERICS_VERSION}.json"
+    methods.files.write_json(path, {"methods": ["entropy"], "records": []} | damage)
+    with pytest.raises(DataError, match=rf"{path.name}.*{words}[^\n]*; restore the file, or delete it"):
+        methods.scored("uniform", 0, "small", tmp_path, ["entropy"])

@@ -47,6 +47,7 @@ def draw_samples(
       ConfigError: a network that is conditioned on images, without them; a condition of another number of
         images; guidance without a null class; more steps than T.
     """
+    memory.require_room("samples", (count, *denoiser.image_shape))
     condition = sample_condition(denoiser, count) if condition is None else condition
     # Before tracing, where labels have values.
     condition = conditions.of_rows(denoiser.network, condition, count)

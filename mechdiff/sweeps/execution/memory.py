@@ -6,6 +6,7 @@ On accelerators the memory that counts is that of all devices of this process.
 import dataclasses
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ def available_bytes() -> int:
     """Bytes that new work may take: free memory of accelerators, or of this machine within its limits."""
     if accelerated():
         return sum(free_bytes(device) for device in jax.local_devices())
+    return host_bytes()
+
+
+def host_bytes() -> int:
+    """Bytes that are free on this machine, within the limits of containers."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
@@ -72,6 +78,28 @@ def images_at_once(wanted: int, bytes_of_one: int) -> int:
     while count > 1 and count * bytes_of_one > room:
         count = math.ceil(count / 2)
     return count
+
+
+def require_room(what: str, *shapes: Sequence[int]) -> None:
+    """Refuses numbers that this machine can't hold, before they are computed: all results end in its memory.
+
+    Args:
+      what: they are, for the error.
+      shapes: of arrays of float32.
+
+    Raises:
+      ConfigError: they take more than is free.
+
+    Example:
+      >>> require_room("images", (2, 8, 8, 3))
+      >>> require_room("images", (10**12, 8, 8, 3))  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+      mechdiff.core.errors.ConfigError: 1000000000000 x 8 x 8 x 3 images take 715255.7 GiB, but ...
+    """
+    size, free = 4 * sum(map(math.prod, shapes)), host_bytes()
+    if size > free:
+        counted = " x ".join(map(str, shapes[0]))
+        raise ConfigError(f"{counted} {what} take {_gib(size)}, but {_gib(free)} are free; take fewer")
 
 
 @dataclasses.dataclass(frozen=True)

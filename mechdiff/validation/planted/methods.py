@@ -33,6 +33,7 @@ from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.activations import activation_means, attention_stats
 from mechdiff.sweeps.optimal_ablation import optimal_replacements
 from mechdiff.sweeps.replacements import resample_replacements
+from mechdiff.validation.planted import saved_scores
 from mechdiff.validation.planted.metrics import NOTHING, compare
 from mechdiff.validation.planted.networks import PlantedNetwork, make
 
@@ -117,22 +118,23 @@ def scored(
         if method not in METHODS:
             raise ConfigError(unknown("method", method, METHODS))
     path = files.ensure_writable(folder) / f"{name}-{size}-{instance}-numerics{NUMERICS_VERSION}.json"
-    saved = {"methods": [], "records": []}
-    if path.exists():
-        saved = files.read_record(path, saved)
+    saved = saved_scores.read(path, METHODS)
     left = [method for method in methods if method not in saved["methods"]]
     if left:
         records = score(make(name, instance, size), folder / path.stem, left)
         with locks.lock(folder / path.stem, wait=True):
-            if path.exists():  # another process may have scored other methods in the meantime, or the same
-                saved = files.read_record(path, saved)
+            saved = saved_scores.read(
+                path, METHODS
+            )  # another process may have scored other methods since, or the same
             new = [method for method in left if method not in saved["methods"]]
             kept = [record for record in records if record["method"] in new]
             saved = {"methods": [*saved["methods"], *new], "records": [*saved["records"], *kept]}
             files.write_json(path, saved)
     return [
         {key: float("nan") if value is None else value for key, value in record.items()}
-        for record in sorted(files.read_json(path)["records"], key=lambda row: METHODS.index(row["method"]))
+        for record in sorted(
+            saved_scores.read(path, METHODS)["records"], key=lambda row: METHODS.index(row["method"])
+        )
         if record["method"] in methods
     ]
 
