@@ -65,7 +65,7 @@ def module(config: UNetConfig, stage: Stage, dtype: Any = jnp.float32):
             options = {"scale_shift": config.time_scale_shift, "dropout": config.dropout}
             return blocks.ResidualBlock(stage.width, resample=stage.resample, **options, **norm)
         case "attention":
-            middle = stage.parts is not None and stage.parts.side == "mid"
+            middle = stage.parsed_name is not None and stage.parsed_name.side == "mid"
             if middle and config.mid_norm_groups >= 0:
                 norm |= {"groups": config.mid_norm_groups}
             return blocks.Attention(stage.heads, depth=config.head_width, **norm)

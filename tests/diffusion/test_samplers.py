@@ -262,7 +262,7 @@ def test_one_level_is_enough_and_returns_its_prediction():
     np.testing.assert_allclose(got.item(), 0.5 / np.asarray(SMALL.sqrt_alphas_bar)[3], rtol=1e-6)
 
 
-@pytest.mark.parametrize("timesteps", [[], [3, 2], [2, 2], [0, 8], [-1, 3], [0.5, 3]])
+@pytest.mark.parametrize("timesteps", [[], [3, 2], [2, 2], [0, 8], [-1, 3]])
 def test_levels_that_are_not_increasing_or_out_of_range_are_refused(timesteps):
     with pytest.raises(ConfigError, match="timesteps="):
         sample(small_denoiser, Sampler(SMALL, timesteps=timesteps), jax.random.key(0), (1, 1, 1, 1))

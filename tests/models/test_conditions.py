@@ -140,7 +140,8 @@ def embedded(params: dict, number: float) -> np.ndarray:
 def test_networks_without_conditions_keep_their_digests():
     names = set(decisive(UNetConfig()))
     assert names == {field.name for field in dataclasses.fields(UNetConfig)} - {
-        "classes", "null_class", "class_embedding", "condition_channels"
+        "classes", "null_class", "class_embedding", "condition_channels", "down_resample_blocks",
+        "up_resample_blocks", "head_width", "mid_norm_groups"
     }  # fmt: skip
     assert set(decisive(LABELED)) - names == {"classes"}
 
