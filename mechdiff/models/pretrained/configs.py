@@ -14,7 +14,16 @@ from mechdiff.core.errors import ConfigError, DataError, shorten
 from mechdiff.models.pretrained.command_lines import read_text
 from mechdiff.storage import files
 
-NAMES = ("config.json", "config.yaml", "config.yml", "flags.txt")
+MODEL, DIFFUSION = "model_config", "diffusion_config"  # two files of one network, as DPS and others keep them
+NAMES = (
+    "config.json",
+    "config.yaml",
+    "config.yml",
+    "flags.txt",
+    f"{MODEL}.yaml",
+    f"{MODEL}.yml",
+    f"{MODEL}.json",
+)
 OTHERS = (r".*\.ya?ml", r".*\.json", r"(flags|args|options).*\.(txt|sh)")  # if there is just one of them
 NOT_OURS = r"model_index\.json|.*index.*\.json|scheduler.*|preprocessor.*|trainer_state.*|.*stats?\.json|\..*"
 LIKELY = re.compile(r".*(config|options)|flags|args")  # of the others' names, beside a config of a usual name
@@ -46,7 +55,14 @@ def unread(described_by: Path) -> list[str]:
     folder = described_by.parent
     usual = [folder / name for name in NAMES if (folder / name).is_file()]
     others = [path for path in _others(folder) if LIKELY.match(path.name.lower())]
-    return [path.name for path in (*usual, *others) if path.name != described_by.name]
+    read = {described_by, _second_half(described_by)}
+    return [path.name for path in (*usual, *others) if path not in read]
+
+
+def _second_half(path: Path) -> Path | None:
+    """The file of noise levels that goes with a file of a model; None where there is none."""
+    half = path.with_name(f"{DIFFUSION}{path.suffix}")
+    return half if path.stem == MODEL and half.is_file() else None
 
 
 def _others(folder: Path) -> list[Path]:
@@ -85,7 +101,8 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def describe(path: Path) -> Description:
-    """The options in a JSON or YAML file, or the flags of a command line in any other text file.
+    """The options in a JSON or YAML file, or the flags of a command line in any other text file. Of a model's
+    file with one of noise levels beside it, both are sections.
 
     Raises:
       DataError: absent, not readable, or not of its format.
@@ -104,7 +121,10 @@ def describe(path: Path) -> Description:
     for name in content:
         if not isinstance(name, str):
             raise ConfigError(f"{path} has an option {shorten(name)} that is not a name; write it as text")
-    return Description(_without_remarks(content))
+    options = _without_remarks(content)
+    if half := _second_half(path):
+        options = {"model": options, "diffusion": read_config(half)}
+    return Description(options)
 
 
 def _without_remarks(content: dict[str, Any]) -> dict[str, Any]:

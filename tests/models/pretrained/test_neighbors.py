@@ -608,3 +608,18 @@ def test_several_configs_are_not_guessed_among(tmp_path):
         (tmp_path / name).write_text("num_channels: 3")
     with pytest.raises(MechdiffError, match=r"several configs \(a\.yaml, b\.yaml\)"):
         configs.config_file(tmp_path)
+
+
+def test_files_of_a_model_and_of_its_noise_levels_are_one_config(tmp_path):
+    (tmp_path / "diffusion_config.yaml").write_text(
+        "steps: 1000\nnoise_schedule: cosine\nclip_denoised: true"
+    )
+    (tmp_path / "model_config.yaml").write_text("num_channels: 32\nlearn_sigma: true")
+    path = configs.config_file(tmp_path)
+    assert path.name == "model_config.yaml" and configs.unread(path) == []
+    assert configs.read_config(path) == {
+        "model": {"num_channels": 32, "learn_sigma": True},
+        "diffusion": {"steps": 1000, "noise_schedule": "cosine", "clip_denoised": True},
+    }
+    (tmp_path / "config.yaml").write_text("num_channels: 32")  # another network's, or of which all is there
+    assert configs.unread(configs.config_file(tmp_path)) == ["model_config.yaml", "diffusion_config.yaml"]
