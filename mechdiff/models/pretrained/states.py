@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mechdiff.core.errors import CheckpointError, ConfigError, shorten
 from mechdiff.models.pretrained.averages import OTHER, check_stated, kind_of, named, unaveraged
+from mechdiff.models.pretrained.nameless_averages import with_names
 from mechdiff.models.pretrained.tensors import PICKLES, State, index_of
 
 COMPILED = "_orig_mod."  # of torch.compile, at any depth
@@ -34,15 +35,16 @@ def unwrapped(state: State, anchor: str, weights: str | None, path: Path) -> tup
       weights: `raw` or `ema`, where the file may hold both; None: there must be one.
 
     Raises:
-      CheckpointError: raw and averaged tensors, and `weights` does not say which; or a statement that
-        neither the tensors nor the file bear out.
+      CheckpointError: raw and averaged tensors, and `weights` does not say which; a statement that neither
+        the tensors nor the file bear out; averages without names, see `nameless_averages`.
     """
     plain = {name.replace(COMPILED, ""): value for name, value in state.items()}
+    plain, unnamed = with_names(plain, weights, path)
     prefixes = _prefixes(plain, anchor)
     if not any(map(_averaged, prefixes)):
         check_stated(weights, path)
     if not prefixes:
-        return plain, ()
+        return plain, unnamed
     prefix = _chosen(prefixes, weights, path)
     others = [other for other in prefixes if other != prefix]
     kept = {}
@@ -54,6 +56,7 @@ def unwrapped(state: State, anchor: str, weights: str | None, path: Path) -> tup
             kept[name] = value  # reported as unused
     notes = [f"read the tensors under {prefix!r} of {path.name}"] if prefix else []
     notes += [f"others under {other!r} are not read" for other in others]
+    notes += unnamed
     return kept, ("; ".join(notes),) if notes else ()
 
 

@@ -100,6 +100,32 @@ def test_networks_side_by_side_in_one_file_are_told_apart_or_refused(pipeline, p
         np.testing.assert_array_equal(bias(pretrained.read(home, Stated(weights=weights))), expected * raw)
 
 
+@pytest.mark.parametrize(("weights", "factor"), [("raw", 1), ("ema", 2)])
+def test_averages_whose_names_lost_their_dots_are_read_by_those_of_the_network(pipeline, weights, factor):
+    home = pipeline / "unet"
+    raw, state = bias(pretrained.read(home)), load_file(home / WEIGHTS)
+    averages = {f"model_ema.unet{name.replace('.', '')}": 2 * value for name, value in state.items()}
+    counters = {"model_ema.decay": np.float32(0.9), "model_ema.num_updates": np.int32(3)}
+    both = {f"model.unet.{name}": value for name, value in state.items()} | averages | counters
+    save_file({name: np.asarray(value) for name, value in both.items()}, home / WEIGHTS)
+    np.testing.assert_array_equal(bias(pretrained.read(home, Stated(weights=weights))), factor * raw)
+    with pytest.raises(MechdiffError, match="say which: --weights=raw or --weights=ema"):
+        pretrained.read(home)
+
+
+def test_averages_that_have_numbers_for_names_are_left_out_if_that_is_stated(pipeline):
+    home = pipeline / "unet"
+    raw, state = bias(pretrained.read(home)), load_file(home / WEIGHTS)
+    numbered = {f"ema.shadow_params.{i}": 2 * value for i, value in enumerate(state.values())}
+    save_file(state | numbered, home / WEIGHTS)
+    model = pretrained.read(home, Stated(weights="raw"))
+    np.testing.assert_array_equal(bias(model), raw)
+    assert any("averages under 'ema.shadow_params.0'" in note for note in model.notes)
+    for weights in (None, "ema"):
+        with pytest.raises(MechdiffError, match=r"numbers for names .* --weights=raw reads the others"):
+            pretrained.read(home, Stated(weights=weights))
+
+
 def test_a_trainers_checkpoint_has_its_scheduler_in_the_run(pipeline):
     averaged(pipeline)
     (pipeline / "checkpoint-9").mkdir()
