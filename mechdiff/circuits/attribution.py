@@ -180,7 +180,7 @@ def prepare(
     them, in a thread while images are still being made. For zero ablation without conditions."""
     expansion = expansion or Expansion()
     images = np.zeros((count, *denoiser.image_shape), np.float32)
-    eval_set = EvalSet(images, np.zeros(timesteps), jax.random.key(0))
+    eval_set = EvalSet(images, np.zeros(timesteps, np.int32), jax.random.key(0))
     passes = _Passes.of(denoiser, eval_set, expansion, block)
     chosen = tuple(denoiser.components())
     point = _point(denoiser, chosen, "zero", None, expansion.at == "identity")

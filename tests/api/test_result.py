@@ -48,7 +48,8 @@ def test_components_can_be_ranked_by_how_their_effect_varies(result):
     by_image = (100 * (loss - clean) / clean.mean("image")).mean("t")
     expected = np.sqrt((by_image**2).mean("image"))
     np.testing.assert_allclose(varied["over_images"], np.sort(expected)[::-1][:3], rtol=1e-3)
-    assert varied.columns[-1] == "over_images" and len(varied) == 3
+    assert varied.columns[-3:].tolist() == ["over_images", "over_images_low", "over_images_high"]
+    assert len(varied) == 3
     assert result.top(by="hurt").columns[-3:].tolist() == ["hurt", "hurt_low", "hurt_high"]
     with pytest.raises(ConfigError, match="over_timesteps"):
         result.top(by="over_timestep")
