@@ -157,9 +157,9 @@ def check_examining(launcher: str) -> None:
 
 def _of_celeba(named: list[str]) -> bool:
     """Whether one of these flags names a folder of CelebA."""
-    from mechdiff.data.celeba import is_celeba  # what it imports takes longer than all other flags
+    from mechdiff.data.celeba import celeba_folder  # what it imports takes longer than all other flags
 
-    return "celeba" in named or ("celeba" in FLAGS and is_celeba(FLAGS.images))
+    return "celeba" in named or ("celeba" in FLAGS and celeba_folder(FLAGS.images) is not None)
 
 
 def _name(module: ModuleType) -> str:

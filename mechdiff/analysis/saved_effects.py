@@ -16,11 +16,8 @@ from mechdiff.analysis import effects, paired, precision
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.stats import Interval
 
-ENDS = {
-    "estimate": "",
-    "low": "_low",
-    "high": "_high",
-}  # what an interval's numbers are called behind its name
+# What an interval's numbers are called behind its name.
+ENDS = {"estimate": "", "low": "_low", "high": "_high"}
 VARIABLES = (
     *(f"{name}{end}" for name in ("delta_loss", "pooled_delta_loss") for end in (*ENDS.values(), "_p")),
     "delta_loss_n",

@@ -24,6 +24,7 @@ from mechdiff.analysis import effects
 TENTH = 0.1  # of the images
 COLUMNS = ["over_timesteps", "over_images", "hurt", "top_tenth"]
 INTERVALS = {name: [f"{name}_low", f"{name}_high"] for name in COLUMNS}
+MIN_UNITS = 4  # of which a jackknife says something
 MIN_DISTANCE = 1e-6  # distance of a share from 0 and 1 whose logit is taken
 
 
@@ -66,11 +67,13 @@ def variation(sweep: xr.Dataset, ablation: str) -> pd.DataFrame:
     )
     shares = np.array([top_share(values[None], TENTH, weights)[0] for values in flat])
     quantile = special.stdtrit(max(units.effective - 1, 1), 0.975)
+    rms = np.sqrt(flat**2 @ weights.T)
+    tenth = _with_ends(shares, quantile, (_logit, special.expit), (TENTH, 1))
     columns = {
         "over_timesteps": (over_timesteps.estimate, over_timesteps.low, over_timesteps.high),
-        "over_images": _with_ends(np.sqrt(flat**2 @ weights.T), quantile, np.log, np.exp),
+        "over_images": _with_ends(rms, quantile, (np.log, np.exp), (0, np.inf)),
         "hurt": (100 * hurt.estimate, 100 * hurt.low, 100 * hurt.high),
-        "top_tenth": tuple(100 * end for end in _with_ends(shares, quantile, _logit, special.expit)),
+        "top_tenth": tuple(100 * end for end in tenth),
     }
     frame: dict[str, np.ndarray] = {"component": sweep["component"].values.astype(str)}
     for name, values in columns.items():
@@ -112,14 +115,16 @@ def _logit(share: np.ndarray) -> np.ndarray:
 def _with_ends(
     values: Float[np.ndarray, "component units"],
     quantile: float,
-    link: Callable[[np.ndarray], np.ndarray],
-    inverse: Callable[[np.ndarray], np.ndarray],
+    scale: tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]],
+    bounds: tuple[float, float],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Estimates with the ends of their intervals, from values of all units (first) and without each.
 
-    On a scale without bounds: `quantile` jackknife standard errors outside of both the estimate and the
-    estimate less its bias (Tukey 1958). Where the value is 0 with all units, or not known, it has no width.
+    On a scale without bounds, there and back: `quantile` jackknife standard errors outside of both the
+    estimate and the estimate less its bias (Tukey 1958). Where the value is 0 with all units, or not known,
+    it has no width. From fewer than `MIN_UNITS` units it is all that the value can be.
     """
+    link, inverse = scale
     estimate = values[:, 0]
     known = estimate > 0  # False for NaN
     scaled = link(np.where(known[:, None], np.maximum(values, np.finfo(float).tiny), 1.0))
@@ -127,4 +132,7 @@ def _with_ends(
     unbiased = stats.pseudo_values(scaled[:, 0], scaled[:, 1:]).mean(axis=1)
     low = inverse(np.minimum(scaled[:, 0], unbiased) - quantile * error)
     high = inverse(np.maximum(scaled[:, 0], unbiased) + quantile * error)
+    if values.shape[1] <= MIN_UNITS:
+        low, high = (np.full_like(estimate, bound) for bound in bounds)
+    low = np.maximum(low, bounds[0])
     return estimate, np.where(known, low, estimate), np.where(known, high, estimate)

@@ -32,8 +32,8 @@ def how_many(model: Any, images: Given) -> int | None:
     if images is None:
         own_images, _ = model.record.get(factories.WITH_IMAGES, (None, None))
         return None if own_images is None else len(own_images)
-    if _is_celeba(images):
-        return int((celeba.open_source(str(images)).splits > 0).sum())
+    if faces := _celeba_folder(model, images):
+        return int((celeba.open_source(faces).splits > 0).sum())
     there = open_collection(images if isinstance(images, str | Path) else whole_array(images))
     return len(rows_to_examine(there, _trained_on(model)))
 
@@ -85,10 +85,10 @@ def eval_images(
         return own_samples(model.denoiser, config, seed=0, brief=brief)
     prepared = DEFAULT if trained is None else trained.data.preprocessing
     prepared = dataclasses.replace(prepared, background=background or prepared.background)
-    if _is_celeba(images):
+    if faces := _celeba_folder(model, images):
         data = None if trained is None else trained.data
         classes = "" if data is None else data.classes
-        return held_out_faces(model.denoiser, data, str(images), config, prepared, classes, cache_folder())
+        return held_out_faces(model.denoiser, data, faces, config, prepared, classes, cache_folder())
     return images_from(
         images if isinstance(images, str | Path) else whole_array(images),
         model.denoiser,
@@ -99,8 +99,13 @@ def eval_images(
     )
 
 
-def _is_celeba(images: Given) -> bool:
-    return isinstance(images, str | Path) and celeba.is_celeba(images)
+def _celeba_folder(model: Any, images: Given) -> str | None:
+    """The folder of CelebA that `images` is, of which held-out ones are taken; None for a model that was
+    trained on a folder of images, and knows which."""
+    if not isinstance(images, str | Path) or _trained_on(model) is not None:
+        return None
+    folder = celeba.celeba_folder(images)
+    return None if folder is None else str(folder)
 
 
 def number_wanted(images: Given, n: int | None, default: int) -> int:

@@ -123,10 +123,16 @@ def _seen_in_training(
     return of_trained
 
 
-def is_celeba(path: str | Path) -> bool:
-    """Whether a folder holds CelebA's list of splits, which tells held-out images from those of training."""
+def celeba_folder(path: str | Path) -> Path | None:
+    """The folder of CelebA that a folder of images is: it, a sub-folder, or of unpacked images one that they
+    lie in holds the list of splits, which tells held-out images from those of training. None: no CelebA."""
     folder = Path(path).expanduser()
-    return folder.is_dir() and look_for_list(folder, PARTITION) is not None
+    if not folder.is_dir():
+        return None
+    if any(look_for_list(pack, PARTITION) for pack in _packs(folder)):
+        return folder
+    unpacked = (inner for inner in folder.absolute().parents[:2] if folder.absolute().name == UNPACKED)
+    return next((outer for outer in unpacked if look_for_list(outer, PARTITION)), None)
 
 
 def find_packs(path: str) -> list[Path]:
@@ -140,9 +146,7 @@ def find_packs(path: str) -> list[Path]:
         folder = Path(text).expanduser()
         if not folder.is_dir():
             raise DataError(f"no folder {text!r}; {WAY_OUT}")
-        inner = [child for child in sorted(folder.iterdir()) if child.is_dir() and _is_pack(child)]
-        inner = [child for child in inner if child.name not in (*OFFICIAL_FOLDERS, UNPACKED)]
-        packs = [folder, *inner] if _is_pack(folder) else inner
+        packs = _packs(folder)
         if not packs:
             tables = [path.suffix for path in folder.rglob("*") if path.suffix in TABLES]
             raise DataError(f"no CelebA in {text!r}; {way_out(tables) if tables else WAY_OUT}")
@@ -194,6 +198,13 @@ def _open_images(folder: Path) -> tuple[Path, dict[str, Entry], Callable[[str], 
     if unpacked and contradicts(open_folder(innermost(unpacked))[0], entries):
         raise DataError(f"{archive} and {unpacked} hold different images; keep the one that is right")
     return archive, entries, read
+
+
+def _packs(folder: Path) -> list[Path]:
+    """A folder and its sub-folders, those of them that are packs."""
+    children = sorted(child for child in folder.iterdir() if child.is_dir())
+    inner = [child for child in children if child.name not in (*OFFICIAL_FOLDERS, UNPACKED)]
+    return [pack for pack in (folder, *inner) if _is_pack(pack)]
 
 
 def _is_pack(folder: Path) -> bool:

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Int
 
 from mechdiff.core.devices import ALL, IMAGES
-from mechdiff.core.errors import ConfigError, shorten
+from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import AnyArray, ExaminedImages, Images, PRNGKey, PyTree
 from mechdiff.diffusion.process import Noised, images_at, noised
-from mechdiff.diffusion.schedules import NoiseSchedule
+from mechdiff.diffusion.schedules import NoiseSchedule, timestep_array
 
 
 class EvalBatch(NamedTuple):
@@ -75,17 +75,12 @@ class EvalSet:
     condition: PyTree = None
 
     def __init__(self, images, timesteps, key: PRNGKey, condition: PyTree = None):
-        images, timesteps = np.asarray(images), np.asarray(timesteps).reshape(-1)
+        images, timesteps = np.asarray(images), timestep_array(timesteps)
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise ConfigError(
                 f"images of type {images.dtype}: expected floats in [-1, 1]; mechdiff.data.to_float makes "
                 "them of bytes"
             )
-        if not np.issubdtype(timesteps.dtype, np.integer) or not timesteps.size or timesteps.min() < 0:
-            raise ConfigError(
-                f"timesteps {shorten(timesteps.tolist())}: expected integers in [0, T), one at least"
-            )
-        timesteps = timesteps.astype(np.int32)
         if images.ndim not in (4, 5):
             raise ConfigError(
                 f"images of shape {images.shape}: expected (images, height, width, channels), or "

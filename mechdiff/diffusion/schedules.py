@@ -5,14 +5,15 @@ small t, where abar_t is close to 1.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mechdiff.core.config import DiffusionConfig
-from mechdiff.core.errors import ConfigError, unknown
+from mechdiff.core.errors import ConfigError, shorten, unknown
+from mechdiff.core.ranges import MAX_COUNT
 from mechdiff.core.types import AnyArray
 
 SAMPLE_STEPS = 50  # of DDIM, unless said otherwise
@@ -122,11 +123,19 @@ def ddim_timesteps(steps: int, n: int) -> Int[np.ndarray, " n"]:
 def increasing_timesteps(timesteps: Sequence[int] | AnyArray, steps: int) -> Int[np.ndarray, " n"]:
     """The timesteps that a sampler visits, as an array. Raises ConfigError unless they are integers in
     [0, `steps`) that increase."""
+    values = timestep_array(timesteps)
+    if values[-1] >= steps or (np.diff(values) <= 0).any():
+        raise ConfigError(f"timesteps={shorten(values.tolist())}: need increasing timesteps in [0, {steps})")
+    return values
+
+
+def timestep_array(timesteps: Any) -> Int[np.ndarray, " n"]:
+    """One timestep or several as an array. Raises ConfigError unless they are integers from 0 on."""
     values = np.asarray(timesteps)
-    whole = np.issubdtype(values.dtype, np.integer) and values.size > 0
-    if not whole or values[0] < 0 or values[-1] >= steps or (np.diff(values) <= 0).any():
-        raise ConfigError(f"timesteps={values.tolist()}: need increasing timesteps in [0, {steps})")
-    return values.astype(np.int32)
+    whole = np.issubdtype(values.dtype, np.integer) and values.ndim < 2 and values.size > 0
+    if not whole or values.min() < 0 or values.max() > MAX_COUNT:
+        raise ConfigError(f"timesteps={shorten(values.tolist())}: expected integers in [0, T), one at least")
+    return values.reshape(-1).astype(np.int32)
 
 
 def _linear_betas(steps: int, start: float, end: float) -> np.ndarray:

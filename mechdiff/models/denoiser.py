@@ -99,7 +99,7 @@ def selected_components(denoiser: "Examinable", what: ComponentSelection) -> tup
     """The components of a denoiser that names or a regular expression select, in the denoiser's order.
 
     Raises:
-      ConfigError: as `interventions.components.select`.
+      ConfigError: as `interventions.components.select`; patterns of attention alone, which are no components.
 
     Example:
       >>> from mechdiff.models.toy import toy_denoiser
@@ -107,7 +107,11 @@ def selected_components(denoiser: "Examinable", what: ComponentSelection) -> tup
       ['small.mlp', 'idle.mlp']
     """
     names = select(denoiser.identity, what)
-    return tuple(component for component in denoiser.components() if component.name in names)
+    chosen = tuple(component for component in denoiser.components() if component.name in names)
+    if not chosen:
+        first = next(iter(names))
+        raise ConfigError(f"{first} is no component to ablate; sweep_patterns replaces attention patterns")
+    return chosen
 
 
 def check_inputs(denoiser: "Examinable", x_t: Any, t: Any) -> tuple[Any, Any]:

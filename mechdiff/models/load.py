@@ -147,9 +147,8 @@ def steps_of(run: str | Path) -> dict[int, Path]:
     if _is_export(run / "model"):
         path = run / "model" / "record.json"
         with files.interpreting(path):
-            exported[int(files.read_record(path, {"record": dict})["record"].get("steps") or 0)] = (
-                run / "model"
-            )
+            record = files.read_record(path, {"record": dict})["record"]
+            exported[int(record.get("steps") or 0)] = run / "model"
     return dict(sorted(exported.items()))
 
 

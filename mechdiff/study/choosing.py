@@ -7,7 +7,7 @@ from typing import Any
 
 from mechdiff.core.config import DRAWN, DataConfig, ExperimentConfig, Preprocessing, SweepConfig
 from mechdiff.core.errors import ConfigError, DataError
-from mechdiff.data.celeba import is_celeba
+from mechdiff.data.celeba import celeba_folder
 from mechdiff.data.images import DEFAULT
 from mechdiff.models import conditions, factories
 from mechdiff.models.denoiser import Denoiser, Examinable
@@ -70,7 +70,10 @@ class ImageChoice:
           record: what is saved with the model, see `load.load_denoiser`.
         """
         record, sweep, preprocessing = record or {}, self.config.sweep, self._prepared(trained)
-        faces = self.images if self.images and is_celeba(self.images) else self.celeba
+        # A model that was trained on a folder of images knows which; of CelebA's own splits they are not.
+        known = not self.images or TRAINING_IMAGES in record
+        of_celeba = None if known else celeba_folder(self.images)
+        faces = str(of_celeba) if of_celeba else self.celeba
         if self.images and not faces:
             return _of_user(self.images, denoiser, sweep, preprocessing, self.sources, record)
         if factories.WITH_IMAGES in record and not faces:

@@ -30,9 +30,9 @@ def test_images_of_another_rank_or_number_are_refused(images, match):
         EvalSet(images, [1, 2], KEY)
 
 
-@pytest.mark.parametrize("timesteps", [[-1], [0.5], [True], []])
+@pytest.mark.parametrize("timesteps", [[-1], [0.5], [True], [], [2**40], [[1, 2]]])
 def test_timesteps_and_images_of_another_kind_are_refused(timesteps):
-    with pytest.raises(ConfigError, match=r"timesteps \[.*\]: expected integers"):
+    with pytest.raises(ConfigError, match=r"timesteps=\[.*\]: expected integers"):
         EvalSet(np.zeros((2, 8, 8, 3)), timesteps, KEY)
     with pytest.raises(ConfigError, match="images of type uint8: expected floats"):
         EvalSet(np.zeros((2, 8, 8, 3), np.uint8), [1], KEY)

@@ -206,6 +206,12 @@ def test_of_a_folder_of_celeba_held_out_images_of_known_people_are_taken(tmp_pat
     model = md.load(RGB)
     np.testing.assert_array_equal(eval_images(model, pack, 4, 3).reference, by_flag.reference)
     assert how_many(model, pack) == 7
+    for place in (tmp_path, pack / "img_align_celeba"):  # around it, and within
+        np.testing.assert_array_equal(eval_images(model, place, 4, 3).reference, by_flag.reference)
+    digests = open_collection(pack).digests
+    record = {inputs.TRAINING_IMAGES: [digest[: inputs.DIGEST_LENGTH] for digest in digests[:9]]}
+    with pytest.raises(DataError, match="6 different images and 9 that mine was trained on"):
+        choosing.ImageChoice(config, None, tmp_path, str(pack))(RGB, trained("folder"), record)
     stated = condition_sources.ConditionSources(classes="1")
     with pytest.raises(ConfigError, match="no effect on CelebA, which"):
         choosing.ImageChoice(config, None, tmp_path, str(pack), stated)(RGB, trained("celeba"))

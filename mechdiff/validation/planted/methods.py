@@ -123,18 +123,15 @@ def scored(
     if left:
         records = score(make(name, instance, size), folder / path.stem, left)
         with locks.lock(folder / path.stem, wait=True):
-            saved = saved_scores.read(
-                path, METHODS
-            )  # another process may have scored other methods since, or the same
+            saved = saved_scores.read(path, METHODS)  # another process may have scored since, too
             new = [method for method in left if method not in saved["methods"]]
             kept = [record for record in records if record["method"] in new]
             saved = {"methods": [*saved["methods"], *new], "records": [*saved["records"], *kept]}
             files.write_json(path, saved)
+    records = saved_scores.read(path, METHODS)["records"]
     return [
         {key: float("nan") if value is None else value for key, value in record.items()}
-        for record in sorted(
-            saved_scores.read(path, METHODS)["records"], key=lambda row: METHODS.index(row["method"])
-        )
+        for record in sorted(records, key=lambda record: METHODS.index(record["method"]))
         if record["method"] in methods
     ]
 
@@ -292,12 +289,12 @@ def _pairs_by_curvature(
 
 
 def _half(plant: PlantedNetwork) -> Images:
-    """Half of the images: pairs are many, and a planted one acts in every image."""
+    # Pairs are many, and a planted one acts in every image.
     return plant.images[: len(plant.images) // 2]
 
 
 def _planted_pairs(plant: PlantedNetwork, chosen: Sequence[Component]) -> np.ndarray:
     """Planted sign of the interaction of each pair, 0 for all but the planted ones."""
-    signs = {frozenset((first, second)): sign for first, second, sign in plant.pairs}
+    signs = {frozenset(pair): sign for *pair, sign in plant.pairs}
     pairs = itertools.combinations([component.name for component in chosen], 2)
     return np.array([signs.get(frozenset(pair), 0) for pair in pairs])
