@@ -213,7 +213,7 @@ def attention_intervals(data: xr.Dataset) -> dict[str, Interval]:
 
 
 def _of_attention(statistic: Statistic, units: stats.Units, name: str) -> Interval:
-    """The interval of a mean of an attention statistic, of few images as wide as Student's, within what is
+    """The interval of a mean of an attention statistic, at least as wide as Student's, within what is
     possible: 0 or more, and of shares 1 or less."""
     interval = stats.bootstrap_units(statistic, units, student=True)
     most = 1.0 if name in SHARES else np.inf

@@ -6,9 +6,6 @@ from jaxtyping import Float, Int
 from mechdiff.core.errors import ConfigError
 
 MIN_RELIABLE = 8  # images or people, below which intervals may be too narrow, which is said
-MIN_FOR_QUANTILES = (
-    16  # from which quantiles of resamples are wide enough without Student's, see `intervals.bootstrap`
-)
 
 
 def check_units(n: int) -> int:

@@ -141,8 +141,8 @@ def sampling_sweep(
 def mean_distance(swept: xr.Dataset, seed: int = 0) -> Interval:
     """Mean of the samples' distances with its 95 % interval over samples, `[ablation, component, window]`.
 
-    From fewer than 16 samples its ends lie at least as far out as Student's (`stats.bootstrap`), as those of
-    effects do: of 2 samples, lognormal distances with log-sd .7, .92 cover instead of .48, of 4 .90 (.84).
+    Its ends lie at least as far out as Student's (`stats.bootstrap`), as those of effects do: of 2 samples,
+    lognormal distances with log-sd .7, .92 cover instead of .48, of 4 .90 (.84).
 
     Args:
       swept: of `sampling_sweep`. Where its precision was measured, intervals are wider by its error at both

@@ -143,8 +143,8 @@ def _people(rng: np.random.Generator, repeats: int, people: int = 40, per_person
         clean = np.exp(0.5 * logs[0] - 0.125)[None]
         loss = clean[None] * (1 + 0.2 * np.exp(0.5 * logs[1] - 0.125))
         statistic = functools.partial(effects.pooled_relative_increase, clean, loss)
-        for unit, outcomes in ((units, covered), (images, before)):
-            interval = stats.bootstrap_units(statistic, unit, repeats=RESAMPLES, seed=number)
+        for unit, student, outcomes in ((units, True, covered), (images, False, before)):
+            interval = stats.bootstrap_units(statistic, unit, repeats=RESAMPLES, seed=number, student=student)
             outcomes.append(interval.low[0] <= 20 <= interval.high[0])
     check = covers(f"BCa over people, {people} of {per_person} images each", np.array(covered, bool))
     return [replacing(check, np.array(before, bool))]
@@ -167,7 +167,8 @@ def _flipped_people(
 
 def _unequal_people(rng: np.random.Generator, repeats: int, people: int = 40) -> list[Check]:
     """Pooled relative loss increase where people have unequal numbers of images, two thirds of the variance
-    of its log between people. Widened for as many people as they count as; before, for all."""
+    of its log between people. Widened for as many people as they count as; before, for all, and by resamples
+    alone."""
     numbers = {
         "geometric numbers of images": lambda: rng.geometric(0.2, people),
         "one with half of the images": lambda: np.array([people - 1] + [1] * (people - 1)),
@@ -183,9 +184,14 @@ def _unequal_people(rng: np.random.Generator, repeats: int, people: int = 40) ->
             loss = clean[None] + 0.2 * np.exp(0.3 * logs - 0.135)
             statistic = functools.partial(effects.pooled_relative_increase, clean, loss)
             truth = 20 / np.exp(0.045)
-            for effective, outcomes in ((None, covered), (people, before)):
+            for effective, student, outcomes in ((None, True, covered), (people, False, before)):
                 interval = stats.bootstrap_units(
-                    statistic, units, repeats=RESAMPLES, seed=number, effective=effective
+                    statistic,
+                    units,
+                    repeats=RESAMPLES,
+                    seed=number,
+                    effective=effective,
+                    student=student,
                 )
                 outcomes.append(interval.low[0] <= truth <= interval.high[0])
         check = covers(f"BCa over {people} people, {name}", np.array(covered, bool))

@@ -391,19 +391,16 @@ def test_margins_and_levels_out_of_range_are_refused():
 
 
 @pytest.mark.parametrize(
-    "n, plain, student", [(2, (0.4, 0.6), 0.93), (4, (0.7, 0.9), 0.93), (16, None, None)]
+    "n, plain, student",
+    [(2, (0.4, 0.6), 0.93), (4, (0.7, 0.9), 0.93), (16, (0.9, 0.935), 0.935)],
 )
-def test_intervals_of_few_units_reach_beyond_what_was_seen(n, plain, student):
-    """Of 2 of 2^n samples every number lies on one side of the mean; from 16 on nothing changes."""
+def test_intervals_reach_as_far_as_students(n, plain, student):
+    """Of 2 of 2^n samples every number lies on one side of the mean; of more, resamples scatter."""
     values = np.random.default_rng(n).normal(size=(1000, n))
     weights = stats.bootstrap_weights(n, 200)
     intervals = [stats.bootstrap(lambda w: values @ w.T, weights, student=each) for each in (False, True)]
     covered = [((each.low <= 0) & (each.high >= 0)).mean() for each in intervals]
-    if plain is None:
-        np.testing.assert_array_equal(intervals[0].low, intervals[1].low)
-        np.testing.assert_array_equal(intervals[0].high, intervals[1].high)
-    else:
-        assert plain[0] < covered[0] < plain[1] and student < covered[1] < 0.98, covered
+    assert plain[0] < covered[0] < plain[1] and student < covered[1] < 0.98, covered
 
 
 def test_students_ends_go_with_bca_alone():
