@@ -96,7 +96,8 @@ def load_split(
     folder: Path | None,
     preprocessing: Preprocessing = DEFAULT,
 ) -> Dataset:
-    """One split of `source` as `size` x `size` images, decoding all splits on the first call.
+    """One split of `source` as `size` x `size` images, decoding all of it on the first call: a network may be
+    examined without its training images, of which there are ten times as many.
 
     Within a split the order is a fixed shuffle of the source's (or the source's own), so the first `limit`
     images (0: all) are a fair sample of it. `folder` None decodes into memory and keeps nothing.
@@ -113,14 +114,14 @@ def load_split(
     if split == "train" and 0 < limit < counts[code]:
         used = f"{limit} of {counts[code]} training images are used (data.n_train={limit}; 0: all)"
         print(f"{source.where}: {used}", file=sys.stderr)
-    images = _decoded(source, size, preprocessing, folder)
-    start, count = int(counts[:code].sum()), int(min(counts[code], limit or counts[code]))
-    rows = _order(source)[start : start + count]
+    count = int(min(counts[code], limit or counts[code]))
+    images = _decoded(source, size, split, preprocessing, folder)[:count]
+    rows = _order(source, code)[:count]
     labels = source.labels(folder) if callable(source.labels) else source.labels
     content = _key(source, size, preprocessing) | {"stamp": "", "split": split, "count": count}
     return Dataset(
         name=source.name,
-        images=images[start : start + count],
+        images=images,
         digest=fingerprint(content),
         labels={name: values[rows] for name, values in labels.items()},
         names={name: tuple(called) for name, called in source.names.items()},
@@ -163,16 +164,16 @@ def stored(
 
 
 def _decoded(
-    source: Source, size: int, preprocessing: Preprocessing, folder: Path | None
+    source: Source, size: int, split: str, preprocessing: Preprocessing, folder: Path | None
 ) -> UInt8[np.ndarray, "count size size channels"]:
-    """All images, split after split."""
-    order = _order(source)
+    """All images of a split."""
+    order = _order(source, SPLITS.index(split))
 
     def decode(index: int) -> np.ndarray:
         return thumbnail(source.read(index), size, str(source.ids[index]), preprocessing)
 
     def blocks() -> Iterator[np.ndarray]:
-        title = f"decoding {source.name} to {size}x{size}"
+        title = f"decoding {source.name} ({split}) to {size}x{size}"
         bar = tqdm(total=len(order), desc=title, unit=" images", disable=None)  # None: only on a terminal
         # Threads, not processes: Pillow drops the lock while it works, and JAX does not like to be forked.
         with bar, ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
@@ -188,13 +189,13 @@ def _decoded(
         "pillow": PIL.__version__,
     }
     shape = (len(order), size, size, preprocessing.channel_count)
-    key = _key(source, size, preprocessing)
-    return stored(folder, f"{source.name}-{size}", key, shape, blocks, about)
+    key = _key(source, size, preprocessing) | {"split": split}
+    return stored(folder, f"{source.name}-{size}-{split}", key, shape, blocks, about)
 
 
 def _key(source: Source, size: int, preprocessing: Preprocessing) -> dict:
     """Everything that decides the bytes. Settings added later count only where they differ from the defaults,
-    so that caches and digests of version 0.1 stay valid."""
+    so that digests of version 0.1 stay valid."""
     crop = CENTER if preprocessing.crop == "center" else preprocessing.crop
     later = {name: getattr(preprocessing, name) for name in ("channels", "background", "phases")}
     return {
@@ -207,12 +208,12 @@ def _key(source: Source, size: int, preprocessing: Preprocessing) -> dict:
     } | {name: value for name, value in later.items() if value != getattr(DEFAULT, name)}
 
 
-def _order(source: Source) -> Int[np.ndarray, " count"]:
-    """Rows split after split, shuffled (always alike) within each, unless the source has an order."""
+def _order(source: Source, code: int) -> Int[np.ndarray, " count"]:
+    """Rows of a split, shuffled (always alike) among those of all, unless the source has an order."""
     rows = source.order
     if rows is None:
         rows = np.random.default_rng(0).permutation(len(source.splits))
-    return rows[np.argsort(source.splits[rows], kind="stable")]
+    return rows[source.splits[rows] == code]
 
 
 def _open(path: Path, key: dict, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -485,15 +485,16 @@ def test_a_image_that_vanished_is_named(tmp_path):
 
 def test_images_are_decoded_once(pack, tmp_path, monkeypatch):
     first = load(pack, folder=tmp_path)
+    load(pack, "test", folder=tmp_path)
     monkeypatch.setattr(cache, "thumbnail", None)  # a call would raise TypeError
-    for split in ("validation", "test"):
-        assert isinstance(load(pack, split, folder=tmp_path).images, np.memmap)
+    assert isinstance(load(pack, "test", folder=tmp_path).images, np.memmap)
     again = load(pack, folder=tmp_path)
     np.testing.assert_array_equal(again.images, first.images)
     with pytest.raises(ValueError, match="read-only"):
         again.images[0] = 0
-    with pytest.raises(TypeError):
-        load(pack, size=8, folder=tmp_path)
+    for other in ({"size": 8}, {"split": "validation"}):  # of other splits nothing is decoded
+        with pytest.raises(TypeError):
+            load(pack, folder=tmp_path, **other)
 
 
 def test_the_metadata_says_how_it_was_made(pack, tmp_path):
@@ -502,7 +503,11 @@ def test_the_metadata_says_how_it_was_made(pack, tmp_path):
     metadata = json.loads(next(tmp_path.glob("*.json")).read_text())
     assert metadata["key"]["filter"] == "Pillow bicubic, antialiased"
     assert metadata["key"]["crop"] == "centered square of the shorter side"
-    assert metadata["key"]["size"] == 16 and metadata["shape"] == [15, 16, 16, 3]
+    assert (
+        metadata["key"]["split"] == "train"
+        and metadata["key"]["size"] == 16
+        and metadata["shape"] == [8, 16, 16, 3]
+    )
     assert metadata["images"] == {"train": 8, "validation": 3, "test": 4}
     assert set(metadata["source"]["packs"][0]) == {celeba.ARCHIVE, celeba.ATTRIBUTES, celeba.PARTITION}
 
