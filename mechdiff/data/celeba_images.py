@@ -2,7 +2,7 @@
 
 import zipfile
 from collections.abc import Callable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 from mechdiff.core.errors import DataError
@@ -57,7 +57,7 @@ def open_archive(path: Path) -> Opened:
     infos = [info for info in archive.infolist() if _harmless(info.filename)]
     members: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
-        earlier = members.setdefault(listed_name(PurePosixPath(info.filename).name), info)
+        earlier = members.setdefault(listed_name(info.filename.rpartition("/")[2]), info)
         if (earlier.file_size, earlier.CRC) != (info.file_size, info.CRC):
             raise DataError(
                 f"{path} holds two images {earlier.filename} and {info.filename}; keep one of them"
@@ -101,9 +101,9 @@ def contradicts(unpacked: Mapping[str, Entry], archive: Mapping[str, Entry]) -> 
 
 def _harmless(member: str) -> bool:
     """An image, by a relative name that stays inside the archive."""
-    path = PurePosixPath(member)
-    inside = not path.is_absolute() and ".." not in path.parts and "\\" not in member
-    return inside and _is_image(path.name) and "__MACOSX" not in path.parts
+    *folders, name = member.split("/")  # a path object for each of 202,599 takes seconds
+    inside = not member.startswith("/") and ".." not in folders and "\\" not in member
+    return inside and _is_image(name) and "__MACOSX" not in folders
 
 
 def _is_image(name: str) -> bool:

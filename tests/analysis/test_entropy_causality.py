@@ -34,9 +34,9 @@ def test_roles_that_follow_entropy_within_and_between_heads_are_told_from_those_
     assert slopes.follows[0] and slopes.heads == HEADS
     assert (slopes.within.high[1:] < 0).all()  # the others lose what the first gains
     assert slopes.within.low[0] > 0 and slopes.between.low[0] > 0
-    some = effects_of(entropy)
-    some["effect"][0, 2] = 0  # a head that changes nothing at some temperature
-    fewer = entropy_causality.within_head_slope(some, entropy)
+    effects = effects_of(entropy)
+    effects["effect"][0, 2] = 0  # a head that changes nothing at some temperature
+    fewer = entropy_causality.within_head_slope(effects, entropy)
     assert fewer.heads == HEADS - 1 and fewer.follows[0] and np.isfinite(fewer.p).all()
     fixed = np.tile(base, (1, 3))  # a head keeps its role whatever its entropy
     kept = entropy_causality.within_head_slope(effects_of(fixed), entropy)

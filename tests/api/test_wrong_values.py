@@ -101,8 +101,8 @@ def test_a_window_of_nothing_may_hold_no_visited_timestep(model):
 def test_components_are_named_by_patterns_and_tables_too(model):
     heads = model.components("head")
     names = sorted(heads["name"])
-    found = heads.rename(columns={"name": "component"})  # as of `result.top()`
-    for what in (".*head.*", [names[0], ".*head.*"], heads, found, heads["name"]):
+    ranked = heads.rename(columns={"name": "component"})  # as of `result.top()`
+    for what in (".*head.*", [names[0], ".*head.*"], heads, ranked, heads["name"]):
         assert sorted(select(model.denoiser.identity, listed(what))) == names
 
 
