@@ -157,7 +157,7 @@ def check_examining(launcher: str) -> None:
 
 def _of_celeba(named: list[str]) -> bool:
     """Whether one of these flags names a folder of CelebA."""
-    from mechdiff.data.celeba import celeba_folder  # what it imports takes longer than all other flags
+    from mechdiff.data.celeba_folder import celeba_folder  # what it imports takes longer than all other flags
 
     return "celeba" in named or ("celeba" in FLAGS and celeba_folder(FLAGS.images) is not None)
 

@@ -53,7 +53,7 @@ def variation(sweep: xr.Dataset, ablation: str) -> pd.DataFrame:
     clean, loss = effects.losses(sweep, ablation)
     units = stats.units_of(sweep)
     by_image = effects.increase_by_image(clean, loss, effects.nested(sweep))
-    # Without any unit, and without each in turn: weights of all contributions, which sum to 1.
+    # With all units, then without each in turn: weights of all contributions, which sum to 1.
     left_out = units.weights((1.0 - np.eye(units.count)) / (units.count - 1))
     weights = np.concatenate([units.even(), left_out])
     weights = np.broadcast_to(

@@ -11,6 +11,7 @@ from mechdiff.core.errors import ConfigError, shorten, unknown
 from mechdiff.core.types import AnyArray
 from mechdiff.data import celeba
 from mechdiff.data.arrays import whole_array
+from mechdiff.data.celeba_folder import celeba_folder
 from mechdiff.data.collection import open_collection
 from mechdiff.data.images import BACKGROUNDS, DEFAULT
 from mechdiff.models import factories
@@ -104,7 +105,7 @@ def _celeba_folder(model: Any, images: Given) -> str | None:
     trained on a folder of images, and knows which."""
     if not isinstance(images, str | Path) or _trained_on(model) is not None:
         return None
-    folder = celeba.celeba_folder(images)
+    folder = celeba_folder(images)
     return None if folder is None else str(folder)
 
 

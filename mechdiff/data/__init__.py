@@ -32,6 +32,7 @@ __all__ = [
 OFFSETS = {"train": 0, "validation": 1_000_000, "test": 2_000_000}  # first index of a synthetic split
 READERS = (
     "celeba",
+    "celeba_folder",
     "celeba_images",
     "celeba_lists",
     "tfds",

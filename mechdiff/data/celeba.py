@@ -123,18 +123,6 @@ def _seen_in_training(
     return of_trained
 
 
-def celeba_folder(path: str | Path) -> Path | None:
-    """The folder of CelebA that a folder of images is: it, a sub-folder, or of unpacked images one that they
-    lie in holds the list of splits, which tells held-out images from those of training. None: no CelebA."""
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        return None
-    if any(look_for_list(pack, PARTITION) for pack in _packs(folder)):
-        return folder
-    unpacked = (inner for inner in folder.absolute().parents[:2] if folder.absolute().name == UNPACKED)
-    return next((outer for outer in unpacked if look_for_list(outer, PARTITION)), None)
-
-
 def find_packs(path: str) -> list[Path]:
     """The folders in `path` (joined by commas) that are packs, each followed by its sub-folders that are.
 
@@ -146,7 +134,7 @@ def find_packs(path: str) -> list[Path]:
         folder = Path(text).expanduser()
         if not folder.is_dir():
             raise DataError(f"no folder {text!r}; {WAY_OUT}")
-        packs = _packs(folder)
+        packs = packs_in(folder)
         if not packs:
             tables = [path.suffix for path in folder.rglob("*") if path.suffix in TABLES]
             raise DataError(f"no CelebA in {text!r}; {way_out(tables) if tables else WAY_OUT}")
@@ -200,7 +188,7 @@ def _open_images(folder: Path) -> tuple[Path, dict[str, Entry], Callable[[str], 
     return archive, entries, read
 
 
-def _packs(folder: Path) -> list[Path]:
+def packs_in(folder: Path) -> list[Path]:
     """A folder and its sub-folders, those of them that are packs."""
     children = sorted(child for child in folder.iterdir() if child.is_dir())
     inner = [child for child in children if child.name not in (*OFFICIAL_FOLDERS, UNPACKED)]

@@ -7,7 +7,7 @@ from typing import Any
 
 from mechdiff.core.config import DRAWN, DataConfig, ExperimentConfig, Preprocessing, SweepConfig
 from mechdiff.core.errors import ConfigError, DataError
-from mechdiff.data.celeba import celeba_folder
+from mechdiff.data.celeba_folder import celeba_folder
 from mechdiff.data.images import DEFAULT
 from mechdiff.models import conditions, factories
 from mechdiff.models.denoiser import Denoiser, Examinable

@@ -208,6 +208,9 @@ def test_of_a_folder_of_celeba_held_out_images_of_known_people_are_taken(tmp_pat
     assert how_many(model, pack) == 7
     for place in (tmp_path, pack / "img_align_celeba"):  # around it, and within
         np.testing.assert_array_equal(eval_images(model, place, 4, 3).reference, by_flag.reference)
+    (tmp_path / "cats").mkdir()
+    with pytest.raises(DataError, match=r"holds CelebA \(pack\) and beside it cats; name the one"):
+        eval_images(model, tmp_path, 4)
     digests = open_collection(pack).digests
     record = {inputs.TRAINING_IMAGES: [digest[: inputs.DIGEST_LENGTH] for digest in digests[:9]]}
     with pytest.raises(DataError, match="6 different images and 9 that mine was trained on"):
