@@ -109,33 +109,30 @@ def _celeba_folder(model: Any, images: Given) -> str | None:
     return None if folder is None else str(folder)
 
 
-def number_wanted(images: Given, n: int | None, default: int) -> int:
-    """`n`, how many images are wanted; None: of what is prepared already all, of others `default`.
+def number_wanted(
+    model: Any, images: Given, n: int | None, most: int, *, least: int = 1, with_others: bool = False
+) -> int:
+    """`n`, how many images are wanted; None: all that are given, at most `most`, and of what is prepared
+    already all.
+
+    Args:
+      least: that are wanted, however few are given: then `eval_images` says what is missing.
+      with_others: whether as many others are taken for replacements, so that half of those given are left.
 
     Raises:
       ConfigError: another `n` than there are in what is prepared already.
     """
-    if not isinstance(images, EvalImages):
-        return default if n is None else n
-    there = len(images.scored)
-    if n not in (None, there):
-        raise ConfigError(
-            f"n={shorten(n)}: {there} images are prepared already; leave n out, or prepare others"
-        )
-    return there
-
-
-def images_to_read(model: Any, images: Given, n: int | None, most: int) -> EvalImages:
-    """`n` images as `eval_images` prepares them; None: all that are given, at most `most`, and of what is
-    prepared already all.
-
-    Raises:
-      ConfigError: another `n` than there are in what is prepared already.
-      ConfigError, DataError: see `eval_images`.
-    """
+    if isinstance(images, EvalImages):
+        there = len(images.scored)
+        if n not in (None, there):
+            raise ConfigError(
+                f"n={shorten(n)}: {there} images are prepared already; leave n out, or prepare others"
+            )
+        return there
+    if n is not None:
+        return n
     there = how_many(model, images)
-    n = number_wanted(images, n, most if there is None else max(1, min(most, there)))
-    return eval_images(model, images, n)
+    return most if there is None else max(least, min(most, there // (1 + with_others)))
 
 
 def _trained_on(model: Any) -> frozenset[str] | None:

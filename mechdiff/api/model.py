@@ -199,7 +199,8 @@ class Model:
         Args:
           images: a folder, file or array; None: held-out images where they can be made, else the model's own
             samples; see `images.eval_images`.
-          n: how many images, each at every timestep; None: 16, of prepared ones all.
+          n: how many images, each at every timestep; None: all that are given, or half of them where
+            others are taken for replacements, at most 16; of prepared ones all.
           ablation: `zero`, `mean`, `resample`, `noise` or `optimal`.
           components: as `what` of `ablate`; None: all.
           timesteps: how many, evenly spread in log-SNR.
@@ -237,7 +238,7 @@ class Model:
 
         Args:
           images, timesteps, seed: as in `sweep`; None: samples that are stored with the model, if any are.
-          n: how many images; None: 8, of prepared ones all.
+          n: how many images; None: all that are given, at most 8, of prepared ones all.
           random_vectors: their number, for estimates of curvature; more are steadier and take longer.
           precision: of products, see `core.devices`; what it changes is measured and stated with the scores.
 

@@ -11,8 +11,8 @@ import xarray as xr
 
 from mechdiff.analysis.changes import changes
 from mechdiff.api.classes import check_labels, for_other
-from mechdiff.api.images import Given, eval_images, number_wanted
-from mechdiff.api.result import IMAGES, Result, references, sweep
+from mechdiff.api.images import Given, eval_images
+from mechdiff.api.result import Result, images_wanted, references, sweep
 from mechdiff.core.config import UNetConfig, to_dict
 from mechdiff.core.errors import ConfigError
 from mechdiff.storage import files, labelled
@@ -34,10 +34,12 @@ def swept(
     Raises:
       ConfigError: the models would be swept on different images, or on images of other classes.
     """
-    n = number_wanted(images, settings.get("n"), IMAGES)
+    n, ablation = settings.get("n"), settings.get("ablation", "zero")
+    choosing = [chooser] if images is None else models
+    n = min(images_wanted(model, images, n, ablation) for model in choosing)
     if images is None:
         images = _of_one(chooser, models, eval_images(chooser, None, n, n, background=background))
-    reference = references(settings.get("ablation", "zero"), n)
+    reference = references(ablation, n)
     # All are prepared before the first sweep: whether they are the same is known before anything is computed.
     prepared = [eval_images(model, images, n, reference, background=background) for model in models]
     if isinstance(images, EvalImages):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from mechdiff.api.images import Given, images_to_read
+from mechdiff.api.images import Given, eval_images, number_wanted
 from mechdiff.api.replacing import replacements_of
 from mechdiff.core import keys, ranges
 from mechdiff.core.errors import ConfigError, shorten, unknown
@@ -54,7 +54,7 @@ def activations(
     """
     if not isinstance(sites, str):
         raise ConfigError(f"sites={shorten(sites)}: expected a regular expression")
-    prepared = images_to_read(model, images, n, MAX_WITH_ACTIVATIONS)
+    prepared = eval_images(model, images, number_wanted(model, images, n, MAX_WITH_ACTIVATIONS))
     key = keys.stream(jax.random.key(seed), "scored noise")
     datasets = []
     for t in _watched(_timesteps(model.denoiser, timesteps), f"activations of {model.name}"):
@@ -87,7 +87,7 @@ def attention(
     """
     chosen = _matching("head", heads, [head.name for head in heads_of(model.denoiser)])
     timesteps = _timesteps(model.denoiser, timesteps)
-    examined = images_to_read(model, images, n, MAX_WITH_PATTERNS)
+    examined = eval_images(model, images, number_wanted(model, images, n, MAX_WITH_PATTERNS))
     key = keys.stream(jax.random.key(seed), "scored noise")
     captured = [
         of_batch(_acting(model, t), examined.scored_set([t], key).batch(0), collection=PATTERNS)

@@ -32,7 +32,7 @@ from mechdiff.sweeps.ablation import ablation_sweep
 if TYPE_CHECKING:  # methods import it when they draw: matplotlib would make every loading longer
     from mechdiff.report.single import Plot
 
-IMAGES = 16  # of a sweep, where their number is not said
+IMAGES, MIN_IMAGES = 16, 2  # of a sweep: at most, where their number is not said, and at least
 UNITS = (
     "delta_loss, low, high: relative loss increase, %, pooled over noise levels; 95 % interval over n "
     "images, or people where they are known"
@@ -163,7 +163,8 @@ def sweep(
       model: a `Model` without intervention.
       images: see `images.eval_images`.
       n: images, each at every timestep; for other ablations than `zero` as many others are
-        taken for replacements. None: 16, of images prepared by `eval_images` all.
+        taken for replacements. None: all that are given, or half of them where
+        others are taken, at most 16; of `EvalImages` all.
       ablation: `zero`, `mean`, `resample`, `noise` or `optimal`.
       components: as `Model.ablate` takes them; None: all.
       timesteps: how many, evenly spread in log-SNR.
@@ -174,7 +175,8 @@ def sweep(
       ConfigError: an unknown ablation or component, or a model under an intervention.
     """
     check_untouched(model, ablation)
-    n, timesteps, seed = _checked(number_wanted(images, n, IMAGES), timesteps, seed, least=2)
+    n = images_wanted(model, images, n, ablation)
+    n, timesteps, seed = _checked(n, timesteps, seed, least=MIN_IMAGES)
     if folder is not None and not isinstance(folder, str | Path):
         raise ConfigError(f"folder={shorten(folder)}: expected a path")
     config = SweepConfig(
@@ -222,6 +224,12 @@ def check_untouched(model: Any, ablation: str) -> None:
             f"{model.name} is under an intervention ({model.doing}); sweeps examine the network itself: "
             "model.untouched().sweep(...)"
         )
+
+
+def images_wanted(model: Any, images: Given, n: int | None, ablation: str) -> int:
+    """How many images `sweep` examines a model on, see `images.number_wanted`."""
+    others = references(ablation, 1) > 0
+    return number_wanted(model, images, n, IMAGES, least=MIN_IMAGES, with_others=others)
 
 
 def references(ablation: str, n: int) -> int:

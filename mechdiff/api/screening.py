@@ -22,7 +22,7 @@ from mechdiff.models import conditions
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.storage.run_log import progress
 
-IMAGES = 8  # where their number is not said
+IMAGES = 8  # at most, where their number is not said
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,13 +76,13 @@ def screen(
     Its cost does not grow with the number of components. Zero ablation; arguments as in `sweep`.
 
     Args:
-      n: how many images; None: 8, of images prepared by `eval_images` all.
+      n: how many images; None: all that are given, at most 8, and of `EvalImages` all.
       precision: of products, see `core.devices`; what it changes is measured and stated with the scores.
     """
     check_untouched(model, "zero")
     random_vectors = ranges.whole("random_vectors", random_vectors, 1, meaning="how many random vectors")
     with progress(1, desc=f"screening {model.name}", unit="pass"):
-        size = _Size(number_wanted(images, n, IMAGES), timesteps, random_vectors)
+        size = _Size(number_wanted(model, images, n, IMAGES), timesteps, random_vectors)
         return _screen(model, images, size, seed, precision)
 
 

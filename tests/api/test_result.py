@@ -16,8 +16,9 @@ from mechdiff.api import compare, load, paired_sweeps, show
 from mechdiff.api.compare import Comparison
 from mechdiff.api.images import eval_images
 from mechdiff.api.model import Model
+from mechdiff.api.result import images_wanted
 from mechdiff.core.config import override
-from mechdiff.core.errors import CheckpointError, ConfigError, MechdiffError
+from mechdiff.core.errors import CheckpointError, ConfigError, DataError, MechdiffError
 from mechdiff.data import to_bytes
 from mechdiff.data.collection import open_collection
 from mechdiff.storage import checksums, image_grid
@@ -128,6 +129,17 @@ def test_transparent_images_are_compared_over_the_background_that_is_given(model
     compared = compare(model, model, images, background="white", **settings)
     assert "over white" in compared.before.dataset.attrs["preprocessing"]
     assert eval_images(model, images, 2, background="white").scored.min() == 1
+
+
+def test_without_a_number_all_images_that_are_given_are_examined(model, images):
+    def wanted(images, ablation="zero", n=None):
+        return images_wanted(model, images, n, ablation)
+
+    assert wanted(images) == 6 and wanted(images, "mean") == 3 and wanted(images, n=4) == 4
+    many = np.concatenate([images * size for size in np.linspace(0.4, 1, 7)])
+    assert wanted(many) == wanted(None) == wanted(many, "optimal") == 16
+    with pytest.raises(DataError, match="1 different images"):
+        model.sweep(images[:1], timesteps=1)
 
 
 def test_images_of_one_s_own_data_say_whose_where_the_other_has_others(model):
