@@ -3,10 +3,13 @@
 import atexit
 import dataclasses
 import gc
+import importlib.metadata
 import os
 import shutil
 import sys
 from pathlib import Path
+
+from packaging.version import Version
 
 # Compiling is most of the suite's time: no optimization, none of the slower kernel emitters, one module a
 # program, no lines of source in programs, and one cache of programs for all workers and the processes that
@@ -18,7 +21,10 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(programs))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
-for flag in ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"):
+flags = ["--xla_cpu_parallel_codegen_split_count=1"]
+if Version(importlib.metadata.version("jaxlib")) <= Version("0.11.0"):  # later ones end at a flag that went
+    flags.append("--xla_cpu_use_fusion_emitters=false")
+for flag in flags:
     if flag.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
 

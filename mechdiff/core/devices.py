@@ -133,15 +133,16 @@ def enough_memory(way_out: str) -> Iterator[None]:
         ) from error
 
 
-# LLVM's optimizations left out, and kernels emitted the older way, which compiles in two thirds of the time.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-# Products, sums and elementwise operations by XLA's library of kernels (YNNPACK), which are optimized at any
-# level: programs compiled `QUICKLY` take 0.76 to 0.87 of the time with it, those compiled in full 1.1 to
-# 1.2 times as long (one core, experiments/benchmarks/README.md).
-BY_LIBRARY = {
+# LLVM's optimizations left out, and kernels emitted the older way, which compiles in two thirds of the time
+# (JAX 0.12 has it no longer). Products, sums and elementwise operations by XLA's library of kernels (YNNPACK),
+# which are optimized at any level: such programs take 0.76 to 0.87 of the time with it, those compiled in full
+# 1.1 to 1.2 times as long (one core, experiments/benchmarks/README.md).
+QUICKLY = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
     "xla_cpu_experimental_ynn_fusion_type": ",".join(
         f"LIBRARY_FUSION_TYPE_{kind}" for kind in ("DOT", "ELTWISE", "REDUCE")
-    )
+    ),
 }
 
 
@@ -151,14 +152,15 @@ def jitted(function: Callable, static: tuple[str, ...], quickly: bool = False) -
     more on running: for programs that are called a few times (see `QUICKLY` and BUILD_NOTES.md)."""
     if not quickly or jax.default_backend() != "cpu":
         return jax.jit(function, static_argnames=static)
-    options = {**QUICKLY, **BY_LIBRARY} if _known(BY_LIBRARY) else QUICKLY
+    options = {name: value for name, value in QUICKLY.items() if _known(name, value)}
     return jax.jit(function, static_argnames=static, compiler_options=options)
 
 
-def _known(options: dict[str, Any]) -> bool:
-    """Whether this version of XLA has `options`: those that it calls experimental may go."""
+@functools.cache
+def _known(option: str, value: Any) -> bool:
+    """Whether this version of XLA has a compiler option: they come and go."""
     try:
-        jax.jit(lambda x: -x, compiler_options=options).lower(0.0).compile()
+        jax.jit(lambda x: -x, compiler_options={option: value}).lower(0.0).compile()
     except jax.errors.JaxRuntimeError as error:
         if "INVALID_ARGUMENT" not in str(error):
             raise

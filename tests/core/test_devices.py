@@ -10,19 +10,13 @@ def doubled(x):
     return 2 * x
 
 
-@pytest.fixture
-def without_option(monkeypatch):
-    """An XLA that no longer knows the option of its library."""
-    monkeypatch.setattr(devices, "BY_LIBRARY", {"xla_cpu_option_that_went": True})
-    devices.jitted.cache_clear()
-    yield
-    devices.jitted.cache_clear()
-
-
-def test_an_option_that_xla_does_not_know_is_left_out(without_option):
-    assert not devices._known(devices.BY_LIBRARY)
+def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
+    went = {"xla_cpu_option_that_went": True}
+    monkeypatch.setattr(devices, "QUICKLY", devices.QUICKLY | went)
+    assert [devices._known(*option) for option in went.items()] == [False]
     assert devices.jitted(doubled, (), quickly=True)(np.float32(1.5)) == 3
 
 
-def test_this_xla_knows_the_library_of_kernels():
-    assert devices._known(devices.BY_LIBRARY)
+@pytest.mark.parametrize("option", ["xla_backend_optimization_level", "xla_cpu_experimental_ynn_fusion_type"])
+def test_every_xla_so_far_knows_the_rest(option):
+    assert devices._known(option, devices.QUICKLY[option])
