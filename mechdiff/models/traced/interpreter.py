@@ -31,7 +31,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 from jax.sharding import PartitionSpec, Sharding
 
 from mechdiff.core.errors import ConfigError
-from mechdiff.models.traced.programs import LOOP, closed, names_within, subprograms, tag
+from mechdiff.models.traced.programs import LOOP, closed, names_within, scan_sizes, subprograms, tag
 
 Leaves = Mapping[str, Any]  # site -> pytree of arrays for its edit, with leading axes of turns
 Captured = dict[str, Any]  # site -> its value before the edit, with leading axes of turns
@@ -159,7 +159,7 @@ def _call(equation: JaxprEqn, operands: list, leaves: Leaves, plan: Plan) -> Res
 
 def _scan(equation: JaxprEqn, operands: list, leaves: Leaves, plan: Plan) -> Result:
     params = equation.params
-    start, carried = params["num_consts"], params["num_carry"]
+    start, carried = scan_sizes(equation)
     consts, init, xs = operands[:start], operands[start : start + carried], operands[start + carried :]
 
     def turn(carry, slices):

@@ -24,7 +24,7 @@ from mechdiff.models.traced.denoiser import TracedDenoiser, program_of
 from mechdiff.models.traced.interpreter import RULES, Leaves, bind
 from mechdiff.models.traced.pass_edits import Edits, edits_of
 from mechdiff.models.traced.pass_values import Value, extended, mapped, of_turns
-from mechdiff.models.traced.programs import SCAN, subprograms, tag
+from mechdiff.models.traced.programs import SCAN, scan_sizes, subprograms, tag
 
 MAX_UNROLLED = 32  # turns of a scan that are run one by one; a longer one is one piece, to limit compile time
 IN_LINE = frozenset({"jit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat2"})
@@ -129,7 +129,7 @@ def _in_one_piece(equation: JaxprEqn, operands: list[Value], edits: Edits) -> li
 def _turn_by_turn(equation: JaxprEqn, operands: list[Value], edits: Edits) -> list[Value]:
     """A scan, unrolled, so that interventions can join at one of its turns."""
     params = equation.params
-    start, carried, length = params["num_consts"], params["num_carry"], params["length"]
+    (start, carried), length = scan_sizes(equation), params["length"]
     consts, carry, xs = operands[:start], operands[start : start + carried], operands[start + carried :]
     ys: list[list[Value]] = [[]] * length
     for turn in reversed(range(length)) if params["reverse"] else range(length):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
 from mechdiff.models.traced.interpreter import RULES
-from mechdiff.models.traced.programs import BRANCHES, SCAN, names_within, subprograms, tag
+from mechdiff.models.traced.programs import BRANCHES, SCAN, names_within, scan_sizes, subprograms, tag
 
 Needed = tuple[list[bool], set[str]]
 
@@ -68,11 +68,10 @@ def _of_equation(equation: JaxprEqn, wanted: list[bool]) -> Needed:
 
 
 def _of_scan(equation: JaxprEqn, wanted: list[bool]) -> Needed:
-    params = equation.params
-    start, carried = params["num_consts"], params["num_carry"]
+    start, carried = scan_sizes(equation)
     wanted = list(wanted)
     while True:  # what a turn needs of the carry, the turn before has to make
-        reads, names = reaching(params["jaxpr"], wanted)
+        reads, names = reaching(equation.params["jaxpr"], wanted)
         carry = [
             old or new for old, new in zip(wanted[:carried], reads[start : start + carried], strict=True)
         ]

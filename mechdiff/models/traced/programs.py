@@ -62,6 +62,25 @@ def subprograms(equation: JaxprEqn) -> list[ClosedJaxpr]:
     return held
 
 
+def scan_sizes(equation: JaxprEqn) -> tuple[int, int]:
+    """How many operands of a scan are the same in every turn, and how many it carries; the rest it slices.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> def summed(factor, xs):
+      ...     return jax.lax.scan(lambda total, x: (total + factor * x, None), 0.0, xs)[0]
+      >>> (scan,) = jax.make_jaxpr(summed)(2.0, jnp.ones(3)).eqns
+      >>> scan_sizes(scan)
+      (1, 1)
+    """
+    params = equation.params
+    if "num_carry" in params:
+        return params["num_consts"], params["num_carry"]
+    constants, carried, _ = params["ft_in"].unpack()  # since JAX 0.12
+    return len(constants), len(carried)
+
+
 def names(program: ClosedJaxpr) -> frozenset[str]:
     """Names of all values tagged in a program, however deep."""
     inside: set[str] = set()
