@@ -224,6 +224,9 @@ def test_the_same_flags_in_any_spelling_are_the_same_network(tmp_path):
         "config.json": json.dumps(typed),
         "config.yaml": yaml.safe_dump(sections),
         "model.yml": yaml.safe_dump(by_class),
+        "unet.yaml": yaml.safe_dump({name.replace("_", "-").upper(): v for name, v in typed.items()}),
+        "flags.yaml": yaml.safe_dump({f"--{name}": value for name, value in typed.items()}),
+        "config.toml": "[model]\n" + "".join(f"{n} = {json.dumps(v)}\n" for n, v in typed.items()),
         "flags.txt": f'# as run\nMODEL_FLAGS="{arrays["config"]}"\n'
         "python image_sample.py $MODEL_FLAGS \\\n --timestep_respacing 250 --num-samples=8",
     }
