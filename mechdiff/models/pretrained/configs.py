@@ -26,8 +26,10 @@ NAMES = (
     f"{MODEL}.yml",
     f"{MODEL}.json",
 )
-OTHERS = (r".*\.ya?ml", r".*\.(json|toml)", r"(flags|args|options).*\.(txt|sh)")  # if there is just one of them
-NOT_OURS = r"model_index\.json|pyproject\.toml|.*index.*\.json|scheduler.*|preprocessor.*|trainer_state.*|.*stats?\.json|\..*"
+# Other files, if there is just one of them, and those that are something else.
+OTHERS = (r".*\.ya?ml", r".*\.(json|toml)", r"(flags|args|options).*\.(txt|sh)")
+NOT_OURS = r"model_index\.json|.*index.*\.json|scheduler.*|preprocessor.*|trainer_state.*|.*stats?\.json"
+NOT_OURS += r"|pyproject\.toml|\..*"
 LIKELY = re.compile(r".*(config|options)|flags|args")  # of the others' names, beside a config of a usual name
 MAX_BYTES = 2**24  # of a file
 MERGE = "tag:yaml.org,2002:merge"  # `<<: *defaults`, whose options may be overridden
@@ -109,7 +111,8 @@ def describe(path: Path) -> Description:
 
     Raises:
       DataError: absent, not readable, or not of its format.
-      ConfigError: not a mapping of names to values; a name in two spellings with different values; of a command line, as `command_lines.read_text`.
+      ConfigError: not a mapping of names to values; a name in two spellings with different values; of a
+        command line, as `command_lines.read_text`.
     """
     suffix = path.suffix.lower()
     if suffix == ".json" or not path.is_file():
