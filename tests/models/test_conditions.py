@@ -141,7 +141,8 @@ def test_networks_without_conditions_keep_their_digests():
     names = set(decisive(UNetConfig()))
     assert names == {field.name for field in dataclasses.fields(UNetConfig)} - {
         "classes", "null_class", "class_embedding", "condition_channels", "down_resample_blocks",
-        "up_resample_blocks", "head_width", "mid_norm_groups"
+        "up_resample_blocks", "head_width", "mid_norm_groups", "activation", "middle",
+        "mid_output_scale", "time_width"
     }  # fmt: skip
     assert set(decisive(LABELED)) - names == {"classes"}
 

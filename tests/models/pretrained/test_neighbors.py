@@ -452,6 +452,19 @@ def test_sigmoid_betas_against_their_formula():
 
 
 @pytest.mark.parametrize(
+    ("name", "shares"),  # of the signal, as diffusers 0.42 has them
+    [
+        ("laplace", [0.76574928, 0.70746017, 0.64391613, 0.03162276]),
+        ("exp", [0.04978704, 0.00247875, 0.00012340963, 6.1442006e-06]),
+    ],
+)
+def test_schedules_by_their_signal_are_those_of_diffusers(name, shares):
+    read = schedulers.read({"beta_schedule": name, "num_train_timesteps": 4})
+    np.testing.assert_allclose(np.cumprod(1 - np.array(read.diffusion.betas)), shares, rtol=1e-5)
+    assert not any("beta_start" in note for note in read.notes)
+
+
+@pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
         ("config.yaml", "a: [1", "config.yaml, line 1: not valid YAML"),

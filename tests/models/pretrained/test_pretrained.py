@@ -286,7 +286,7 @@ BAD = [
     (lambda folder: (folder / "vqvae").mkdir(), "has a vqvae: its network lives in the latents of that"),
     (option(time_embedding_dim=9), "wrong shapes: down_blocks.0.resnets.0.time_emb_proj.weight"),
     (option(_class_name="UNet2DConditionModel"), "describes UNet2DConditionModel; supported: diffusers'"),
-    (scheduler(beta_schedule="laplace"), "scheduler option beta_schedule='laplace' is not supported"),
+    (scheduler(beta_schedule="quad"), "scheduler option beta_schedule='quad' is not supported"),
     (scheduler(beta_schedule=["linear"]), "scheduler option beta_schedule=['linear'] is not one of"),
     (scheduler(trained_betas=[0.1]), "option trained_betas has 1 numbers, num_train_timesteps=40"),
     (
