@@ -186,7 +186,7 @@ def listed(item: Type, *, text: bool = False, also: tuple = (), empty: bool = Fa
             return value
         items = value
         if text and isinstance(value, str):
-            items = value.strip().strip("()[]").removesuffix(",").split(",")
+            items = value.strip("()[] ").removesuffix(",").split(",")
         if not isinstance(items, list | tuple):
             items = [items]
         if not items and not empty:

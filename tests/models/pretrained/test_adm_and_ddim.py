@@ -218,7 +218,7 @@ def test_the_same_flags_in_any_spelling_are_the_same_network(tmp_path):
     expected = adm.unet_config(adm.flags(flags, arrays["state"], Stated()))
     typed = flags | {"image_size": 8, "channel_mult": [1, 2], "attention_resolutions": 4, "class_cond": "F"}
     by_class = {name: value for name, value in flags.items() if name not in ("num_channels", "class_cond")}
-    by_class |= {"model_channels": 32, "attention_resolutions": [2], "out_channels": 3}
+    by_class |= {"model_channels": 32, "attention_resolutions": "[2, ]", "out_channels": 3}
     sections = {"model": typed | {"model_path": "a.pt"}, "diffusion": {"steps": 1000, "sampler": "ddim"}}
     spellings = {
         "config.json": json.dumps(typed),

@@ -473,6 +473,7 @@ def test_schedules_by_their_signal_are_those_of_diffusers(name, shares):
             "a: {model: {target: x.UNetModel, params: {num_channels: 32}}}",
             "config.yaml has options of a network under a.model, too deep to be read; write them at its top",
         ),
+        ("config.yaml", "model: {dim: 8, dim_mults: [1, 2]}", "has options of a network under model, too"),
         (
             "config.yaml",
             "model: {params: {first_stage_config: {a: 1}, unet_config: {params: {model_channels: 32}}}}",
