@@ -143,8 +143,11 @@ class UNetConfig:
     def _check_middle(self) -> None:
         at_least("unet.mid_norm_groups", self.mid_norm_groups, -1)
         within("unet.mid_output_scale", self.mid_output_scale, 1e-6, 1e6)
-        if self.mid_attention and not self.middle:
-            raise ConfigError("unet.middle=False leaves no middle to attend; set unet.mid_attention=False")
+        if not self.middle and (self.mid_attention or self.mid_output_scale != 1):
+            raise ConfigError(
+                "unet.middle=False leaves no middle to attend or to scale; set unet.mid_attention=False and "
+                "unet.mid_output_scale=1"
+            )
         if self.mid_norm_groups > 0 and self.widths[-1] % self.mid_norm_groups:
             raise ConfigError(
                 f"unet.widths[-1]={self.widths[-1]} is not divisible by unet.mid_norm_groups="
