@@ -9,6 +9,7 @@ from mechdiff.core.ranges import at_least, within
 
 # What a network outputs; see `diffusion.process.prediction_target`.
 Prediction = Literal["epsilon", "v_prediction", "sample"]
+Activation = Literal["silu", "relu", "gelu", "mish"]  # gelu: exact, by the error function
 PER_LEVEL = ("up_heads", "level_blocks", "down_resample_blocks", "up_resample_blocks")  # or empty
 MAX_SIZE = 4096  # side of an image, channels, blocks; a larger number is taken for a typing error
 
@@ -55,11 +56,20 @@ class UNetConfig:
     up_resample_blocks: tuple[bool, ...] = ()  # per level of the decoder; empty: as `resample_blocks`
     head_width: int = 0  # channels of an attention head; 0: the level's width divided by its heads
     mid_norm_groups: int = -1  # of the middle's attention; -1: norm_groups; 0: its input is not normalized
+    activation: Activation = "silu"  # of residual blocks; silu everywhere else
+    middle: bool = True  # whether there is a middle: two residual blocks, attention between
+    mid_output_scale: float = 1.0  # what leaves each layer of the middle is divided by it
+    time_width: int = 0  # width of the time embedding; 0: time_width_factor * time_features
 
     @property
     def takes_labels(self) -> bool:
         """Whether the network takes the class of each image, a number or a vector."""
         return self.classes > 0 or self.class_embedding != "table"
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the embedding of time and class."""
+        return self.time_width or (self.time_features or self.widths[0]) * self.time_width_factor
 
     @property
     def label_count(self) -> int:
@@ -94,6 +104,7 @@ class UNetConfig:
         within("unet.norm_eps", self.norm_eps, 0.0, 1.0)
         at_least("unet.time_features", self.time_features, 0)
         within("unet.time_width_factor", self.time_width_factor, 1, MAX_SIZE)
+        within("unet.time_width", self.time_width, 0, MAX_SIZE**2)
         half = (self.time_features or self.widths[0]) // 2
         if half < 1 or half <= self.frequency_shift:
             raise ConfigError(
@@ -131,6 +142,12 @@ class UNetConfig:
 
     def _check_middle(self) -> None:
         at_least("unet.mid_norm_groups", self.mid_norm_groups, -1)
+        within("unet.mid_output_scale", self.mid_output_scale, 1e-6, 1e6)
+        if not self.middle and (self.mid_attention or self.mid_output_scale != 1):
+            raise ConfigError(
+                "unet.middle=False leaves no middle to attend or to scale; set unet.mid_attention=False and "
+                "unet.mid_output_scale=1"
+            )
         if self.mid_norm_groups > 0 and self.widths[-1] % self.mid_norm_groups:
             raise ConfigError(
                 f"unet.widths[-1]={self.widths[-1]} is not divisible by unet.mid_norm_groups="
@@ -140,7 +157,8 @@ class UNetConfig:
 
 # Fields added after results had been named by a digest of all fields.
 LATER_FIELDS = ("classes", "null_class", "class_embedding", "condition_channels", "down_resample_blocks")
-LATER_FIELDS += ("up_resample_blocks", "head_width", "mid_norm_groups")
+LATER_FIELDS += ("up_resample_blocks", "head_width", "mid_norm_groups", "activation", "middle")
+LATER_FIELDS += ("mid_output_scale", "time_width")
 
 
 def decisive(unet: UNetConfig) -> dict:

@@ -27,10 +27,12 @@ EIGHT_OF_SIXTEEN = ("RGB", "RGBA", "LA")  # colors of 16 bits, of which Pillow k
 PNG_DEPTH = 24  # which byte of a PNG says how many bits a value has
 FEW_BITS = {"L;2": 2, "L;4": 4}  # how Pillow calls grays of a PNG that it scales to 8 bits
 BITS_PER_SAMPLE, WHITE_IS_ZERO = 258, 262  # tags of a TIFF; of the second, PhotometricInterpretation, value 0
+SAMPLE_FORMAT, SIGNED = 339, 2  # another tag, and its value that Pillow ignores in 8 bits
 BLANK = rb"(?:\s|#[^\n]*\n)+"  # or a comment, in a PPM
 PPM_HEAD = re.compile(rb"P6" + BLANK + rb"\d+" + BLANK + rb"\d+" + BLANK + rb"(\d+)\s")  # its largest value
-DARK_OF_EIGHT = 16  # 4095 of 65535 in 8 bits, rounded (15 where the lower bits are cut off)
-TWELVE_BIT = 4095  # the most in 12 bits, as cameras and scanners write them in files of 16
+SIGNIFICANT = re.compile(rb"\0\0\0[\1-\4]sBIT([\1-\x10]{1,4})")  # of a PNG: bits of each channel that tell
+FOURTEEN_BIT = 16383  # the most in 14 bits; cameras and scanners write 10 to 14 of them in files of 16
+DARK_OF_EIGHT = 64  # 16383 of 65535 in 8 bits, rounded (63 where the lower bits are cut off)
 PLAIN = ("1", "L", "P", "RGB", "YCbCr")  # modes that Pillow makes RGB or gray without a loss of meaning
 TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 BACKGROUNDS = {"black": 0, "white": 255}
@@ -157,8 +159,12 @@ def _opened(encoded: Encoded, name: str) -> Image.Image:
         raise DataError(
             f"image {name} can't be decoded ({reason}); fetch it again, or leave it out"
         ) from error
+    if SIGNED in getattr(image, "tag_v2", {}).get(SAMPLE_FORMAT, ()) and image.mode in PLAIN:
+        raise DataError(f"image {name} is a TIFF of numbers with a sign; save it with 0 for black")
     if bits == 16 and image.mode in EIGHT_OF_SIXTEEN:
         _check_white(name, int(np.asarray(image.convert("RGB")).max()), DARK_OF_EIGHT)
+    if kind == "PNG" and bits in (8, 16) and image.mode not in ("P", "PA"):
+        _check_significant(name, image, encoded, bits)
     if inverted and image.mode in SIXTEEN_BIT:
         raise DataError(f"image {name} is a TIFF of 16 bits in which 0 is white; save it with 0 for black")
     if frames > 1 and kind != "MPO":  # a camera's MPO holds previews besides the image
@@ -189,11 +195,27 @@ def _scale_transparent(image: Image.Image) -> None:
 
 
 def _check_white(name: str, brightest: int, most: int) -> None:
-    """Raises DataError if an image of 16 bits has only values of 12."""
+    """Raises DataError if an image of 16 bits has only values of 14."""
     if 0 < brightest <= most:
         raise DataError(
-            f"image {name} is of 16 bits, but no pixel is above {TWELVE_BIT}: where white is, is not known; "
-            "scale it to the whole range, or save it in 8 bits"
+            f"image {name} is of 16 bits, but no pixel is above {FOURTEEN_BIT}: where white is, is not "
+            "known; scale it to the whole range, or save it in 8 bits"
+        )
+
+
+def _check_significant(name: str, image: Image.Image, encoded: bytes, bits: int) -> None:
+    """Raises DataError if the values of a PNG are those of the fewer bits that it calls significant, which
+    should have been scaled to all of them."""
+    match = SIGNIFICANT.search(encoded[: encoded.find(b"IDAT")])
+    wide = image.mode in SIXTEEN_BIT
+    colors = 3 if image.mode in ("RGB", "RGBA") else 1
+    few = max(match[1][:colors]) if match else bits
+    brightest = int(np.asarray(image).reshape(image.height, image.width, -1)[..., :colors].max())
+    most = 2**few - 1 if wide or bits == 8 else 2**few >> 8  # of 16, Pillow keeps the upper 8
+    if few < bits and 0 < brightest <= most:
+        raise DataError(
+            f"image {name} is of {bits} bits, {few} of them significant (sBIT), to which it is not scaled: "
+            "where white is, is not known; scale it to the whole range"
         )
 
 
@@ -201,7 +223,7 @@ def _converted(image: Image.Image, name: str, preprocessing: Preprocessing) -> I
     """The image in the channels asked for."""
     if image.mode in SIXTEEN_BIT:
         wide = np.asarray(image, np.uint16).astype(np.uint32)
-        _check_white(name, int(wide.max()), TWELVE_BIT)
+        _check_white(name, int(wide.max()), FOURTEEN_BIT)
         opaque = np.where(wide == image.info.get("transparency", -1), 0, 255).astype(np.uint8)
         image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))  # 65535 / 257 = 255
         image.putalpha(Image.fromarray(opaque))

@@ -15,7 +15,7 @@ from mechdiff.interventions.gates import Gate, NamedPattern, Pattern, Temperatur
 from mechdiff.models.attention import attend, attention_pattern
 from mechdiff.models.attention_stats import attention_statistics
 from mechdiff.models.convolution import alone, double
-from mechdiff.models.layers import Conv, Dense, GroupNorm, Times, conv3, silu, time_features
+from mechdiff.models.layers import ACTIVATIONS, Conv, Dense, GroupNorm, Times, conv3, silu, time_features
 from mechdiff.models.precomputed_skips import PrecomputedSkip
 
 ATTENTION = "attention"  # collection that attention statistics are sown into
@@ -75,8 +75,14 @@ def resampled(x: Features, direction: int) -> Features:
     return double(x) if direction > 0 else x
 
 
+def scaled_down(x: Features, factor: float) -> Features:
+    """`x / factor`; `x` itself where that is 1."""
+    return x if factor == 1 else x / factor
+
+
 class ResidualBlock(nn.Module):
-    """norm, SiLU, conv, time injection, norm, SiLU, conv; added to the (projected) input.
+    """norm, SiLU, conv, time injection, norm, SiLU, conv; added to the (projected) input. `activation` names
+    another function than SiLU (`layers.ACTIVATIONS`); the sum is divided by `output_scale`.
 
     Sites: `time` (the injection), `res` (the branch before it is added), `skip` if the block takes a skip
     tensor from the encoder, and `class` if there are classes: the class's share of the embedding that is
@@ -94,13 +100,15 @@ class ResidualBlock(nn.Module):
     dropout: float = 0.0
     resample: int = 0
     first_groups: int = 0
+    activation: str = "silu"
+    output_scale: float = 1.0
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
         self, x: Features, embeddings: Embeddings, skip: Features | PrecomputedSkip | None, train: bool
     ) -> Features:
-        embedded = embeddings.time
+        embedded, act = embeddings.time, ACTIVATIONS[self.activation]
         if embeddings.label is not None:
             embedded = embedded + Gate(name="class")(embeddings.label)
         precomputed = skip if isinstance(skip, PrecomputedSkip) else None
@@ -109,26 +117,26 @@ class ResidualBlock(nn.Module):
         h = x
         if precomputed is not None and precomputed.beside is not None:
             h = jnp.concatenate([x, precomputed.beside], axis=-1)
-        h = silu(GroupNorm(self.first_groups or self.groups, self.eps, name="norm1")(h))
+        h = act(GroupNorm(self.first_groups or self.groups, self.eps, name="norm1")(h))
         doubled = self.resample > 0
         h = h if doubled else resampled(h, self.resample)
         h = conv3(self.width, self.dtype, "conv1", doubled=doubled)(h)
         h = h if precomputed is None else h + precomputed.conv1
         x = resampled(x, self.resample)
         width = 2 * self.width if self.scale_shift else self.width
-        injected = Dense(width, dtype=self.dtype, name="time_dense")(silu(embedded))
+        injected = Dense(width, dtype=self.dtype, name="time_dense")(act(embedded))
         injected = Gate(name="time")(injected)[:, None, None, :]
         if self.scale_shift:
             factor, offset = jnp.split(injected, 2, axis=-1)
             h = GroupNorm(self.groups, self.eps, name="norm2")(h) * (1 + factor) + offset
         else:
             h = GroupNorm(self.groups, self.eps, name="norm2")(alone(h) + injected)
-        h = nn.Dropout(self.dropout, deterministic=not train)(silu(h))
+        h = nn.Dropout(self.dropout, deterministic=not train)(act(h))
         h = conv3(self.width, self.dtype, "conv2", kernel_init=_zeros)(h)
         if x.shape[-1] != self.width or precomputed is not None:
             x = Conv(self.width, window=1, padding=(0, 0), dtype=self.dtype, name="shortcut")(x)
         x = x if precomputed is None else x + precomputed.shortcut
-        return x + Gate(name="res")(h)
+        return scaled_down(x + Gate(name="res")(h), self.output_scale)
 
 
 class Attention(nn.Module):
@@ -140,12 +148,14 @@ class Attention(nn.Module):
 
     Without `groups` the input is not normalized. `depth` is the width of a head; 0: the heads divide the
     channels among them. Else they may be narrower together (of diffusers, where it does not divide them).
+    What leaves is divided by `output_scale`.
     """
 
     heads: int
     groups: int
     eps: float
     depth: int = 0
+    output_scale: float = 1.0
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -165,7 +175,7 @@ class Attention(nn.Module):
         z = Pattern(name="mix")(attended, v).swapaxes(1, 2)
         z = Gate(unit_axis=-2, name="head")(z).reshape(batch, tokens, self.heads * depth)
         out = Dense(channels, dtype=self.dtype, kernel_init=_zeros, name="out")(z)
-        return x + out.reshape(x.shape)
+        return scaled_down(x + out.reshape(x.shape), self.output_scale)
 
     def _heads(self, h: Float[Array, "batch tokens inner"]) -> Float[Array, "batch heads tokens depth"]:
         batch, tokens, inner = h.shape

@@ -99,7 +99,7 @@ def example(config: UNetConfig) -> dict[str, Rows] | None:
     """A condition of zeros, of one row, in the right shapes; None for a network that takes none."""
     side, by_name = config.image_size, {}
     if config.takes_labels:
-        width = (config.time_features or config.widths[0]) * config.time_width_factor
+        width = config.embedding_width
         shape = (1, width) if config.class_embedding == "identity" else (1,)
         by_name["label"] = np.zeros(shape, np.int32 if config.class_embedding == "table" else np.float32)
     if config.condition_channels:

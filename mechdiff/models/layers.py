@@ -4,9 +4,11 @@ They are written as measured fastest on a CPU: one-pass GroupNorm in float32, Si
 convolutions (of pixels that are to be doubled, without doubling them).
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real
@@ -23,6 +25,14 @@ _zeros = nn.initializers.zeros_init()
 def silu(x: Array) -> Array:
     """`x * sigmoid(x)`; through tanh, which XLA vectorizes better on CPU."""
     return 0.5 * x * (1 + jnp.tanh(0.5 * x))
+
+
+ACTIVATIONS = {  # by `UNetConfig.activation`
+    "silu": silu,
+    "relu": jax.nn.relu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "mish": jax.nn.mish,
+}
 
 
 def time_features(

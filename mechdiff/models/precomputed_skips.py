@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from mechdiff.core.types import Features, PyTree
 from mechdiff.models.convolution import convolve
 from mechdiff.models.group_norm import group_norm
-from mechdiff.models.layers import silu
+from mechdiff.models.layers import ACTIVATIONS
 
 
 class PrecomputedSkip(NamedTuple):
@@ -55,17 +55,20 @@ def divide(stream: int, skip: int, groups: int) -> Division:
     return Division(stream, -(-stream // depth) * depth, depth)
 
 
-def precompute(params: PyTree, skip: Features, division: Division, eps: float) -> PrecomputedSkip:
+def precompute(
+    params: PyTree, skip: Features, division: Division, eps: float, activation: str = "silu"
+) -> PrecomputedSkip:
     """What a block computes of skips alone, whose gates have acted.
 
     Args:
       params: of the block.
       eps: of its first normalization.
+      activation: as of the block.
     """
     stream, together, depth = division
     scale, bias = (params["norm1"][name][together:] for name in ("scale", "bias"))
     beside, rest = jnp.split(skip, [together - stream], axis=-1)
-    h = silu(group_norm(rest, scale, bias, rest.shape[-1] // depth, eps))
+    h = ACTIVATIONS[activation](group_norm(rest, scale, bias, rest.shape[-1] // depth, eps))
     conv1 = convolve(h, params["conv1"]["kernel"][:, :, together:], 1, ((1, 1), (1, 1)))
     shortcut = convolve(skip, params["shortcut"]["kernel"][:, :, stream:], 1, ((0, 0), (0, 0)))
     return PrecomputedSkip(beside if beside.shape[-1] else None, conv1, shortcut)

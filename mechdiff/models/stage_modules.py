@@ -58,17 +58,19 @@ EVALUATION = Mode()
 def module(config: UNetConfig, stage: Stage, dtype: Any = jnp.float32):
     """The Linen module of a stage."""
     norm = {"groups": config.norm_groups, "eps": config.norm_eps, "dtype": dtype}
+    middle = stage.parsed_name is not None and stage.parsed_name.side == "mid"
+    scale = config.mid_output_scale if middle else 1.0
     match stage.op:
         case "conv_in":
             return blocks.ConvIn(stage.width, config.center_input, config.condition_channels, dtype)
         case "block":
             options = {"scale_shift": config.time_scale_shift, "dropout": config.dropout}
+            options |= {"activation": config.activation, "output_scale": scale}
             return blocks.ResidualBlock(stage.width, resample=stage.resample, **options, **norm)
         case "attention":
-            middle = stage.parsed_name is not None and stage.parsed_name.side == "mid"
             if middle and config.mid_norm_groups >= 0:
                 norm |= {"groups": config.mid_norm_groups}
-            return blocks.Attention(stage.heads, depth=config.head_width, **norm)
+            return blocks.Attention(stage.heads, depth=config.head_width, output_scale=scale, **norm)
         case "downsample":
             return blocks.Downsample(config.down_padding, config.resample_conv, dtype)
         case "upsample":
@@ -81,9 +83,10 @@ def module(config: UNetConfig, stage: Stage, dtype: Any = jnp.float32):
 def time_mlp(config: UNetConfig, dtype: Any = jnp.float32) -> blocks.TimeMLP:
     """The Linen module that embeds timesteps."""
     features = config.time_features or config.widths[0]
-    width = features * config.time_width_factor
     options = {"scale": config.timestep_scale, "dtype": dtype}
-    return blocks.TimeMLP(features, width, config.flip_sin_to_cos, config.frequency_shift, **options)
+    return blocks.TimeMLP(
+        features, config.embedding_width, config.flip_sin_to_cos, config.frequency_shift, **options
+    )
 
 
 def label_module(config: UNetConfig, dtype: Any = jnp.float32) -> blocks.LabelTable | blocks.TimeMLP | None:
@@ -219,7 +222,8 @@ def precompute_skip(
     }
     with jax.default_matmul_precision(devices.precision()):
         gated = Gate(name="skip").apply(gates, skip)
-        return precompute(of_layer, gated, _division(config, of_layer, channels), config.norm_eps)
+        division = _division(config, of_layer, channels)
+        return precompute(of_layer, gated, division, config.norm_eps, config.activation)
 
 
 def _division(config: UNetConfig, params: PyTree, stream: int) -> Division:

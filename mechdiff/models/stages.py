@@ -128,6 +128,8 @@ def _encoder_level(config: UNetConfig, level: int) -> list[Stage]:
 
 
 def _middle(config: UNetConfig) -> list[Stage]:
+    if not config.middle:
+        return []
     last = len(config.widths) - 1
     listed = [_stage(config, "mid.block0", "block", last)]
     if config.mid_attention:

@@ -190,9 +190,26 @@ def test_a_transparent_gray_of_sixteen_bits_is_told_by_its_own_value():
 
 def with_transparent(encoded: bytes, gray: int) -> bytes:
     """A PNG of grays with a tRNS chunk behind its header, which Pillow writes in 8 bits only."""
-    content = b"tRNS" + struct.pack(">H", gray)
-    chunk = struct.pack(">I", 2) + content + struct.pack(">I", zlib.crc32(content))
-    return encoded[:33] + chunk + encoded[33:]
+    return with_chunk(encoded, b"tRNS", struct.pack(">H", gray))
+
+
+def with_chunk(encoded: bytes, kind: bytes, content: bytes) -> bytes:
+    """A PNG with one more chunk behind its header."""
+    check = struct.pack(">I", zlib.crc32(kind + content))
+    return encoded[:33] + struct.pack(">I", len(content)) + kind + content + check + encoded[33:]
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_png_is_held_to_the_bits_that_it_calls_significant(bits):
+    """Of 15 or 7, values of which the largest is half of white; scaled to all bits they are as they are."""
+    gray = Preprocessing(channels="gray")
+    whole = RNG.integers(1, 2**bits, (8, 8)).astype(f"u{bits // 8}")
+    whole[0, 0] = 2**bits - 1
+    image = lambda values: with_chunk(png(values), b"sBIT", bytes([bits - 1]))
+    pixels = thumbnail(image(whole), 8, "x", gray)[..., 0]
+    np.testing.assert_array_equal(pixels, np.round(whole / (2 ** (bits - 8) + 1 if bits > 8 else 1)))
+    with pytest.raises(DataError, match=f"image x is of {bits} bits, {bits - 1} of them significant"):
+        thumbnail(image(whole >> 1), 8, "x", gray)
 
 
 @pytest.mark.parametrize("comment", ["", "# scanned\n"])
@@ -205,8 +222,8 @@ def test_sixteen_bits_of_other_formats_are_asked_about_too(comment):
     np.testing.assert_allclose(thumbnail(ppm(wide), 8, "x"), wide / 257, atol=0.51)
     np.testing.assert_allclose(thumbnail(tiff_of_sixteen_bits(wide), 8, "x"), wide / 257, atol=1)
     for encode in (ppm, tiff_of_sixteen_bits):
-        with pytest.raises(DataError, match="image x is of 16 bits, but no pixel is above 4095"):
-            thumbnail(encode(wide >> 4), 8, "x")
+        with pytest.raises(DataError, match="image x is of 16 bits, but no pixel is above 16383"):
+            thumbnail(encode(wide >> 2), 8, "x")
 
 
 def tiff_of_sixteen_bits(image: np.ndarray, white_is_zero: bool = False) -> bytes:
@@ -223,6 +240,15 @@ def tiff_of_sixteen_bits(image: np.ndarray, white_is_zero: bool = False) -> byte
     directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
     header = struct.pack("<2sHI", b"II", 42, 8) + directory + struct.pack("<I", 0)
     return header + struct.pack("<HHH", 16, 16, 16) + data
+
+
+def test_a_tiff_of_numbers_with_a_sign_is_refused():
+    """Pillow takes -128 for 128."""
+    encoded = bytearray(tiff_of_sixteen_bits(RNG.integers(0, 256, (8, 16), np.uint16)))
+    encoded[10 + 2 * 12 + 8] = 8  # bits of a number
+    encoded[10 + 9 * 12 : 10 + 10 * 12] = struct.pack("<HHII", 339, 3, 1, 2)  # in place of the last entry
+    with pytest.raises(DataError, match="image x is a TIFF of numbers with a sign"):
+        thumbnail(bytes(encoded), 8, "x")
 
 
 def test_a_tiff_in_which_zero_is_white_is_refused_in_sixteen_bits():
@@ -296,10 +322,10 @@ def png_of_sixteen_bits(image: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
-def test_colors_of_twelve_bits_in_sixteen_are_not_taken_for_dark_ones():
+def test_colors_of_fourteen_bits_in_sixteen_are_not_taken_for_dark_ones():
     wide = RNG.integers(0, 65536, (8, 8, 3), np.uint16)
     np.testing.assert_array_equal(thumbnail(png_of_sixteen_bits(wide), 8, "x"), wide >> 8)
-    with pytest.raises(DataError, match="image x is of 16 bits, but no pixel is above 4095"):
-        thumbnail(png_of_sixteen_bits(wide >> 4), 8, "x")
+    with pytest.raises(DataError, match="image x is of 16 bits, but no pixel is above 16383"):
+        thumbnail(png_of_sixteen_bits(wide >> 2), 8, "x")
     black = np.zeros((8, 8, 3), np.uint16)
     assert not thumbnail(png_of_sixteen_bits(black), 8, "x").any()

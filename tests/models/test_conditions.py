@@ -141,7 +141,8 @@ def test_networks_without_conditions_keep_their_digests():
     names = set(decisive(UNetConfig()))
     assert names == {field.name for field in dataclasses.fields(UNetConfig)} - {
         "classes", "null_class", "class_embedding", "condition_channels", "down_resample_blocks",
-        "up_resample_blocks", "head_width", "mid_norm_groups"
+        "up_resample_blocks", "head_width", "mid_norm_groups", "activation", "middle",
+        "mid_output_scale", "time_width"
     }  # fmt: skip
     assert set(decisive(LABELED)) - names == {"classes"}
 
@@ -167,3 +168,10 @@ def test_labels_of_a_function_with_classes_are_checked_as_those_of_a_unet(wrong)
         conditions.of_rows(function, wrong, 2)
     without = types.SimpleNamespace(fn=types.SimpleNamespace())
     np.testing.assert_equal(conditions.of_rows(without, wrong, 2), wrong)
+
+
+@pytest.mark.parametrize("left", [{}, {"mid_attention": False, "mid_output_scale": 2.0}])
+def test_a_network_without_a_middle_has_nothing_there_to_set(left):
+    with pytest.raises(ConfigError, match=r"unet\.middle=False leaves no middle"):
+        UNetConfig(middle=False, **left)
+    assert not UNetConfig(middle=False, mid_attention=False).mid_attention

@@ -1,5 +1,6 @@
 """Layers of the UNet against float64 numpy, and fast gradients against XLA's own."""
 
+import math
 from functools import partial
 
 import flax.linen as nn
@@ -216,3 +217,17 @@ def test_projections_and_their_gradients_are_those_of_one_product(shape):
     ours, theirs = both(x, kernel)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_activations_are_those_of_their_formulas():
+    x = np.linspace(-4, 4, 33)
+    erf = np.array([math.erf(value / math.sqrt(2)) for value in x])
+    expected = {
+        "silu": x / (1 + np.exp(-x)),
+        "relu": np.maximum(x, 0),
+        "gelu": x * (1 + erf) / 2,
+        "mish": x * np.tanh(np.log1p(np.exp(x))),
+    }
+    assert expected.keys() == layers.ACTIVATIONS.keys()
+    for name, function in layers.ACTIVATIONS.items():
+        np.testing.assert_allclose(function(jnp.float32(x)), expected[name], atol=2e-6)

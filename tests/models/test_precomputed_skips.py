@@ -21,7 +21,7 @@ ROWS, SIDE = 3, 4
     [
         (8, 8, {}),  # no group has channels of both
         (12, 8, {"time_scale_shift": True}),  # of five channels a group
-        (4, 12, {}),
+        (4, 12, {"activation": "relu"}),
     ],
 )
 def test_a_block_given_a_precomputed_skip_is_the_block_given_the_skip(stream, skip, options):

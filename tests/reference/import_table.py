@@ -268,6 +268,7 @@ ROWS = [
     Row(U, "num_class_embeds as text", {"num_class_embeds": "5"}),
     Row(U, "the last class is the null class", stated={"null_class": True}),
     Row(U, "another activation", {"act_fn": "gelu"}),
+    Row(U, "an activation that diffusers has not", {"act_fn": "elu"}),
     Row(U, "Fourier features of time", {"time_embedding_type": "fourier"}),
     Row(U, "blocks of another kind", CROSS),
     Row(U, "UNet2DConditionModel", {"_class_name": "UNet2DConditionModel"}),

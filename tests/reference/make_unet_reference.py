@@ -47,7 +47,10 @@ MODELS = {
     "film": COMMON
     | {"down_block_types": (ATTN_DOWN, ATTN_DOWN), "up_block_types": (ATTN_UP, UP), "attention_head_dim": 6}
     | {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": None, "downsample_type": "resnet"},
-    "centered": COMMON | LAST | {"center_input_sample": True, "in_channels": 1, "out_channels": 2},
+    "centered": COMMON
+    | LAST
+    | {"center_input_sample": True, "in_channels": 1, "out_channels": 2, "act_fn": "mish"}
+    | {"mid_block_scale_factor": 1.5, "time_embedding_dim": 20},
     "plain": COMMON
     | {"down_block_types": (DOWN, DOWN), "up_block_types": (UP, UP), "add_attention": False}
     | {"block_out_channels": (12, 8), "flip_sin_to_cos": False, "sample_size": 12},

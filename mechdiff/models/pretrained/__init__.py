@@ -55,7 +55,9 @@ def read(folder: Path | str, stated: Stated | None = None) -> Imported | Importe
         if unsupported := foreign.unsupported(options):
             raise ConfigError(f"{place.described_by} describes {unsupported}")
     for where, options in inner:
-        if "_class_name" not in config and any(layout.recognizes(options) for layout in (ddim, edm, adm)):
+        told = any(layout.recognizes(options) for layout in (ddim, edm, adm))
+        told = told or not options.keys().isdisjoint(lucidrains.TELLING)
+        if "_class_name" not in config and told:
             raise ConfigError(
                 f"{place.described_by} has options of a network under {shorten(where)[1:-1]}, too deep to be "
                 "read; write them at its top level"

@@ -1,9 +1,10 @@
-"""Files that describe a foreign network: JSON, YAML, or a command line pasted as text."""
+"""Files that describe a foreign network: JSON, YAML, TOML, or a command line pasted as text."""
 
 import dataclasses
 import functools
 import json
 import re
+import tomllib
 from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,16 @@ NAMES = (
     "config.json",
     "config.yaml",
     "config.yml",
+    "config.toml",
     "flags.txt",
     f"{MODEL}.yaml",
     f"{MODEL}.yml",
     f"{MODEL}.json",
 )
-OTHERS = (r".*\.ya?ml", r".*\.json", r"(flags|args|options).*\.(txt|sh)")  # if there is just one of them
-NOT_OURS = r"model_index\.json|.*index.*\.json|scheduler.*|preprocessor.*|trainer_state.*|.*stats?\.json|\..*"
+# Other files, if there is just one of them, and those that are something else.
+OTHERS = (r".*\.ya?ml", r".*\.(json|toml)", r"(flags|args|options).*\.(txt|sh)")
+NOT_OURS = r"model_index\.json|.*index.*\.json|scheduler.*|preprocessor.*|trainer_state.*|.*stats?\.json"
+NOT_OURS += r"|pyproject\.toml|\..*"
 LIKELY = re.compile(r".*(config|options)|flags|args")  # of the others' names, beside a config of a usual name
 MAX_BYTES = 2**24  # of a file
 MERGE = "tag:yaml.org,2002:merge"  # `<<: *defaults`, whose options may be overridden
@@ -101,18 +105,22 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def describe(path: Path) -> Description:
-    """The options in a JSON or YAML file, or the flags of a command line in any other text file. Of a model's
-    file with one of noise levels beside it, both are sections.
+    """The options in a JSON, YAML or TOML file, or the flags of a command line in any other text file. Of a
+    model's file with one of noise levels beside it, both are sections. Names in capitals or with dashes are
+    as programs know them: `NUM-HEADS` is `num_heads`.
 
     Raises:
       DataError: absent, not readable, or not of its format.
-      ConfigError: not a mapping of names to values; of a command line, as `command_lines.read_text`.
+      ConfigError: not a mapping of names to values; a name in two spellings with different values; of a
+        command line, as `command_lines.read_text`.
     """
     suffix = path.suffix.lower()
     if suffix == ".json" or not path.is_file():
         content = _json(path)
     elif suffix in (".yaml", ".yml"):
         content = _yaml(path, _text(path))
+    elif suffix == ".toml":
+        content = _toml(path, _text(path))
     else:
         pasted = read_text(_text(path), str(path))
         return Description(dict(pasted.flags), True, pasted.runs, pasted.notes)
@@ -121,7 +129,7 @@ def describe(path: Path) -> Description:
     for name in content:
         if not isinstance(name, str):
             raise ConfigError(f"{path} has an option {shorten(name)} that is not a name; write it as text")
-    options = _without_remarks(content)
+    options = _known_spelling(_without_remarks(content), path)
     if half := _second_half(path):
         options = {"model": options, "diffusion": read_config(half)}
     return Description(options)
@@ -137,6 +145,17 @@ def _without_remarks(content: dict[str, Any]) -> dict[str, Any]:
     if not options or not all(map(remarked, options.values())):
         return content
     return {name: value["value"] for name, value in options.items()}
+
+
+def _known_spelling(options: Mapping[Any, Any], path: Path) -> dict[Any, Any]:
+    """The options and those of their sections under the names that programs know, `LEARN_SIGMA` and
+    `learn-sigma` as `learn_sigma`."""
+    pairs = []
+    for name, value in options.items():
+        if isinstance(name, str) and (name.isupper() or "-" in name):
+            name = name.lstrip("-").replace("-", "_").lower()
+        pairs.append((name, _known_spelling(value, path) if isinstance(value, Mapping) else value))
+    return _once(path, pairs)
 
 
 def option_names(config: Mapping[str, Any]) -> set[str]:
@@ -215,6 +234,13 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: can't be read as text ({type(error).__name__})") from None
+
+
+def _toml(path: Path, text: str) -> Any:
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise DataError(f"{path}: not valid TOML ({str(error)[:80]})") from None
 
 
 def _yaml(path: Path, text: str) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 
 from mechdiff.core.config import MAX_STEPS, DiffusionConfig, UNetConfig
 from mechdiff.core.errors import ConfigError, shorten
-from mechdiff.models.pretrained import conditioning, states, tensors
+from mechdiff.models.pretrained import betas, conditioning, states, tensors
 from mechdiff.models.pretrained.folders import Place
 from mechdiff.models.pretrained.imported import Imported, Stated
 from mechdiff.models.pretrained.options import (
@@ -28,7 +28,7 @@ from mechdiff.models.pretrained.options import (
     number,
     read_options,
 )
-from mechdiff.models.pretrained.schedulers import from_betas, sigmoid_betas
+from mechdiff.models.pretrained.schedulers import from_betas
 from mechdiff.models.stages import StageName, stages
 
 WHAT = "ddim"
@@ -209,7 +209,7 @@ def _noise_levels(get: Options, stated: Stated) -> tuple[DiffusionConfig, list[s
         case "const":
             return from_betas(np.full(steps, end)), notes
         case "sigmoid":
-            return from_betas(sigmoid_betas(steps, start, end)), notes
+            return from_betas(betas.sigmoid(steps, start, end)), notes
         case "cosine":
             return DiffusionConfig(schedule="cosine", steps=steps), notes
         case named:

@@ -8,6 +8,7 @@ from mechdiff.models.pretrained import conditioning
 from mechdiff.models.pretrained.options import (
     Option,
     Options,
+    Type,
     anything,
     boolean,
     choice,
@@ -20,6 +21,7 @@ from mechdiff.models.pretrained.options import (
 )
 
 WHAT = "UNet2DModel"
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "relu": "relu", "gelu": "gelu", "mish": "mish"}
 WORDS = listed(choice(kind="the name of a kind of block"))
 TABLE = {  # defaults of diffusers 0.42; they have not changed since 0.0.4
     "sample_size": Option(None, optional(listed(integer()))),
@@ -31,16 +33,16 @@ TABLE = {  # defaults of diffusers 0.42; they have not changed since 0.0.4
     "freq_shift": Option(0, integer(0)),
     "flip_sin_to_cos": Option(True, boolean()),
     "down_block_types": Option(("DownBlock2D", *("AttnDownBlock2D",) * 3), WORDS),
-    "mid_block_type": Option("UNetMidBlock2D", anything(), ("UNetMidBlock2D",)),
+    "mid_block_type": Option("UNetMidBlock2D", anything(), ("UNetMidBlock2D", None)),
     "up_block_types": Option((*("AttnUpBlock2D",) * 3, "UpBlock2D"), WORDS),
     "block_out_channels": Option((224, 448, 672, 896), listed(integer())),
     "layers_per_block": Option(2, integer()),
-    "mid_block_scale_factor": Option(1, number(), (1,)),
+    "mid_block_scale_factor": Option(1, number()),
     "downsample_padding": Option(1, integer(0), (0, 1)),
     "downsample_type": Option("conv", anything(), ("conv", "resnet", None)),  # None: conv
     "upsample_type": Option("conv", anything(), ("conv", "resnet", None)),
     "dropout": Option(0.0, number(0.0)),
-    "act_fn": Option("silu", anything(), ("silu", "swish")),
+    "act_fn": Option("silu", Type("the name of a function", str.lower), tuple(ACTIVATIONS)),
     "attention_head_dim": Option(8, optional(integer())),
     "norm_num_groups": Option(32, integer()),
     "attn_norm_num_groups": Option(None, optional(integer())),
@@ -67,7 +69,9 @@ def unet_config(config: Mapping, prediction: str = "epsilon") -> UNetConfig:
     _check_norms(get)
     widths = tuple(get["block_out_channels"])
     down, up = _attention(get, "down_block_types"), _attention(get, "up_block_types")[::-1]
-    attending, depth = attended_levels(down, up, get["add_attention"]), get["attention_head_dim"]
+    middle = get["mid_block_type"] is not None
+    mid_attention = middle and get["add_attention"]
+    attending, depth = attended_levels(down, up, mid_attention), get["attention_head_dim"]
     rows = 0 if get["class_embed_type"] else get["num_class_embeds"] or 0
     return UNetConfig(
         image_size=_side(get["sample_size"]),
@@ -77,15 +81,18 @@ def unet_config(config: Mapping, prediction: str = "epsilon") -> UNetConfig:
         blocks_per_level=get["layers_per_block"],
         down_attention=down,
         up_attention=up,
-        mid_attention=get["add_attention"],
+        middle=middle,
+        mid_attention=mid_attention,
+        mid_output_scale=float(get["mid_block_scale_factor"]) if middle else 1.0,
         heads=_heads(widths, depth, attending),
         head_width=_undivided(widths, depth, attending),
-        mid_norm_groups=_middle_groups(get),
+        mid_norm_groups=_middle_groups(get) if mid_attention else -1,
         norm_groups=get["norm_num_groups"],
         norm_eps=get["norm_eps"],
         dropout=float(get["dropout"]),
         time_scale_shift=get["resnet_time_scale_shift"] == "scale_shift",
-        time_width_factor=_time_factor(get["time_embedding_dim"], widths[0]),
+        **_time_width(get["time_embedding_dim"], widths[0]),
+        activation=ACTIVATIONS[get["act_fn"]],
         flip_sin_to_cos=get["flip_sin_to_cos"],
         frequency_shift=float(get["freq_shift"]),
         down_padding=get["downsample_padding"],
@@ -100,7 +107,7 @@ def unet_config(config: Mapping, prediction: str = "epsilon") -> UNetConfig:
 def _middle_groups(get: Options) -> int:
     """`UNetConfig.mid_norm_groups`: left out beside scale_shift, the middle's attention has no norm."""
     groups, of_attention = get["norm_num_groups"], get["attn_norm_num_groups"]
-    if not get["add_attention"] or of_attention == groups:
+    if of_attention == groups:
         return -1
     if of_attention is None:
         return 0 if get["resnet_time_scale_shift"] == "scale_shift" else -1
@@ -189,9 +196,8 @@ def _side(size: tuple[int, ...] | None) -> int:
     )
 
 
-def _time_factor(width: int | None, first: int) -> int:
+def _time_width(width: int | None, first: int) -> dict[str, int]:
+    """The field that says how wide the embedding is: in units of the first width where it is a multiple."""
     if width and width % first:
-        raise ConfigError(
-            f"{WHAT} option time_embedding_dim={width} is not a multiple of {first}, the first width"
-        )
-    return width // first if width else 4
+        return {"time_width": width}
+    return {"time_width_factor": width // first if width else 4}

@@ -22,7 +22,7 @@ def options(unet: UNetConfig) -> dict:
         "in_channels": unet.in_channels + unet.condition_channels,
         "out_channels": unet.out_channels,
         "center_input_sample": unet.center_input,
-        "time_embedding_dim": unet.widths[0] * unet.time_width_factor,
+        "time_embedding_dim": unet.embedding_width,
         "freq_shift": int(unet.frequency_shift),
         "flip_sin_to_cos": unet.flip_sin_to_cos,
         **down,
@@ -37,6 +37,9 @@ def options(unet: UNetConfig) -> dict:
         "norm_eps": unet.norm_eps,
         "resnet_time_scale_shift": "scale_shift" if unet.time_scale_shift else "default",
         "add_attention": unet.mid_attention,
+        "mid_block_type": "UNetMidBlock2D" if unet.middle else None,
+        "mid_block_scale_factor": unet.mid_output_scale,
+        "act_fn": unet.activation,
         "class_embed_type": None if unet.class_embedding == "table" else unet.class_embedding,
         "num_class_embeds": unet.label_count or None,
     }

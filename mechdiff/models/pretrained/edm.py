@@ -2,8 +2,8 @@
 
 A folder holds `model.safetensors` (see the README for the line that takes it out of a pickle one trusts) and
 a config.json with `sigma_data` (0.5 in all of EDM's own) and `precond` (EDM, one of the four that the same
-networks were trained with: the tensors don't tell). All else is inferred from names and shapes; a config that
-contradicts these is refused.
+networks were trained with: the tensors don't tell), or training_options.json of EDM's trainer, which tells
+both. All else is inferred from names and shapes; a config that contradicts these is refused.
 """
 
 import re
@@ -42,6 +42,8 @@ WHAT = "edm"
 STATED = ("weights",)
 WHOLE = integer(text=True)
 KINDS = ("DhariwalUNet", "SongUNet")
+ARGUMENTS, CLASS, PRECOND = "network_kwargs", "class_name", "EDMPrecond"  # in training_options.json
+SIGMA_DATA = 0.5  # default of EDMPrecond
 TOLD = {  # by tensors too
     "img_resolution": Option(None, optional(WHOLE)),
     "img_channels": Option(None, optional(WHOLE)),
@@ -61,7 +63,7 @@ TABLE = {
     "sigma_max": Option(80.0, number(1e-6, text=True)),
     "rho": Option(7.0, number(1.0, text=True)),
     "steps": Option(1000, integer(2, MAX_STEPS, text=True)),
-    "precond": Option(None, anything(), (None, "edm", "EDMPrecond")),
+    "precond": Option(None, anything(), (None, "edm", PRECOND)),
     "embedding_type": Option(None, anything(), (None, "positional")),
     "encoder_type": Option(None, anything(), (None, "standard")),
     "decoder_type": Option(None, anything(), (None, "standard")),
@@ -75,12 +77,30 @@ TELLING = ("sigma_data", "img_resolution")
 
 def recognizes(config: Mapping[str, Any]) -> bool:
     """Whether a config is of EDM's network, and not of consistency training, which has the same words."""
+    if _trained_class(config):
+        return True
     return any(name in config for name in TELLING) and "training_mode" not in config
+
+
+def _trained_class(config: Mapping[str, Any]) -> str:
+    """The class of the network in the options of EDM's trainer, such as `EDMPrecond`; else empty."""
+    arguments = config.get(ARGUMENTS)
+    name = arguments.get(CLASS) if isinstance(arguments, Mapping) else None
+    return name.rpartition(".")[2] if isinstance(name, str) and name.startswith("training.") else ""
+
+
+def _options_of_network(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config, or the arguments of its network where it is that of EDM's trainer."""
+    if not (kind := _trained_class(config)):
+        return config
+    arguments = {name: value for name, value in config[ARGUMENTS].items() if name != CLASS}
+    usual = {"sigma_data": SIGMA_DATA} if kind == PRECOND else {}
+    return usual | arguments | {"precond": kind}
 
 
 def read(place: Place, stated: Stated) -> ImportedFunction:
     """The model at `place`; errors as `pretrained.read`."""
-    get = read_options(place.config, TABLE, what=WHAT, ignored=IGNORED)
+    get = read_options(_options_of_network(place.config), TABLE, what=WHAT, ignored=IGNORED)
     if get["sigma_data"] is None:
         raise ConfigError(f"{WHAT} option sigma_data is absent; write it (0.5 in EDM's own networks)")
     if get["precond"] is None:

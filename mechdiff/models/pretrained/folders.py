@@ -143,7 +143,7 @@ def _undescribed(path: Path) -> str:
     line = f"{path}: no such file or folder; "
     if described:
         return f"{line}networks are described in {', '.join(described[:3])}: name one of these folders"
-    return f"{line}it has the network's options (or config.yaml, or its command line in flags.txt)"
+    return f"{line}it has the network's options (or config.yaml or .toml, or its command line in flags.txt)"
 
 
 def _bases(home: Path, folder: Path) -> list[Path]:

@@ -74,13 +74,15 @@ def read_options(
       what: for messages, such as `UNet2DModel`.
 
     Raises:
-      ConfigError: unknown options, or a value of a wrong type or that is not supported; by name.
+      ConfigError: unknown options, or a value that is not resolved (`${...}`), of a wrong type, or not
+        supported; by name.
 
     Example:
       >>> table = {"bias": Option(True, boolean(text=True))}
       >>> read_options({"bias": "False", "model_path": "a"}, table, what="X", ignored=(".*_path",)).values
       {'bias': False}
     """
+    _check_resolved(config, table, what)
     passed_over, strange = [], []
     for name in config:
         if not isinstance(name, str):
@@ -99,6 +101,16 @@ def read_options(
         if option.only and values[name] not in option.only:
             raise ConfigError(refusal(what, name, values[name], option.only))
     return Options(values, frozenset(table.keys() & config.keys()), tuple(passed_over))
+
+
+def _check_resolved(config: Mapping[str, Any], table: Mapping[str, Option], what: str) -> None:
+    """Refuses values that stand for another option's, before the option that only they use is unknown."""
+    for name, value in config.items():
+        if name in table and isinstance(value, str) and "${" in value:
+            raise ConfigError(
+                f"{what} option {name}={shorten(value)} stands for a value elsewhere (OmegaConf), which is "
+                "not looked up; write that value"
+            )
 
 
 def read_value(what: str, name: str, value: Any, kind: Type) -> Any:
@@ -174,7 +186,7 @@ def listed(item: Type, *, text: bool = False, also: tuple = (), empty: bool = Fa
             return value
         items = value
         if text and isinstance(value, str):
-            items = value.strip().strip("()[]").removesuffix(",").split(",")
+            items = value.strip("()[] ").removesuffix(",").split(",")
         if not isinstance(items, list | tuple):
             items = [items]
         if not items and not empty:

@@ -9,6 +9,7 @@ import numpy as np
 from mechdiff.core.config import MAX_STEPS, DiffusionConfig
 from mechdiff.core.errors import ConfigError, shorten, unknown
 from mechdiff.diffusion.schedules import betas_of
+from mechdiff.models.pretrained import betas as betas_by_name
 from mechdiff.models.pretrained import clipping, foreign, states
 from mechdiff.models.pretrained.imported import Stated
 from mechdiff.models.pretrained.options import (
@@ -26,6 +27,7 @@ from mechdiff.models.pretrained.options import (
 
 WHAT = "scheduler"
 OURS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
+WITHOUT_ENDS = ("squaredcos_cap_v2", *betas_by_name.BY_SIGNAL)  # schedules that beta_start has no effect on
 USUAL = (
     "DDPM", "DDPMParallel", "DDIM", "DDIMParallel", "DDIMInverse", "PNDM", "DEISMultistep", "RePaint",
     "DPMSolverMultistep", "DPMSolverMultistepInverse", "DPMSolverSinglestep", "UniPCMultistep", "SASolver",
@@ -48,7 +50,7 @@ TABLE = {
     "num_train_timesteps": Option(1000, integer(2, MAX_STEPS)),
     "beta_start": Option(1e-4, number(0.0)),
     "beta_end": Option(0.02, number(0.0)),
-    "beta_schedule": Option("linear", choice(*OURS, "sigmoid"), (*OURS, "sigmoid")),
+    "beta_schedule": Option("linear", choice(*OURS, *betas_by_name.NAMES), (*OURS, *betas_by_name.NAMES)),
     "trained_betas": Option(None, optional(listed(number(0.0)))),
     "prediction_type": Option("epsilon", choice(*PREDICTIONS), PREDICTIONS),
     "predict_epsilon": Option(True, boolean()),  # before diffusers 0.10
@@ -205,7 +207,7 @@ def _defaulted(get: Options) -> tuple[str, ...]:
     known = set(get.stated) | ({"prediction_type"} if "predict_epsilon" in get.stated else set())
     if get["trained_betas"] is not None:
         known |= {"num_train_timesteps", "beta_schedule"}
-    if get["trained_betas"] is not None or get["beta_schedule"] == "squaredcos_cap_v2":
+    if get["trained_betas"] is not None or get["beta_schedule"] in WITHOUT_ENDS:
         known |= {"beta_start", "beta_end"}
     return states.summary({name: get[name] for name in ASKED if name not in known})
 
@@ -247,8 +249,8 @@ def _diffusion(get: Options) -> DiffusionConfig:
         raise ConfigError(
             f"{WHAT} option trained_betas has {len(betas)} numbers, num_train_timesteps={steps}"
         )
-    if betas is None and get["beta_schedule"] == "sigmoid":
-        betas = sigmoid_betas(steps, start, end)
+    if betas is None and get["beta_schedule"] in betas_by_name.NAMES:
+        betas = betas_by_name.named(get["beta_schedule"], steps, start, end)
     if betas is None and get["rescale_betas_zero_snr"]:
         betas = betas_of(named)
     if betas is None:
@@ -262,11 +264,6 @@ def from_betas(betas: Iterable[float]) -> DiffusionConfig:
     """Noise levels by all their betas."""
     betas = tuple(float(beta) for beta in betas)
     return DiffusionConfig(schedule="betas", steps=len(betas), betas=betas)
-
-
-def sigmoid_betas(steps: int, start: float, end: float) -> np.ndarray:
-    """Betas along a sigmoid over [-6, 6], as diffusers and ddim name it."""
-    return start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, steps)))
 
 
 def zero_terminal_snr(betas: Sequence[float] | np.ndarray) -> np.ndarray:

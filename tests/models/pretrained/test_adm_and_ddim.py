@@ -218,12 +218,15 @@ def test_the_same_flags_in_any_spelling_are_the_same_network(tmp_path):
     expected = adm.unet_config(adm.flags(flags, arrays["state"], Stated()))
     typed = flags | {"image_size": 8, "channel_mult": [1, 2], "attention_resolutions": 4, "class_cond": "F"}
     by_class = {name: value for name, value in flags.items() if name not in ("num_channels", "class_cond")}
-    by_class |= {"model_channels": 32, "attention_resolutions": [2], "out_channels": 3}
+    by_class |= {"model_channels": 32, "attention_resolutions": "[2, ]", "out_channels": 3}
     sections = {"model": typed | {"model_path": "a.pt"}, "diffusion": {"steps": 1000, "sampler": "ddim"}}
     spellings = {
         "config.json": json.dumps(typed),
         "config.yaml": yaml.safe_dump(sections),
         "model.yml": yaml.safe_dump(by_class),
+        "unet.yaml": yaml.safe_dump({name.replace("_", "-").upper(): v for name, v in typed.items()}),
+        "flags.yaml": yaml.safe_dump({f"--{name}": value for name, value in typed.items()}),
+        "config.toml": "[model]\n" + "".join(f"{n} = {json.dumps(v)}\n" for n, v in typed.items()),
         "flags.txt": f'# as run\nMODEL_FLAGS="{arrays["config"]}"\n'
         "python image_sample.py $MODEL_FLAGS \\\n --timestep_respacing 250 --num-samples=8",
     }

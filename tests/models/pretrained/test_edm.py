@@ -92,6 +92,11 @@ def test_ablated_heads_are_those_of_hooks(name, tmp_path):
         ({"sigma_data": 0.5}, {}, "precond is absent"),
         ({"sigma_data": 0.5, "precond": "vp"}, {}, "precond='vp' is not supported"),
         (
+            {"network_kwargs": {"class_name": "training.networks.VPPrecond", "model_type": "SongUNet"}},
+            {},
+            "precond='VPPrecond' is not supported",
+        ),
+        (
             {"sigma_data": 0.5, "precond": "edm"},
             {"enc.4x4_down.conv0.resample_filter": np.zeros((1, 1, 4, 4), np.float32)},
             "FIR",
@@ -148,10 +153,13 @@ def test_arguments_that_the_tensors_bear_out_are_read_and_the_rest_is_said(
         "encoder_type": "standard", "decoder_type": "standard", "resample_filter": [1, 1],
     }  # fmt: skip
     others = {"use_fp16": True, "dropout": 0.13, "label_dropout": 0}
-    written(tmp_path, name, {"sigma_data": 0.5, "precond": "edm"} | told | others)
-    model = pretrained.read(tmp_path)
-    assert model.options["kind"] == kind
-    assert model.notes[-1] == "options without bearing here: use_fp16, dropout, label_dropout"
+    of_class = {"class_name": "training.networks.EDMPrecond"}
+    trained = {"network_kwargs": of_class | told | others, "batch_size": 512, "loss_kwargs": {"P_mean": -1.2}}
+    for config in ({"sigma_data": 0.5, "precond": "edm"} | told | others, trained):
+        written(tmp_path, name, config)
+        model = pretrained.read(tmp_path)
+        assert (model.options["kind"], model.options["sigma_data"]) == (kind, 0.5)
+        assert model.notes[-1] == "options without bearing here: use_fp16, dropout, label_dropout"
 
 
 def test_a_number_that_yaml_reads_as_text_is_a_number(tmp_path):

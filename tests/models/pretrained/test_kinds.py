@@ -92,7 +92,7 @@ REFUSED = [
     option("each the name of a kind of block", down_block_types=[1]),
     scheduler("option num_train_timesteps=1000000000 is not a whole number of at least 2 and at most",
               num_train_timesteps=10**9),
-    scheduler("is not one of 'linear', 'scaled_linear', 'squaredcos_cap_v2', 'sigmoid'", beta_schedule=[1]),
+    scheduler("is not one of 'linear', 'scaled_linear', 'squaredcos_cap_v2', 'sigmoid', ", beta_schedule=[1]),
     scheduler("unknown class of scheduler (of those with betas) '5'; choose from: DDPM", _class_name=5),
     (tensors(lambda state: first(state, np.nan)), "holds NaN or Inf: 1 tensors: conv_in.bias", {}),
     (tensors(lambda state: first(state, np.inf)), "holds NaN or Inf", {}),

@@ -452,6 +452,19 @@ def test_sigmoid_betas_against_their_formula():
 
 
 @pytest.mark.parametrize(
+    ("name", "shares"),  # of the signal, as diffusers 0.42 has them
+    [
+        ("laplace", [0.76574928, 0.70746017, 0.64391613, 0.03162276]),
+        ("exp", [0.04978704, 0.00247875, 0.00012340963, 6.1442006e-06]),
+    ],
+)
+def test_schedules_by_their_signal_are_those_of_diffusers(name, shares):
+    read = schedulers.read({"beta_schedule": name, "num_train_timesteps": 4})
+    np.testing.assert_allclose(np.cumprod(1 - np.array(read.diffusion.betas)), shares, rtol=1e-5)
+    assert not any("beta_start" in note for note in read.notes)
+
+
+@pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
         ("config.yaml", "a: [1", "config.yaml, line 1: not valid YAML"),
@@ -460,11 +473,15 @@ def test_sigmoid_betas_against_their_formula():
             "a: {model: {target: x.UNetModel, params: {num_channels: 32}}}",
             "config.yaml has options of a network under a.model, too deep to be read; write them at its top",
         ),
+        ("config.yaml", "model: {dim: 8, dim_mults: [1, 2]}", "has options of a network under model, too"),
         (
             "config.yaml",
             "model: {params: {first_stage_config: {a: 1}, unet_config: {params: {model_channels: 32}}}}",
             "config.yaml describes a latent diffusion model (by its option first_stage_config)",
         ),
+        ("config.toml", "num_channels: 32", "config.toml: not valid TOML"),
+        ("config.yaml", "NUM_HEADS: 2\nnum-heads: 4", "config.yaml sets 'num_heads' twice, differently"),
+        ("config.yaml", "num_channels: ${w}\nw: 32", "num_channels='${w}' stands for a value elsewhere"),
         ("config.yaml", "a: 1\n\tb: 2", "config.yaml, line 2: not valid YAML"),
         ("config.yaml", "!!python/object/apply:os.system ['true']", "not valid YAML"),
         ("config.yaml", "- 1\n- 2", "config.yaml holds [1, 2], not options by name"),

@@ -78,7 +78,12 @@ def same(a, b) -> bool:
         UNetConfig(
             **{"image_size": 8, "widths": (8, 8, 16), "norm_groups": 4, "heads": (1, 1, 2), "head_width": 6},
             **{"down_resample_blocks": (False, True, False), "up_resample_blocks": (False, True, True)},
-            **{"mid_norm_groups": 0, "time_scale_shift": True},
+            **{"mid_norm_groups": 0, "time_scale_shift": True, "mid_output_scale": 1.5, "time_width": 20},
+        ),
+        UNetConfig(
+            **{"image_size": 4, "widths": (4, 4), "norm_groups": 2, "heads": (1, 1), "activation": "gelu"},
+            **{"down_attention": (False, False), "up_attention": (False, True)},
+            **{"middle": False, "mid_attention": False},
         ),
     ],
 )
@@ -253,7 +258,8 @@ BAD = [
         "option num_class_embeds='10' is not a whole number of at least 1 or null",
     ),
     (option(class_embed_type="projection"), "option class_embed_type='projection' is not supported"),
-    (option(act_fn="mish"), "option act_fn='mish' is not supported; only 'silu' or 'swish'"),
+    (option(act_fn="elu"), "option act_fn='elu' is not supported; only 'silu' or 'swish' or 'relu' or"),
+    (option(mid_block_scale_factor=0), "unet.mid_output_scale=0.0 is out of range"),
     (
         option(down_block_types=["SkipDownBlock2D", "DownBlock2D"]),
         "down_block_types='SkipDownBlock2D' is not",
@@ -278,9 +284,9 @@ BAD = [
     (lambda folder: (folder / "config.json").write_text("[" * 100_000), "config.json: "),
     (lambda folder: (folder / "config.json").write_text("[1, 2]"), "config.json holds [1, 2], not options"),
     (lambda folder: (folder / "vqvae").mkdir(), "has a vqvae: its network lives in the latents of that"),
-    (option(time_embedding_dim=9), "option time_embedding_dim=9 is not a multiple of 8"),
+    (option(time_embedding_dim=9), "wrong shapes: down_blocks.0.resnets.0.time_emb_proj.weight"),
     (option(_class_name="UNet2DConditionModel"), "describes UNet2DConditionModel; supported: diffusers'"),
-    (scheduler(beta_schedule="laplace"), "scheduler option beta_schedule='laplace' is not supported"),
+    (scheduler(beta_schedule="quad"), "scheduler option beta_schedule='quad' is not supported"),
     (scheduler(beta_schedule=["linear"]), "scheduler option beta_schedule=['linear'] is not one of"),
     (scheduler(trained_betas=[0.1]), "option trained_betas has 1 numbers, num_train_timesteps=40"),
     (

@@ -79,6 +79,9 @@ MODELS = {
     | {"down_block_types": ("UNetResDownBlock2D", "UNetResAttnDownBlock2D")}
     | {"up_block_types": ("UNetResAttnUpBlock2D", "UNetResUpBlock2D")},
     "centered": SMALL | {"center_input_sample": True, "in_channels": 1, "out_channels": 1},
+    "no_middle": SMALL | {"mid_block_type": None, "act_fn": "relu", "mid_block_scale_factor": 2.0},
+    "another_activation": SMALL
+    | {"act_fn": "gelu", "mid_block_scale_factor": 1.5, "time_embedding_dim": 20, **FILM},
     "time_width": SMALL | {"time_embedding_dim": 16, "flip_sin_to_cos": False, "norm_eps": 1e-3},
     "three_levels": SMALL
     | {"block_out_channels": (8, 8, 16), "layers_per_block": 3, "downsample_padding": 0}
