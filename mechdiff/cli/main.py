@@ -218,8 +218,8 @@ def _one_line(error: click.ClickException) -> str:
 
 def _print(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     table = Table(box=None, header_style="bold")
-    for place, title in enumerate(header):
-        table.add_column(title, no_wrap=place == 0, overflow="fold")  # a name is typed: it stays whole
+    for i, title in enumerate(header):
+        table.add_column(title, no_wrap=i == 0, overflow="fold")  # a name is typed: it stays whole
     for row in rows:
         table.add_row(*map(str, row))
     console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
@@ -240,11 +240,11 @@ def _required(flag: Any) -> bool:
 
 
 def _value_of(option: str, args: list[str]) -> str | None:
-    for place, word in enumerate(args):
+    for i, word in enumerate(args):
         if word.startswith(f"{option}="):
             return word.partition("=")[2]
-        if word == option and place + 1 < len(args) and not args[place + 1].startswith("-"):
-            return args[place + 1]
+        if word == option and i + 1 < len(args) and not args[i + 1].startswith("-"):
+            return args[i + 1]
     return None
 
 
