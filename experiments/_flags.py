@@ -5,6 +5,7 @@ The command `mechdiff` makes its options of `of` and `common`.
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -88,6 +89,8 @@ def parse(argv: list[str]) -> None:
             raise
         raise flags.Error(f"unknown flag --{error.flagname}; did you mean {meant}") from None
     except flags.IllegalFlagValueError as error:
+        if missing := re.search(r"Flag (--\w+) must have a value other than None", str(error)):
+            raise flags.Error(f"{missing[1]} is missing; see --help") from None
         word, boolean, _ = str(error).removeprefix("flag ").partition(": ('Non-boolean argument")
         if not boolean:
             raise

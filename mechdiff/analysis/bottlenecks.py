@@ -57,7 +57,6 @@ def crossed(
     increase: Float[np.ndarray, "network component draws"],
     first: Bool[np.ndarray, " network"],
     images: float = 0,
-    threshold: float = THRESHOLD,
 ) -> Bottleneck:
     """Chooses a component on one half of the networks and tests it on the other, both ways.
 
@@ -73,13 +72,13 @@ def crossed(
         return Bottleneck((-1, -1), np.nan, (np.nan, np.nan), np.nan, np.nan, np.nan)
     chosen = [int(half[..., 0].mean(axis=0).argmax()) for half in halves]
     tested = [halves[1 - i][:, component] for i, component in enumerate(chosen)]
-    answers = [_tested(values, images, threshold) for values in tested]
+    answers = [_tested(values, images) for values in tested]
     estimates, _, p_values = zip(*answers, strict=True)
     p = max(p_values) if np.isfinite(p_values).all() else np.nan
     estimate = float(np.mean(estimates))
     half = _half_width(tested, images)
-    none = [_tested(increase[:, i], images, threshold, above=False)[2] for i in range(len(kept))]
-    above = np.concatenate([values[:, 0] > threshold for values in tested])
+    none = [_tested(increase[:, i], images, above=False)[2] for i in range(len(kept))]
+    above = np.concatenate([values[:, 0] > THRESHOLD for values in tested])
     return Bottleneck(
         chosen=(int(kept[chosen[0]]), int(kept[chosen[1]])),
         estimate=estimate,
@@ -113,8 +112,8 @@ def _half_width(tested: list[Float[np.ndarray, "network draws"]], images: float)
 
 
 def _tested(
-    values: Float[np.ndarray, "network draws"], images: float, threshold: float, above: bool = True
+    values: Float[np.ndarray, "network draws"], images: float, above: bool = True
 ) -> tuple[float, tuple[float, float], float]:
-    """Mean over networks, its interval, and p against the threshold; the first column is the estimate."""
+    """Mean over networks, its interval, and p against `THRESHOLD`; the first column is the estimate."""
     draws = values[:, 1:] if values.shape[1] > 1 else None
-    return over_seeds(values[:, 0], draws, images, above, threshold)
+    return over_seeds(values[:, 0], draws, images, above, THRESHOLD)

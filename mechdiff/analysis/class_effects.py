@@ -23,8 +23,6 @@ def class_effects(
     *,
     labels: Sequence[int] | None = None,
     repeats: int = 2000,
-    seed: int = 0,
-    confidence: float = 0.95,
 ) -> xr.Dataset:
     """The pooled relative loss increase of every component over the images of each class.
 
@@ -35,7 +33,7 @@ def class_effects(
     Args:
       sweep: of `ablation.ablation_sweep`, with the coordinate `class_label`.
       labels: the classes that are measured; None: all classes with images.
-      repeats, seed: of the resampling.
+      repeats: of the resampling.
 
     Returns:
       Dataset with `estimate`, `low`, `high` (%), dims `component, class_label`, and `images`, the number of
@@ -57,8 +55,6 @@ def class_effects(
             _increase_within(clean, loss, of_images == label),
             units,
             repeats=repeats,
-            seed=seed,
-            confidence=confidence,
             effective=_enough_units(units, of_images, label),
             student=True,
         )
@@ -75,7 +71,7 @@ def class_effects(
     return xr.Dataset(
         values | {"images": (CLASS, counts)},
         coords={"component": sweep["component"], CLASS: classes},
-        attrs={"ablation": ablation, "confidence": confidence},
+        attrs={"ablation": ablation, "confidence": columns[0].confidence},
     )
 
 

@@ -79,13 +79,11 @@ class Phases:
         first = np.array(self.starts[1:], int)
         return (self.log_snr[first - 1] + self.log_snr[first]) / 2
 
-    def likely(self, confidence: float = 0.95) -> tuple[int, int]:
-        """Range of k that holds at least a share `confidence` of the bootstrap draws, with equal tails."""
+    def likely(self) -> tuple[int, int]:
+        """Range of k that holds at least 95 % of the bootstrap draws, with equal tails."""
         below = np.cumsum(self.share)
-        tail = (1 - confidence) / 2
-        return int(np.searchsorted(below, tail + 1e-12) + 1), int(
-            np.searchsorted(below, 1 - tail - 1e-12) + 1
-        )
+        low, high = np.searchsorted(below, [0.025 + 1e-12, 0.975 - 1e-12]) + 1
+        return int(low), int(high)
 
 
 def effect_matrix(

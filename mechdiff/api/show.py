@@ -88,8 +88,8 @@ class Sheet:
             draw.text((GAP, row * line + GAP // 2), label, fill="#1d1d1f", font=font)
             for column, image in enumerate(images):
                 pixels = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("RGB")
-                place = GAP + column * (width + GAP), row * line + TEXT + 2 * GAP
-                sheet.paste(pixels.resize((width, height), Image.Resampling.NEAREST), place)
+                corner = GAP + column * (width + GAP), row * line + TEXT + 2 * GAP
+                sheet.paste(pixels.resize((width, height), Image.Resampling.NEAREST), corner)
         return sheet
 
     def _repr_png_(self) -> bytes:

@@ -72,16 +72,16 @@ def _fails(
     return match_of(_without_first(members, dispensable, counts)) < tau
 
 
-def _smallest(good: Callable[[Int[np.ndarray, " m"]], np.ndarray], low: int, high: int, grid: int = 8) -> int:
+def _smallest(good: Callable[[Int[np.ndarray, " m"]], np.ndarray], low: int, high: int) -> int:
     """The smallest number in (low, high] that is good, by a search on grids that are refined.
 
     `high` is good and `low` is not; exact if goodness is monotone between them.
     """
     while high - low > 1:
-        candidates = np.unique(np.linspace(low, high, min(grid, high - low) + 1).astype(int))[1:-1]
+        candidates = np.unique(np.linspace(low, high, min(8, high - low) + 1).astype(int))[1:-1]
         fits = np.flatnonzero(good(candidates))
-        place = fits[0] if len(fits) else len(candidates)
-        low, high = [low, *candidates, high][place : place + 2]
+        i = fits[0] if len(fits) else len(candidates)
+        low, high = [low, *candidates, high][i : i + 2]
     return int(high)
 
 

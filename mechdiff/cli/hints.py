@@ -28,7 +28,10 @@ def meant(flag: str, value: str | None = None, own: Iterable[str] = ()) -> str |
     today = old_names.FLAG_NAMES.get(wanted)
     if today in flags:
         return flags[today]
-    fields = {}
+    number = value is not None and value.isdecimal()
+    if wanted == "images" and wanted not in flags and value and not number:
+        return f"--set=data.name=folder --set=data.path={value}"  # as training has them
+    fields = {"n": "sweep.images"}
     for name in sorted(settings.names(), key=_order):
         fields.setdefault(name.rpartition(".")[2], name)
         fields[name] = name
@@ -36,7 +39,6 @@ def meant(flag: str, value: str | None = None, own: Iterable[str] = ()) -> str |
     closeness = [_closeness(wanted, near) for near in (of_flags, of_settings)]
     if max(closeness) < CLOSE:
         return None
-    number = value is not None and value.isdecimal()
     if closeness[0] > closeness[1] or (closeness[0] == closeness[1] and not number):
         return flags[of_flags]
     return f"--set={fields[of_settings]}={'VALUE' if value is None else value}"

@@ -4,6 +4,7 @@ import difflib
 import json
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -60,6 +61,11 @@ class LauncherCommand(click.Command):
                     f"No such option {error.option_name}; did you mean {meant}", ctx
                 ) from None
             raise
+        except click.UsageError as error:
+            takes_images = any(option.name == "images" for option in self.params)
+            if not takes_images or "unexpected extra argument" not in error.message:
+                raise
+            raise click.UsageError(f"{error.message}; images are given by --images=FOLDER", ctx) from None
 
     def _launch(self, **_: Any) -> None:
         words = options.to_flags(click.get_current_context(), self.own, self.common)
@@ -155,10 +161,8 @@ def list_settings(pattern: str, preset: str, as_json: bool) -> None:
         return
     if not rows:
         raise click.UsageError(f"no setting's name or meaning holds {pattern!r}; `mechdiff settings` has all")
-    table = Table("setting", "type", f"in {preset}", "meaning", box=None, header_style="bold")
-    for row in rows:
-        table.add_row(row.name, row.type, row.default, row.meaning)
-    _print(table)
+    header = ("setting", "type", f"in {preset}", "meaning")
+    _print(header, [(row.name, row.type, row.default, row.meaning) for row in rows])
 
 
 @commands.command("models")
@@ -169,10 +173,7 @@ def list_models(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
-    table = Table("model", "image size", "trained on", "steps x batch", box=None, header_style="bold")
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    _print(table)
+    _print(("model", "image size", "trained on", "steps x batch"), [tuple(row.values()) for row in rows])
 
 
 @commands.command("completion")
@@ -215,7 +216,12 @@ def _one_line(error: click.ClickException) -> str:
     return words if ";" in words or context is None else f"{words}; see {context.command_path} --help"
 
 
-def _print(table: Table) -> None:
+def _print(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    table = Table(box=None, header_style="bold")
+    for i, title in enumerate(header):
+        table.add_column(title, no_wrap=i == 0, overflow="fold")  # a name is typed: it stays whole
+    for row in rows:
+        table.add_row(*map(str, row))
     console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
     console.print(table)
 
@@ -234,11 +240,11 @@ def _required(flag: Any) -> bool:
 
 
 def _value_of(option: str, args: list[str]) -> str | None:
-    for place, word in enumerate(args):
+    for i, word in enumerate(args):
         if word.startswith(f"{option}="):
             return word.partition("=")[2]
-        if word == option and place + 1 < len(args) and not args[place + 1].startswith("-"):
-            return args[place + 1]
+        if word == option and i + 1 < len(args) and not args[i + 1].startswith("-"):
+            return args[i + 1]
     return None
 
 

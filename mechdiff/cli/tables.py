@@ -31,10 +31,10 @@ def top_components(sweep: xr.Dataset, ablation: str, count: int = TOP) -> list[d
     return frame.to_dict("records")
 
 
-def with_interval(name: str, interval: Interval, place: int | tuple[int, ...]) -> dict[str, Any]:
+def with_interval(name: str, interval: Interval, index: int | tuple[int, ...]) -> dict[str, Any]:
     """One number of `interval` and its 95 % interval, as two entries of a record for `print_records`."""
-    ends = (float(interval.low[place]), float(interval.high[place]))
-    return {name: float(interval.estimate[place]), f"{name}{ENDS}": ends}
+    ends = (float(interval.low[index]), float(interval.high[index]))
+    return {name: float(interval.estimate[index]), f"{name}{ENDS}": ends}
 
 
 def print_records(title: str, rows: list[dict[str, Any]]) -> None:

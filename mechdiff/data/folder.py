@@ -102,8 +102,10 @@ def list_images(path: str | Path) -> ImageFiles:
     Raises:
       DataError: absent, unreadable, or without images.
     """
+    if not str(path):
+        raise DataError("data.path is not set; --set=data.path=FOLDER names images (or .npy, .npz)")
     place = Path(path).expanduser()
-    if not str(path) or not place.exists():
+    if not place.exists():
         raise DataError(
             f"no folder or file {str(path)!r}; data.path (or --images) names images, .npy or .npz"
         )

@@ -195,7 +195,7 @@ def components(config: UNetConfig, channel_groups: int = 0) -> tuple[Component, 
         components of their own (0: none; the width of a site gives single channels).
     """
     shapes = init_shapes(config)[1].gate
-    depth = {stage.name: place for place, stage in enumerate(stages(config))}
+    depth = {stage.name: i for i, stage in enumerate(stages(config))}
     resolution = {stage.name: stage.resolution for stage in stages(config)}
     listed: list[Component] = []
     for site in sorted(shapes, key=lambda site: (depth[site_stage(site)], site)):

@@ -141,10 +141,10 @@ def _line(axes: Axes, corners: list[tuple[float, float]], color: str, width: flo
     axes.add_patch(PathPatch(path, facecolor="none", edgecolor=color, linewidth=width, zorder=1))
 
 
-def _towards(corner: tuple[float, float], other: tuple[float, float], radius: float = 0.18):
+def _towards(corner: tuple[float, float], other: tuple[float, float]):
     step = np.subtract(other, corner)
     size = np.hypot(*step)
-    return tuple(corner + step * min(radius / size, 0.5)) if size else corner
+    return tuple(corner + step * min(0.18 / size, 0.5)) if size else corner
 
 
 def _stage(axes: Axes, paint: Paint, where: Plan, i: int, stage: Stage) -> None:

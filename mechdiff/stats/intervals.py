@@ -237,11 +237,11 @@ def _bca_tails(
 def _quantiles(draws: np.ndarray, tails: np.ndarray) -> np.ndarray:
     """Each cell's own quantiles, interpolated: draws [*cells, r], tails [*cells, k] -> [*cells, k]."""
     ordered = np.sort(draws, axis=-1)
-    place = np.nan_to_num(tails) * (draws.shape[-1] - 1)
-    below = np.floor(place).astype(np.int64)
+    position = np.nan_to_num(tails) * (draws.shape[-1] - 1)
+    below = np.floor(position).astype(np.int64)
     above = np.minimum(below + 1, draws.shape[-1] - 1)
     low, high = (np.take_along_axis(ordered, at, axis=-1) for at in (below, above))
-    return low + (place - below) * (high - low)
+    return low + (position - below) * (high - low)
 
 
 def _interval(estimate, low, high, confidence: float, n: int) -> Interval:

@@ -41,12 +41,12 @@ def quantile_interval(
     )
     estimate = np.moveaxis(np.quantile(flat, quantiles, axis=-1), 0, -1)
     ends = np.empty((*estimate.shape, 2))
-    place = np.arange(1, n + 1)
+    rank = np.arange(1, n + 1)
     for i, share in enumerate(quantiles):
         below = np.asarray(values <= estimate[..., i, None, None], np.float64)
         counted = effective_images(below, units, confidence)[..., None] / n  # of one image
         # Chance that fewer than so many images lie below the quantile.
-        fewer = special.betaincc(place * counted, (n - place) * counted + 1, share)
+        fewer = special.betaincc(rank * counted, (n - rank) * counted + 1, share)
         tail = (1 - confidence) / 2
         low = (fewer <= tail).sum(axis=-1)
         high = (fewer < 1 - tail).sum(axis=-1) + 1

@@ -10,25 +10,26 @@ from PIL import Image
 
 from mechdiff.storage import files
 
+GAP = 1  # white pixels between images of a sheet
 SHEET = "samples.png"  # in the folder of a model: samples of its own, classes in turn
 
 
 def sheet(
-    images: UInt8[np.ndarray, "n height width channels"], columns: int | None = None, gap: int = 1
+    images: UInt8[np.ndarray, "n height width channels"], columns: int | None = None
 ) -> UInt8[np.ndarray, "rows columns channels"]:
     """Images laid out row by row on white, as square as may be."""
     n, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     lines = math.ceil(n / columns)
-    canvas = np.full((lines * (height + gap) - gap, columns * (width + gap) - gap, channels), 255, np.uint8)
+    canvas = np.full((lines * (height + GAP) - GAP, columns * (width + GAP) - GAP, channels), 255, np.uint8)
     for i, image in enumerate(images):
-        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        top, left = i // columns * (height + GAP), i % columns * (width + GAP)
         canvas[top : top + height, left : left + width] = image
     return canvas
 
 
 def tiles(
-    sheet: UInt8[np.ndarray, "rows columns channels"], height: int, width: int, gap: int = 1
+    sheet: UInt8[np.ndarray, "rows columns channels"], height: int, width: int
 ) -> UInt8[np.ndarray, "n height width channels"] | None:
     """The images of a `sheet` again, without places that are white; None: it is no sheet of such images.
 
@@ -37,10 +38,10 @@ def tiles(
       >>> tiles(sheet(images), 1, 1).ravel().tolist()
       [0, 1, 2]
     """
-    framed = np.pad(sheet, ((0, gap), (0, gap), (0, 0)))
-    if framed.shape[0] % (height + gap) or framed.shape[1] % (width + gap):
+    framed = np.pad(sheet, ((0, GAP), (0, GAP), (0, 0)))
+    if framed.shape[0] % (height + GAP) or framed.shape[1] % (width + GAP):
         return None
-    places = framed.reshape(-1, height + gap, framed.shape[1] // (width + gap), width + gap, sheet.shape[2])
+    places = framed.reshape(-1, height + GAP, framed.shape[1] // (width + GAP), width + GAP, sheet.shape[2])
     images = places[:, :height, :, :width].swapaxes(1, 2).reshape(-1, height, width, sheet.shape[2])
     return images[(images != 255).any((1, 2, 3))]
 

@@ -214,7 +214,7 @@ def _moved(engine: Engine, stacked: Intervention, first: EvalBatch, second: Eval
 
 
 def transfer_by_component(
-    effects: xr.Dataset, repeats: int = 2000, seed: int = 0, confidence: float = 0.95
+    effects: xr.Dataset, repeats: int = 2000, seed: int = 0
 ) -> tuple[xr.DataArray, stats.Interval]:
     """The fraction of each factor that every component carries, over all timesteps, with its interval.
 
@@ -228,7 +228,7 @@ def transfer_by_component(
 
     Args:
       effects: of `interchange_effects`; at least 2 pairs.
-      repeats, seed, confidence: of the bootstrap over pairs.
+      repeats, seed: of the bootstrap over pairs.
     """
     shows = effects["distance"] > ROUNDING  # elsewhere both are rounding, and so would be their ratio
     along = effects["along"].where(shows, 0).sum("t").transpose("factor", "component", "image").astype(float)
@@ -240,8 +240,8 @@ def transfer_by_component(
         return (along.values @ weights.T) / np.where(below > 0, below, np.nan)
 
     pairs = along.sizes["image"]
-    interval = stats.bootstrap(share, stats.bootstrap_weights(pairs, repeats, seed), confidence, "percentile")
-    student = stats.jackknife_interval(share, stats.units_from(None, pairs), confidence)
+    interval = stats.bootstrap(share, stats.bootstrap_weights(pairs, repeats, seed), method="percentile")
+    student = stats.jackknife_interval(share, stats.units_from(None, pairs))
     low, high = np.minimum(interval.low, student.low), np.maximum(interval.high, student.high)
     # Where few pairs show the factor, resamples without any have no share, and there is no interval.
     absent = np.isnan(low) | np.isnan(high)

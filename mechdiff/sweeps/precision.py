@@ -28,7 +28,7 @@ Losses = tuple[Float[np.ndarray, "components images"], Float[np.ndarray, " image
 
 
 class Subset(NamedTuple):
-    """The part run in full precision: places of timesteps among those of the sweep, and number of images."""
+    """The part run in full precision: indices of timesteps among those of the sweep, and number of images."""
 
     t_indices: tuple[int, ...]
     images: int
@@ -36,8 +36,8 @@ class Subset(NamedTuple):
 
 def subset(timesteps: int, block: int) -> Subset:
     """The part of a sweep that is run in full precision too, by its timesteps and images per block."""
-    places = np.linspace(0, timesteps - 1, min(TIMESTEPS, timesteps)).round().astype(int)
-    return Subset(tuple(dict.fromkeys(places.tolist())), min(IMAGES, block))
+    indices = np.linspace(0, timesteps - 1, min(TIMESTEPS, timesteps)).round().astype(int)
+    return Subset(tuple(dict.fromkeys(indices.tolist())), min(IMAGES, block))
 
 
 def facts(setting: str, checked: Subset) -> dict:
@@ -72,7 +72,7 @@ def loss_error(
 
     Args:
       exact: losses of that part in full precision, at each of its timesteps.
-      ablation: place of the ablation in `loss`, if that has an axis of them.
+      ablation: index of the ablation in `loss`, if that has an axis of them.
     """
     first = slice(checked.images)
     swept = [
@@ -82,7 +82,7 @@ def loss_error(
         for t_index in checked.t_indices
     ]
     return largest_error(
-        [(subset["loss"], subset["clean_loss"]) for subset in swept],
+        [(read["loss"], read["clean_loss"]) for read in swept],
         [(losses.loss, losses.clean_loss) for losses in exact],
     )
 
@@ -118,12 +118,12 @@ def sampling_statement(swept: xr.Dataset) -> str | None:
     if "precision_error" not in swept:
         return None
     scatter = swept["distance"].std("sample", ddof=1) / np.sqrt(swept.sizes["sample"])
-    facts = swept.attrs
+    about = swept.attrs
     return (
-        f"products in {facts['precision']}: precision {float(swept['precision_error'].max()):.2g}, sampling "
+        f"products in {about['precision']}: precision {float(swept['precision_error'].max()):.2g}, sampling "
         f"{float(scatter.median()):.2g} (the largest error of a component's mean distance, measured on "
-        f"{facts['precision_samples']} samples x {facts['precision_windows']} windows drawn in float32 too; "
-        "the median standard error)"
+        f"{about['precision_samples']} samples x {about['precision_windows']} windows drawn in "
+        "float32 too; the median standard error)"
     )
 
 

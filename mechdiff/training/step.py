@@ -230,6 +230,6 @@ def _accumulated(micro, total: PyTree, inputs: PyTree, count: int) -> PyTree:
     are many times slower inside a loop (even one of a single iteration)."""
     if jax.default_backend() != "cpu":
         return jax.lax.scan(micro, total, inputs)[0]
-    for place in range(count):
-        total, _ = micro(total, jax.tree.map(operator.itemgetter(place), inputs))
+    for i in range(count):
+        total, _ = micro(total, jax.tree.map(operator.itemgetter(i), inputs))
     return total

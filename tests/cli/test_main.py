@@ -14,6 +14,7 @@ import click
 import pytest
 from absl import flags
 from click.testing import CliRunner
+from rich.console import Console
 
 from mechdiff.cli import completion, launchers, main, options
 from mechdiff.models import shipped
@@ -58,6 +59,11 @@ def test_models_are_those_shipped(invoke):
     assert [row["name"] for row in rows] == list(shipped.names())
     (row,) = [row for row in rows if row["name"] == "cpu32-celeba-seed0"]
     assert row["size"] == 32 and row["data"] == "celeba"
+
+
+def test_names_stay_whole_in_a_terminal_of_80_columns(invoke, monkeypatch):
+    monkeypatch.setattr(main, "Console", lambda **look: Console(**look | {"width": 80}))
+    assert all(f" {name} " in invoke("models").output for name in shipped.names())
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
@@ -171,6 +177,15 @@ def test_a_mistyped_subcommand_is_answered_with_the_closest(invoke):
     assert "did you mean" not in invoke("zzz").output
     done = subprocess.run([sys.executable, "-m", "mechdiff", "zzz"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "error: No such command 'zzz'; see mechdiff --help\n")
+
+
+@pytest.mark.parametrize("names", [["images"], ["to"]])
+def test_a_word_too_many_is_answered_with_the_flag_of_images(names):
+    command = object.__new__(main.LauncherCommand)  # no launcher is imported
+    click.Command.__init__(command, "sweep", params=[click.Option([f"--{name}"]) for name in names])
+    with pytest.raises(click.UsageError, match="unexpected extra argument") as refused:
+        command.main(["faces/"], standalone_mode=False)
+    assert ("--images=FOLDER" in refused.value.message) == (names == ["images"])
 
 
 def test_help_says_what_settings_are_where_nothing_is_typed(translate):

@@ -38,8 +38,14 @@ def test_types_choices_and_meanings_are_those_of_the_record():
         ("image", "faces/", "--images"),  # as close as sweep.images, and no number
         ("image", "16", "--set=sweep.images=16"),
         ("step", "100", "--set=train.steps=100"),  # closer than --set
+        ("n", "16", "--set=sweep.images=16"),  # as the option -n
         ("every-level", None, "--every-timestep"),  # as it was called
     ],
 )
 def test_an_unknown_flag_is_answered_with_the_closest_flag_or_setting(flag, value, meant):
     assert hints.meant(flag, value, ["--images", "--workdir", "--set", "--every-timestep"]) == meant
+
+
+def test_images_of_a_launcher_without_that_flag_are_those_of_training():
+    assert hints.meant("images", "faces/", ["--workdir"]) == "--set=data.name=folder --set=data.path=faces/"
+    assert hints.meant("images", "16", ["--workdir"]) == "--set=sweep.images=16"

@@ -262,7 +262,7 @@ def test_places_without_images_are_named(tmp_path):
         tmp_path / "a.txt": r"a\.txt is not a folder",
         tmp_path / "a.zip": r"a\.zip is not a folder; .*; unpack it",
         tmp_path / "hub": r"no images in .*tables of the Hugging Face hub are not read",
-        "": "no folder or file ''",
+        "": "data.path is not set",
     }.items():
         with pytest.raises(DataError, match=why):
             load(path)

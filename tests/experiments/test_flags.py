@@ -44,6 +44,15 @@ def test_wrong_flags_are_one_line_with_a_way_out_and_exit_code_2(launch, capsys,
     assert launching.only_line(capsys).startswith(expected)
 
 
+def test_a_flag_that_a_launcher_needs_is_named_where_it_is_missing():
+    _flags.flags.DEFINE_string("needed", None, "", required=True)
+    try:
+        with pytest.raises(_flags.flags.Error, match=r"^--needed is missing; see --help$"):
+            _flags.parse(["x"])
+    finally:
+        delattr(_flags.FLAGS, "needed")
+
+
 def test_the_compilation_cache_is_private_and_switched_on(launch, tmp_path):
     before = jax.config.jax_compilation_cache_dir
     try:

@@ -73,7 +73,7 @@ def edits_of(denoiser: TracedDenoiser, joins: Sequence[int], stacked: Interventi
 
 def site_places(network: TracedNetwork) -> dict[str, int]:
     """Every site's place in the order of execution."""
-    return {name: place for place, (name, _) in enumerate(in_order(network.sites))}
+    return {name: i for i, (name, _) in enumerate(in_order(network.sites))}
 
 
 def _passes(network: TracedNetwork, joins: Sequence[int]) -> dict[str, Int[np.ndarray, "*turns"]]:

@@ -146,7 +146,7 @@ def change_by_place(fn: Callable[..., jax.Array], args: tuple) -> float | None:
             jax.block_until_ready((before, after))
     except Exception:  # whatever hinders a run here, such as a lack of memory: nothing is known then
         return None
-    kept = [place for place, row in enumerate(BATCHES[1]) if row in BATCHES[0]]
+    kept = [i for i, row in enumerate(BATCHES[1]) if row in BATCHES[0]]
     precision = jnp.finfo(before.dtype).eps
     before, after = np.asarray(before, np.float64), np.asarray(after, np.float64)
     if not (np.isfinite(before).all() and np.isfinite(after).all()):

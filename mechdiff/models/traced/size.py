@@ -26,20 +26,20 @@ def peak_bytes(program: ClosedJaxpr) -> int:
     """
     equations = program.jaxpr.eqns
     last = {}
-    for place, equation in enumerate(equations):
+    for i, equation in enumerate(equations):
         for atom in equation.invars:
             if not isinstance(atom, Literal):
-                last[atom] = place
+                last[atom] = i
     for atom in program.jaxpr.outvars:
         if not isinstance(atom, Literal):
             last[atom] = len(equations)
     inputs = {*program.jaxpr.invars, *program.jaxpr.constvars}
     alive = most = 0
-    for place, equation in enumerate(equations):
+    for i, equation in enumerate(equations):
         inside = max((peak_bytes(inner) for inner in subprograms(equation)), default=0)
         alive += sum(_bytes(atom) for atom in equation.outvars)
         most = max(most, alive + inside)
-        done = {atom for atom in equation.invars if not isinstance(atom, Literal) and last[atom] == place}
+        done = {atom for atom in equation.invars if not isinstance(atom, Literal) and last[atom] == i}
         unused = {atom for atom in equation.outvars if atom not in last}
         alive -= sum(_bytes(atom) for atom in (done - inputs) | unused)
     return most
