@@ -11,9 +11,9 @@ from scipy import special
 
 from mechdiff import stats
 from mechdiff.analysis import class_effects, effects, variation
-from mechdiff.stats import Interval, Units
+from mechdiff.stats import Units
 from mechdiff.sweeps import interchange, sampling
-from mechdiff.validation.checks import CONFIDENCE, Check, covers, replacing
+from mechdiff.validation.checks import CONFIDENCE, Check, covers, inside, replacing
 
 IMAGES, TIMESTEPS, RESAMPLES = 32, 4, 300
 PEOPLE, OF_EACH = 12, 7  # a third of the variance is between people
@@ -36,11 +36,6 @@ def checks(rng: np.random.Generator, repeats: int) -> list[Check]:
         *_distances(next(rngs), repeats),
         *_interchange(next(rngs), repeats),
     ]
-
-
-def inside(interval: Interval, truth: float | Float[np.ndarray, "*#cells"]) -> Bool[np.ndarray, "*cells"]:
-    """Which intervals cover the truth."""
-    return np.asarray((interval.low <= truth) & (truth <= interval.high))
 
 
 def _pooled(rng: np.random.Generator, repeats: int) -> list[Check]:
@@ -158,7 +153,7 @@ def _distances(rng: np.random.Generator, repeats: int) -> list[Check]:
     for samples in (4, 16):
         distance = np.exp(0.5 * rng.normal(size=(1, repeats, 1, samples)) - 0.125)
         swept = xr.Dataset({"distance": (("ablation", "component", "window", "sample"), distance)})
-        now, before = sampling.mean_distance(swept), stats.bootstrap_mean(distance)
+        now, before = sampling.mean_distance(swept), stats.bootstrap_mean(distance, student=False)
         check = covers(f"mean distance of {samples} samples", inside(now, 1.0).ravel())
         results.append(replacing(check, inside(before, 1.0).ravel()))
     return results
