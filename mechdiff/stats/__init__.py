@@ -20,7 +20,13 @@ from mechdiff.stats.intervals import (
     satterthwaite,
     student_mean,
 )
-from mechdiff.stats.jackknife import jackknife_error, jackknife_interval, pseudo_values, ratio_influence
+from mechdiff.stats.jackknife import (
+    jackknife_error,
+    jackknife_interval,
+    pseudo_values,
+    ratio_influence,
+    size_interval,
+)
 from mechdiff.stats.quantiles import quantile_interval
 from mechdiff.stats.sequential import confidence_sequence, skewed_sequence
 from mechdiff.stats.shares import share_interval
@@ -76,6 +82,7 @@ __all__ = [
     "resampled_variance",
     "satterthwaite",
     "share_interval",
+    "size_interval",
     "skewed_sequence",
     "student_mean",
     "units_from",

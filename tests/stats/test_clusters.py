@@ -63,6 +63,20 @@ def test_students_interval_of_a_mean_by_leaving_out():
         np.testing.assert_allclose(getattr(got, end), getattr(expected, end))
 
 
+@pytest.mark.parametrize("truth", [0.0, 0.3])
+def test_an_average_of_sizes_is_not_above_zero_where_all_are_zero(truth):
+    """Of 10 values on 16 images, the mean of whose sizes the jackknife alone calls above 0 mostly."""
+    rng, units = np.random.default_rng(0), stats.Units(np.arange(16), 16, False)
+    values = truth + rng.normal(size=(200, 10, 16))
+    mean = lambda sizes: sizes.mean(axis=0)
+    sized = [stats.size_interval(lambda w, v=v: v @ w.T, mean, units) for v in values]
+    alone = [stats.jackknife_interval(lambda w, v=v: np.abs(v @ w.T).mean(0), units) for v in values]
+    above = [np.mean([float(interval.low) > truth for interval in each]) for each in (sized, alone)]
+    assert above[0] < 0.05 and (truth or above[1] > 0.5), above
+    assert np.mean([truth <= interval.high for interval in sized]) > 0.95
+    assert all(interval.estimate == other.estimate for interval, other in zip(sized, alone, strict=True))
+
+
 def test_pseudo_values_of_a_mean_are_the_values_and_unbias_a_square():
     rng = np.random.default_rng(2)
     values = rng.normal(size=6)
