@@ -227,7 +227,7 @@ def memorization(model: ExaminedModel) -> str:
     if "copies_low" in record:  # since 2026-11-30
         copies += f" [{100 * record['copies_low']:.1f}, {100 * record['copies_high']:.1f}]"
     ratio, expected = number(record["ratio"]), "1"
-    if "ratio_low" in record:  # since 2026-12-01
+    if record.get("ratio_low") is not None:  # since 2026-12-01
         ratio += f" [{number(record['ratio_low'])}, {number(record['ratio_high'])}]"
         expected = f"{100 * record['copies_expected']:.1f}"
     return (

@@ -25,7 +25,6 @@ from mechdiff.stats.jackknife import (
     jackknife_interval,
     pseudo_values,
     ratio_influence,
-    size_interval,
 )
 from mechdiff.stats.quantiles import quantile_interval
 from mechdiff.stats.sequential import confidence_sequence, skewed_sequence
@@ -39,6 +38,7 @@ from mechdiff.stats.significance import (
     max_t,
     permutation_test,
 )
+from mechdiff.stats.sizes import rms_interval, size_interval
 from mechdiff.stats.weights import (
     MIN_RELIABLE,
     bootstrap_weights,
@@ -80,6 +80,7 @@ __all__ = [
     "ratio_effect",
     "ratio_influence",
     "resampled_variance",
+    "rms_interval",
     "satterthwaite",
     "share_interval",
     "size_interval",

@@ -88,7 +88,7 @@ def bootstrap(
     count = check_units(units[0]) if effective is None else effective
     wide = expanded_level(confidence, count)
     tails = np.array([(1 - wide) / 2, (1 + wide) / 2])
-    without_each = _jackknife(statistic, units[0]) if method == "bca" else None
+    without_each = left_out(statistic, units[0]) if method == "bca" else None
     if without_each is not None:
         tails = _bca_tails(estimate, draws, without_each, tails)
     low, high = np.moveaxis(_quantiles(draws, np.broadcast_to(tails, (*estimate.shape, 2))), -1, 0)
@@ -228,13 +228,13 @@ def _check_count(n: float) -> None:
         )
 
 
-def _jackknife(statistic: Statistic, n: int) -> np.ndarray:
+def left_out(statistic: Statistic, n: int) -> np.ndarray:
     """The statistic with each unit left out in turn: [*cells, n]."""
     check_units(n)
     values = []
     for start in range(0, n, BLOCK):
-        left_out = np.arange(start, min(start + BLOCK, n))[:, None]
-        weights = np.where(np.arange(n) == left_out, 0.0, 1.0) / (n - 1)
+        places = np.arange(start, min(start + BLOCK, n))[:, None]
+        weights = np.where(np.arange(n) == places, 0.0, 1.0) / (n - 1)
         values.append(statistic(weights))
     return np.concatenate(values, axis=-1)
 

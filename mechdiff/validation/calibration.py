@@ -18,6 +18,7 @@ from mechdiff.stats.small_samples import over_seeds
 from mechdiff.validation import (
     analysis_calibration,
     attacks,
+    circuit_calibration,
     further_calibration,
     image_calibration,
     rule_calibration,
@@ -51,8 +52,8 @@ def calibrate(repeats: int = 400, images: int = 32, seed: int = 0) -> list[Check
     """
     if repeats < 50:
         raise ConfigError(f"repeats={repeats} show nothing; at least 50, better 400")
-    rngs = np.random.default_rng(seed).spawn(8)
-    basic, rules, images_of_people, further, attacked, reach, sweeps, analyses = rngs
+    rngs = np.random.default_rng(seed).spawn(9)
+    basic, rules, images_of_people, further, attacked, reach, sweeps, analyses, circuits = rngs
     return [
         *basics(basic, repeats, images),
         *rule_calibration.checks(rules, repeats),
@@ -62,6 +63,7 @@ def calibrate(repeats: int = 400, images: int = 32, seed: int = 0) -> list[Check
         *scope.checks(reach, repeats),
         *sweep_calibration.checks(sweeps, repeats),
         *analysis_calibration.checks(analyses, repeats),
+        *circuit_calibration.checks(circuits, repeats),
     ]
 
 
