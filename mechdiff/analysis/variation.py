@@ -130,8 +130,9 @@ def _with_ends(
     scaled = link(np.where(known[:, None], np.maximum(values, np.finfo(float).tiny), 1.0))
     error = stats.jackknife_error(scaled[:, 1:])
     unbiased = stats.pseudo_values(scaled[:, 0], scaled[:, 1:]).mean(axis=1)
-    low = inverse(np.minimum(scaled[:, 0], unbiased) - quantile * error)
-    high = inverse(np.maximum(scaled[:, 0], unbiased) + quantile * error)
+    with np.errstate(over="ignore"):  # an end may be infinite
+        low = inverse(np.minimum(scaled[:, 0], unbiased) - quantile * error)
+        high = inverse(np.maximum(scaled[:, 0], unbiased) + quantile * error)
     if values.shape[1] <= MIN_UNITS:
         low, high = (np.full_like(estimate, bound) for bound in bounds)
     low = np.maximum(low, bounds[0])

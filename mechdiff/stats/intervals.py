@@ -258,13 +258,15 @@ def _bca_tails(
 
 
 def _quantiles(draws: np.ndarray, tails: np.ndarray) -> np.ndarray:
-    """Each cell's own quantiles, interpolated: draws [*cells, r], tails [*cells, k] -> [*cells, k]."""
+    """Each cell's own quantiles, interpolated: draws [*cells, r], tails [*cells, k] -> [*cells, k]; NaN where
+    any draw is."""
     ordered = np.sort(draws, axis=-1)
     place = np.nan_to_num(tails) * (draws.shape[-1] - 1)
     below = np.floor(place).astype(np.int64)
     above = np.minimum(below + 1, draws.shape[-1] - 1)
     low, high = (np.take_along_axis(ordered, at, axis=-1) for at in (below, above))
-    return low + (place - below) * (high - low)
+    defined = ~np.isnan(ordered[..., -1:])  # NaN is sorted last
+    return np.where(defined, low + (place - below) * (high - low), np.nan)
 
 
 def _interval(estimate, low, high, confidence: float, n: int) -> Interval:
