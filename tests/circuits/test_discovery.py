@@ -20,7 +20,7 @@ from mechdiff.circuits import (
 )
 from mechdiff.circuits.faithfulness import CircuitEvaluator
 from mechdiff.core.config import StudyConfig, SweepConfig
-from mechdiff.core.errors import ConfigError
+from mechdiff.core.errors import ConfigError, NumericsError
 from mechdiff.core.presets import preset
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
@@ -91,6 +91,14 @@ def test_the_smallest_circuit_that_is_close_enough_is_found_in_the_order_of_need
     assert result.faithfulness == pytest.approx(0.75 / 0.77, abs=1e-5)
     assert circuits.discover(evaluator, tau=0.6).members == (A,)
     assert circuits.discover(evaluator, tau=0.99).members == (A, C, D)
+
+
+@pytest.mark.parametrize("overflow", [np.inf, np.nan])
+def test_ablations_that_overflow_are_no_circuit_of_everything(made_up, overflow):
+    """All components would be members, of faithfulness NaN: nothing else reaches tau."""
+    evaluator = made_up(lambda has: additive(has) if has(A) else -overflow)
+    with pytest.raises(NumericsError, match="made up: losses of 1 of 8 circuits under zero ablation are NaN"):
+        circuits.discover(evaluator)
 
 
 def test_marginal_effects_are_percent_of_the_clean_loss_at_each_timestep(made_up):
