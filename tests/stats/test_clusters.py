@@ -90,6 +90,19 @@ def test_a_root_mean_square_is_not_above_what_it_is_of_by_noise(truth, least):
     assert truth or (interval.low > 0).mean() < 0.03
 
 
+def test_quantiles_of_hardly_one_independent_image_may_be_anywhere():
+    """Of two people; the lower end was the largest of all numbers, above the estimate."""
+    values = np.random.default_rng(0).normal(size=(50, 1, 8))
+    interval = stats.quantile_interval(values, stats.Units(np.r_[1, np.zeros(7, int)], 2, True), (0.05, 0.95))
+    assert (interval.low <= interval.estimate).all() and (interval.estimate <= interval.high).all()
+
+
+def test_an_interval_that_some_resamples_do_not_know_has_no_end():
+    first = lambda w: np.where(w[:, 0] > 0, w[:, 0], np.nan)[None]
+    interval = stats.bootstrap(first, stats.bootstrap_weights(8, 200))
+    assert np.isnan([interval.low, interval.high]).all() and interval.estimate == 1 / 8
+
+
 def test_pseudo_values_of_a_mean_are_the_values_and_unbias_a_square():
     rng = np.random.default_rng(2)
     values = rng.normal(size=6)
