@@ -20,7 +20,7 @@ from mechdiff.data import celeba, collection
 from mechdiff.models import shipped
 from mechdiff.storage import files, locks
 from mechdiff.storage.manifest import run_manifest
-from mechdiff.study import examine, further_results, plan
+from mechdiff.study import circuit_results, examine, further_results, plan
 from mechdiff.training import loop
 
 from . import _flags, _launch, _opening
@@ -43,6 +43,7 @@ def main(config, workdir):
         models = {name: shipped.folder(name) for name in config.study.models} or trained(config, workdir)
         manifest = run_manifest(to_dict(config), models=sorted(models))
         choose = _opening.chooser(config, workdir, CELEBA.value, IMAGES.value, mixed=True)
+        choose = circuit_results.checking(choose, config)
         for name, folder in models.items():
             where = workdir / "subjects" / name
             examined = examine.examine(name, folder, choose, config.sweep, config.seed, where, studied=True)

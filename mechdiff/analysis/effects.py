@@ -6,7 +6,7 @@ over images, L0_t that of the network without intervention, L_t(do) that under a
   pooled         mean over t of dL_t; timesteps lie evenly in log-SNR and count alike
   pooled losses  100 (sum_t L_t(do) - sum_t L0_t) / sum_t L0_t: the loss-weighted average over timesteps
   rms            root mean square over t of dL_t: opposite signs at different timesteps don't cancel; sampling
-                 noise raises it
+                 noise raises it, which its interval allows for
   images hurt    share of images whose loss rises. An image at every timestep counts once, by its mean over t
                  of 100 (l_t(do) - l_t) / L0_t; in a nested design each image counts
   quantiles      of that number over images, of which the mean losses L0_t are taken as they are
@@ -123,11 +123,6 @@ def pooled_loss_ratio_increase(clean: CleanLossArray, loss: LossArray, weights: 
     """Relative increase of the loss summed over timesteps, in %, under each weighting of the images."""
     increase, base = stats.weighted_mean(loss - clean, weights), stats.weighted_mean(clean, weights)
     return 100 * increase.sum(axis=1) / base.sum(axis=0)
-
-
-def rms_relative_increase(clean: CleanLossArray, loss: LossArray, weights: Weights) -> Draws:
-    """Root mean square over timesteps of the relative loss increase, in %, under each weighting."""
-    return np.sqrt((relative_loss_increase(clean, loss, weights) ** 2).mean(axis=1))
 
 
 def excess_relative_increase(
@@ -247,7 +242,13 @@ def measure(
             lambda w: effective_number(pooled_relative_increase(clean, loss, w)), student=False
         ),
         change=_largest_change(sweep, ablation),
-        rms=interval(lambda w: rms_relative_increase(clean, loss, w), student=False),
+        rms=stats.rms_interval(
+            lambda w: relative_loss_increase(clean, loss, w),
+            units,
+            repeats=repeats,
+            seed=seed,
+            confidence=confidence,
+        ),
         hurt=hurt_share(sweep, clean, loss, confidence),
         quantiles=stats.quantile_interval(by_image, units, QUANTILES, confidence),
         precision_error=error,

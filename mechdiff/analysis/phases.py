@@ -96,13 +96,13 @@ def effect_matrix(
 
 def check_sizes(images: int, timesteps: int) -> None:
     """Checks the size of a sweep before it is made; ConfigError if it is too small for `measure`."""
-    _check_images(images)
+    _check_count(images)
     bounded(timesteps, MAX_PHASES)
 
 
-def _check_images(images: int) -> None:
-    if images < 4:
-        raise ConfigError(f"{images} images can't be split into halves; at least 4")
+def _check_count(count: int, kind: str = "images") -> None:
+    if count < 4:
+        raise ConfigError(f"{count} {kind} can't be split into halves; at least 4")
 
 
 def measure(
@@ -129,6 +129,7 @@ def measure(
     """
     clean, loss = _active_losses(sweep, ablation)
     units, rng = stats.units_of(sweep), np.random.default_rng(seed)  # no person is in both halves
+    _check_count(units.count, units.kind)
 
     def matrix(shares: np.ndarray) -> Matrix:
         return effect_matrix(clean, loss, units.weights(shares))
@@ -190,7 +191,6 @@ def _gain(score: Scores) -> Scores:
 
 def _halves(rng: np.random.Generator, images: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Weights of `count` random halves and of their complements, `(count, images)` each."""
-    _check_images(images)
     order = stats.random_orders(rng, images, count)
     first = (order < images // 2).astype(np.float64)
     return tuple(half / half.sum(axis=1, keepdims=True) for half in (first, 1 - first))

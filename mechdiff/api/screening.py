@@ -30,7 +30,8 @@ class Screen:
     """A first ranking by gradients: predicted relative loss increases. It ranks, it does not measure.
 
     Attributes:
-      frame: component, type, score (%), n (images); the largest size first.
+      frame: component, type, score (%), n (images); the largest size first. Scores have no interval: how far
+        a prediction is from what an ablation does, images don't show. `Model.sweep` measures.
       denoiser: its name.
       precision_error: largest error of a score by reduced precision, in points; 0 in float32.
       inputs: what images it was made on.
@@ -53,7 +54,7 @@ class Screen:
     def __repr__(self) -> str:
         shown = self.top(3).round(2).to_string(index=False)
         precise = f", precision {self.precision_error:.2g} points" if self.precision_error else ""
-        return f"Screen of {self._about}{precise}\n{shown}"
+        return f"Screen of {self._about}{precise}; it ranks, it does not measure\n{shown}"
 
     def _repr_html_(self) -> str:
         rows = self.top(5).round(2).to_html(index=False, border=0)

@@ -28,6 +28,7 @@ from mechdiff import stats
 from mechdiff.circuits.attribution import gate_scores
 from mechdiff.circuits.integrated_gradients import integrated_gradients
 from mechdiff.circuits.interactions import pair_effects
+from mechdiff.circuits.strengths import strength_interval
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.text_table import text_table
 from mechdiff.diffusion.eval_set import EvalSet
@@ -100,10 +101,10 @@ def interaction_table(
     Returns:
       `exact` with variables of dim `pair`: `estimate`, `low`, `high` of the interaction (%; BCa bootstrap
       over images or people); `p` (sign flips of these, max-T over pairs); `single_a`, `single_b`, `joint`,
-      relative loss increases (%) without one or both; `strength` (see `strengths`); and `named`: `backup` if
-      `low` is above `MIN_INTERACTION`, `common` if `high` is below -`MIN_INTERACTION`, else empty; empty as
-      well where `p` is above .05 and the units count as fewer than `stats.MIN_RELIABLE`. Attributes `n`:
-      units, images or people; `effective`: what these count as.
+      relative loss increases (%) without one or both; `strength`, `strength_low`, `strength_high` (see
+      `circuits.strengths`); and `named`: `backup` if `low` is above `MIN_INTERACTION`, `common` if `high` is
+      below -`MIN_INTERACTION`, else empty; empty as well where `p` is above .05 and the units count as fewer
+      than `stats.MIN_RELIABLE`. Attributes `n`: units, images or people; `effective`: what these count as.
     """
     clean, interaction = exact.clean_loss.values, exact.interaction.values
     units = stats.units_from(people, exact.sizes["image"])
@@ -112,6 +113,13 @@ def interaction_table(
         return 100 * (interaction @ weights.T / (clean @ weights.T)).mean(1)
 
     interval = stats.bootstrap_units(in_percent, units, seed=seed, confidence=confidence, student=True)
+
+    def costs(weights):
+        """Relative loss increases (%) without the first, the second and both, `[3, pair, m]`."""
+        raised = [exact[f"without_{which}"].values - clean for which in ("a", "b", "both")]
+        return 100 * (np.stack(raised) @ weights.T / (clean @ weights.T)).mean(2)
+
+    strength = strength_interval(costs, units, confidence)
 
     def increase(loss):
         at_t = stats.percent_increase(loss.mean("image"), exact.clean_loss.mean("image"))
@@ -132,7 +140,9 @@ def interaction_table(
         "single_a": singles[0],
         "single_b": singles[1],
         "joint": joint,
-        "strength": strengths(singles, joint),
+        "strength": strength.estimate,
+        "strength_low": strength.low,
+        "strength_high": strength.high,
         "named": np.where(sure, named, ""),
     }
     table = exact.assign({name: ("pair", np.asarray(values)) for name, values in per_pair.items()})
@@ -143,28 +153,6 @@ def by_unit(exact: xr.Dataset, units: stats.Units) -> Float[np.ndarray, "pair un
     """Interaction (%) on each image, or its sum over each person's images; means over timesteps."""
     clean = exact.clean_loss.values.mean(-1, keepdims=True)
     return units.sums(100 * exact.interaction.values / clean).mean(1)
-
-
-def strengths(
-    singles: Float[np.ndarray, "2 pair"], joint: Float[np.ndarray, " pair"]
-) -> Float[np.ndarray, " pair"]:
-    """Size of an interaction relative to the cost that it concerns.
-
-    With singles s <= c and the joint cost j (relative loss increases), for a positive interaction it is
-    1 - c / (j - s), the fraction of the costlier component's cost that the other one repairs: 1 for a full
-    backup, between 0 and 1 for a partial one. For a negative interaction it is (s + c - j) / s: 1 if the two
-    have no effect without each other, 2 if they cancel, and more where the lesser costs almost nothing alone.
-    NaN if the denominator is not positive. An estimate without interval: that of the interaction says how
-    sure it is.
-
-    Example (half of an error is repaired, which is three quarters of its square):
-      >>> strengths(np.array([[25.0], [0.0]]), np.array([100.0]))
-      array([0.75])
-    """
-    lesser, costlier = np.sort(singles, axis=0)
-    interaction = joint - lesser - costlier
-    cost = np.where(interaction > 0, joint - lesser, lesser)
-    return np.where(cost > 0, np.abs(interaction) / np.where(cost > 0, cost, 1), np.nan)
 
 
 def costs_alone_or_paired(table: xr.Dataset) -> dict[str, Float[np.ndarray, " t"]]:
@@ -230,7 +218,10 @@ def few(table: xr.Dataset) -> str:
 
 def lines(table: xr.Dataset) -> list[str]:
     """The named pairs as a table, and `groups`; percent of the clean loss."""
-    heads = ("pair", "first", "second", "both", "interaction", "interval", "strength", "relation")
+    heads = (
+        *("pair", "first", "second", "both", "interaction", "interval"),
+        *("strength", "interval", "relation"),
+    )
     rows = []
     named = named_pairs(table)
     for i in range(named.sizes["pair"]):
@@ -238,7 +229,8 @@ def lines(table: xr.Dataset) -> list[str]:
         names = f"{pair.a.item()} + {pair.b.item()}"
         values = [f"{float(pair[name]):.2f}" for name in ("single_a", "single_b", "joint", "estimate")]
         bounds = f"[{float(pair.low):.2f}, {float(pair.high):.2f}]"
-        rows.append([names, *values, bounds, f"{float(pair.strength):.2f}", pair.named.item()])
+        relative = f"[{float(pair.strength_low):.2f}, {float(pair.strength_high):.2f}]"
+        rows.append([names, *values, bounds, f"{float(pair.strength):.2f}", relative, pair.named.item()])
     count, total = named.sizes["pair"], table.sizes["pair"]
     return [
         *text_table(heads, rows),

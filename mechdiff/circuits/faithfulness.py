@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 
 from mechdiff.core.batches import batches, filled
 from mechdiff.core.errors import ConfigError
+from mechdiff.core.numerics import require_finite
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.build import keep_sets, needs_replacements
@@ -133,6 +134,7 @@ class CircuitEvaluator:
         for start in range(0, len(todo), self.batch):
             circuits = todo[start : start + self.batch]
             loss = self._run(circuits)
+            require_finite(loss, self.denoiser.name, f"circuits under {self.ablation} ablation")
             self._keep(circuits, loss)
             self._known.update(zip((row.tobytes() for row in circuits), loss, strict=True))
         return np.stack([self._known[row.tobytes()] for row in members])
@@ -148,6 +150,7 @@ class CircuitEvaluator:
 
         Raises:
           ConfigError: ablating everything changes the loss by no more than rounding.
+          NumericsError: losses that are NaN or Inf.
         """
         members = np.asarray(members, bool)
         nothing, full, *loss = self.pooled(np.concatenate([self.ends, members]))

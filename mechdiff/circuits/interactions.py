@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from mechdiff.core import devices
 from mechdiff.core.batches import batches
 from mechdiff.core.devices import ALL, IMAGES
+from mechdiff.core.numerics import require_finite
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.eval_set import BATCH, EvalBatch, EvalSet
 from mechdiff.interventions.build import ablate, leave_one_out
@@ -124,6 +125,9 @@ def pair_effects(
     Returns:
       Dataset of losses without the first, the second and both of a pair, `without_a`, `without_b` and
       `without_both`, and their `interaction`, dims `pair, t, image`; `clean_loss`, dims `t, image`.
+
+    Raises:
+      NumericsError: losses that are NaN or Inf.
     """
     timesteps = eval_set.timesteps
     singles = {component.name: component for component in itertools.chain(*pairs)}
@@ -134,6 +138,7 @@ def pair_effects(
     engine = Engine(denoiser)
     measured = [engine.measure(stacked, eval_set.batch(t_index)) for t_index in range(len(timesteps))]
     loss = np.stack([losses.loss for losses in measured], 1)
+    require_finite(loss, denoiser.name, "ablated components and pairs")
     clean = np.stack([losses.clean_loss for losses in measured])
     place = {name: row for row, name in enumerate(singles)}
     a, b = (loss[[place[pair[side].name] for pair in pairs]] for side in (0, 1))

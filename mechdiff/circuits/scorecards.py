@@ -13,7 +13,9 @@ Measures, all of f as `faithfulness` defines it:
   sufficiency   share of random circuits with as many members of each component type that match as well:
                 p = (1 + how many are) / (1 + how many there are)
 Intervals are Student's over images, or over people where it is known who is in them, by leaving out one at a
-time: BCa bootstraps of 8 images covered .90 instead of .95.
+time: BCa bootstraps of 8 images covered .90 instead of .95. Noise raises the sizes |...| of CMD and of
+completeness: of circuits that miss nothing, intervals of the latter lay above 0 in .46 (8 images) to .81 (64)
+of simulations until 2026-12-01, and now in less than .01 (`stats.size_interval`).
 """
 
 import dataclasses
@@ -170,11 +172,11 @@ class _Runs:
     def completeness(self, where: str) -> Interval:
         """Mean |f(C without K) - f(all without K)| over knock-outs `inside` or `outside`; NaN if none."""
 
-        def mean_gap(weights: np.ndarray) -> np.ndarray:
-            gaps = np.abs(self.f(f"less {where}", weights) - self.f(f"whole less {where}", weights))
-            return gaps.mean(axis=0) if len(gaps) else np.full(len(weights), np.nan)
+        def gaps(weights: np.ndarray) -> np.ndarray:
+            found = self.f(f"less {where}", weights) - self.f(f"whole less {where}", weights)
+            return found if len(found) else np.full((1, len(weights)), np.nan)
 
-        return self.interval(mean_gap)
+        return stats.size_interval(gaps, lambda sizes: sizes.mean(axis=0), self.units)
 
 
 def measure(losses: xr.Dataset, seed: int = 0) -> Scorecard:
@@ -194,7 +196,7 @@ def measure(losses: xr.Dataset, seed: int = 0) -> Scorecard:
         sizes=sizes,
         curve=runs.interval(lambda w: runs.f("nested", w)),
         cpr=runs.interval(lambda w: area(runs.f("nested", w))),
-        cmd=runs.interval(lambda w: area(np.abs(1 - runs.f("nested", w)))),
+        cmd=stats.size_interval(lambda w: 1 - runs.f("nested", w), area, runs.units),
         circuit=runs.interval(lambda w: runs.f("circuit", w)[0]),
         complement=runs.interval(lambda w: runs.f("complement", w)[0]),
         by_t=runs.interval(lambda w: runs.f_by_t("circuit", w)),

@@ -16,7 +16,7 @@ from mechdiff.circuits.attribution import Expansion, gate_scores
 from mechdiff.circuits.audits import EXPANSIONS
 from mechdiff.core import devices
 from mechdiff.core.config import Precision, SweepConfig
-from mechdiff.core.numerics import ROUNDING
+from mechdiff.core.numerics import ROUNDING, require_finite
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.components import Component
@@ -140,5 +140,6 @@ def exact_losses(
     ).isel(ablation=0)
     error = sweep["precision_error"].values if "precision_error" in sweep else np.zeros(len(chosen))
     loss, clean = (sweep[name].values.astype(np.float64) for name in ("loss", "clean_loss"))
+    require_finite(loss, denoiser.name, f"components under {ablation} ablation")
     idle = sweep["change"].max(("t", "image")).values <= ROUNDING
     return ExactLosses(np.where(idle[:, None, None], clean, loss), clean, error)

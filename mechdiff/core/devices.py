@@ -134,9 +134,9 @@ def enough_memory(way_out: str) -> Iterator[None]:
 
 
 # LLVM's optimizations left out, and kernels emitted the older way, which compiles in two thirds of the time
-# (JAX 0.12 has it no longer). Products, sums and elementwise operations by XLA's library of kernels (YNNPACK),
-# which are optimized at any level: such programs take 0.76 to 0.87 of the time with it, those compiled in full
-# 1.1 to 1.2 times as long (one core, experiments/benchmarks/README.md).
+# (JAX 0.12 has it no longer). Products, sums and elementwise operations by XLA's library of kernels
+# (YNNPACK), optimized at any level: such programs take 0.76 to 0.87 of the time with it, those compiled in
+# full 1.1 to 1.2 times as long (one core, experiments/benchmarks/README.md).
 QUICKLY = {
     "xla_backend_optimization_level": 0,
     "xla_cpu_use_fusion_emitters": False,

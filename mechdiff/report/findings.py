@@ -226,9 +226,13 @@ def memorization(model: ExaminedModel) -> str:
     copies = f"{100 * record['copies']:.1f} %"
     if "copies_low" in record:  # since 2026-11-30
         copies += f" [{100 * record['copies_low']:.1f}, {100 * record['copies_high']:.1f}]"
+    ratio, expected = number(record["ratio"]), "1"
+    if record.get("ratio_low") is not None:  # since 2026-12-01
+        ratio += f" [{number(record['ratio_low'])}, {number(record['ratio_high'])}]"
+        expected = f"{100 * record['copies_expected']:.1f}"
     return (
         f"Median RMS distance to the nearest training image: samples {samples}, held-out images {held_out} "
-        f"(pixels in [−1, 1]; ratio {number(record['ratio'])}, far below 1 if images were memorized). "
+        f"(pixels in [−1, 1]; ratio {ratio}, far below 1 if images were memorized). "
         f"{copies} of samples are closer to a training image than the 1st percentile "
-        "of held-out images; 1 % is expected without memorization."
+        f"of held-out images; {expected} % is expected without memorization."
     )

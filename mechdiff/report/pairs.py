@@ -65,12 +65,16 @@ def _item(pair: xr.Dataset) -> Markup:
     interaction = Value(*(float(pair[end]) for end in ("estimate", "low", "high")))
     names = pair.a.item(), pair.b.item()
     share = 100 * float(pair.strength)
+    shown = precise(share)
+    if "strength_low" in pair:  # results from before 2026-12-01 have no interval of it
+        ends = (precise(100 * float(pair[end])) for end in ("strength_low", "strength_high"))
+        shown = "{} [{}, {}]".format(shown, *ends)
     if pair.named.item() == backups.BACKUP:
         costlier = float(pair.single_a) >= float(pair.single_b)
         first, second = names if costlier else names[::-1]
         words = "<code>{}</code> makes up for {} % of what losing <code>{}</code> costs (interaction {})"
-        return Markup(words).format(second, precise(share), first, between(interaction, " %"))
-    less = Markup("the sum, by {} % of the smaller cost").format(precise(share))
+        return Markup(words).format(second, shown, first, between(interaction, " %"))
+    less = Markup("the sum, by {} % of the smaller cost").format(shown)
     if share > 100:  # the loss of one makes the other's a gain
         less = Markup("losing the costlier alone")
     words = "losing <code>{}</code> and <code>{}</code> costs less than {} (interaction {})"

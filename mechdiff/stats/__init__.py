@@ -20,7 +20,12 @@ from mechdiff.stats.intervals import (
     satterthwaite,
     student_mean,
 )
-from mechdiff.stats.jackknife import jackknife_error, jackknife_interval, pseudo_values, ratio_influence
+from mechdiff.stats.jackknife import (
+    jackknife_error,
+    jackknife_interval,
+    pseudo_values,
+    ratio_influence,
+)
 from mechdiff.stats.quantiles import quantile_interval
 from mechdiff.stats.sequential import confidence_sequence, skewed_sequence
 from mechdiff.stats.shares import share_interval
@@ -33,6 +38,7 @@ from mechdiff.stats.significance import (
     max_t,
     permutation_test,
 )
+from mechdiff.stats.sizes import rms_interval, size_interval
 from mechdiff.stats.weights import (
     MIN_RELIABLE,
     bootstrap_weights,
@@ -74,8 +80,10 @@ __all__ = [
     "ratio_effect",
     "ratio_influence",
     "resampled_variance",
+    "rms_interval",
     "satterthwaite",
     "share_interval",
+    "size_interval",
     "skewed_sequence",
     "student_mean",
     "units_from",

@@ -88,7 +88,7 @@ def bootstrap(
     count = check_units(units[0]) if effective is None else effective
     wide = expanded_level(confidence, count)
     tails = np.array([(1 - wide) / 2, (1 + wide) / 2])
-    without_each = _jackknife(statistic, units[0]) if method == "bca" else None
+    without_each = left_out(statistic, units[0]) if method == "bca" else None
     if without_each is not None:
         tails = _bca_tails(estimate, draws, without_each, tails)
     low, high = np.moveaxis(_quantiles(draws, np.broadcast_to(tails, (*estimate.shape, 2))), -1, 0)
@@ -107,10 +107,7 @@ def expanded_level(confidence: float, n: float) -> float:
     Raises:
       ConfigError: `n` of 1 or less.
     """
-    if not n > 1:
-        raise ConfigError(
-            f"{n:g} unit(s): more than 1 image or person is needed to tell how sure an effect is"
-        )
+    _check_count(n)
     quantile = np.sqrt(n / (n - 1)) * special.stdtrit(n - 1, (1 + confidence) / 2)
     return min(float(2 * special.ndtr(quantile) - 1), 1 - 1e-12)  # below 1, so that its quantiles are finite
 
@@ -121,11 +118,18 @@ def bootstrap_mean(
     repeats: int = 2000,
     seed: int = 0,
     method: Literal["bca", "percentile"] = "bca",
+    student: bool | None = None,
 ) -> Interval:
-    """Bootstrap interval of the mean over units, for all cells from the same resamples."""
+    """Bootstrap interval of the mean over units, for all cells from the same resamples.
+
+    Args:
+      student: whether ends lie at least as far out as Student's, see `bootstrap`; None: of `bca` they do. Of
+        resamples alone, intervals of 4 units cover .76 to .88 instead of .95.
+    """
     values = np.asarray(values, np.float64)
     weights = bootstrap_weights(values.shape[-1], repeats, seed)
-    return bootstrap(lambda w: values @ w.T, weights, confidence, method)
+    student = method == "bca" if student is None else student
+    return bootstrap(lambda w: values @ w.T, weights, confidence, method, student=student)
 
 
 def student_mean(values: Cells, confidence: float = 0.95) -> Interval:
@@ -144,10 +148,16 @@ def ratio_effect(
     repeats: int = 2000,
     seed: int = 0,
     method: Literal["bca", "percentile"] = "bca",
+    student: bool | None = None,
 ) -> Interval:
     """Relative increase, 100 (mean changed / mean baseline - 1) %, with its paired bootstrap interval.
 
     Both means are taken over the same resampled units. Cells broadcast: one baseline may serve many changes.
+
+    Args:
+      student: whether ends lie at least as far out as Student's, see `bootstrap`; None: of `bca` they do. Of
+        resamples alone, intervals cover .85 to .87 of 4 units, .92 to .94 of 8, .91 to .95 of 16, now .94 to
+        .97 of each (normal, lognormal with log-sd .5 and 1, and t(3); 2,000 times).
 
     Raises:
       ConfigError: a baseline whose mean is not positive.
@@ -156,7 +166,14 @@ def ratio_effect(
     if np.any(baseline.mean(axis=-1) <= 0):
         raise ConfigError(f"baseline mean {baseline.mean(axis=-1).min()} must be positive to be divided by")
     weights = bootstrap_weights(baseline.shape[-1], repeats, seed)
-    return bootstrap(lambda w: percent_increase(changed @ w.T, baseline @ w.T), weights, confidence, method)
+    student = method == "bca" if student is None else student
+    return bootstrap(
+        lambda w: percent_increase(changed @ w.T, baseline @ w.T),
+        weights,
+        confidence,
+        method,
+        student=student,
+    )
 
 
 def hierarchical_bootstrap(
@@ -199,19 +216,25 @@ def resampled_variance(draws: Float[np.ndarray, " repeats"], n: float) -> tuple[
     Raises:
       ConfigError: `n` of 1 or less.
     """
-    if not n > 1:
-        check_units(int(n))
+    _check_count(n)
     n = max(n, 2.0)
     return float(np.var(draws, ddof=1) * n / (n - 1)), n - 1
 
 
-def _jackknife(statistic: Statistic, n: int) -> np.ndarray:
+def _check_count(n: float) -> None:
+    if not n > 1:  # NaN, too
+        raise ConfigError(
+            f"{n:g} unit(s): more than 1 image or person is needed to tell how sure an effect is"
+        )
+
+
+def left_out(statistic: Statistic, n: int) -> np.ndarray:
     """The statistic with each unit left out in turn: [*cells, n]."""
     check_units(n)
     values = []
     for start in range(0, n, BLOCK):
-        left_out = np.arange(start, min(start + BLOCK, n))[:, None]
-        weights = np.where(np.arange(n) == left_out, 0.0, 1.0) / (n - 1)
+        places = np.arange(start, min(start + BLOCK, n))[:, None]
+        weights = np.where(np.arange(n) == places, 0.0, 1.0) / (n - 1)
         values.append(statistic(weights))
     return np.concatenate(values, axis=-1)
 
@@ -235,13 +258,15 @@ def _bca_tails(
 
 
 def _quantiles(draws: np.ndarray, tails: np.ndarray) -> np.ndarray:
-    """Each cell's own quantiles, interpolated: draws [*cells, r], tails [*cells, k] -> [*cells, k]."""
+    """Each cell's own quantiles, interpolated: draws [*cells, r], tails [*cells, k] -> [*cells, k]; NaN where
+    any draw is."""
     ordered = np.sort(draws, axis=-1)
     position = np.nan_to_num(tails) * (draws.shape[-1] - 1)
     below = np.floor(position).astype(np.int64)
     above = np.minimum(below + 1, draws.shape[-1] - 1)
     low, high = (np.take_along_axis(ordered, at, axis=-1) for at in (below, above))
-    return low + (position - below) * (high - low)
+    defined = ~np.isnan(ordered[..., -1:])  # NaN is sorted last
+    return np.where(defined, low + (position - below) * (high - low), np.nan)
 
 
 def _interval(estimate, low, high, confidence: float, n: int) -> Interval:

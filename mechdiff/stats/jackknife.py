@@ -32,8 +32,7 @@ def jackknife_interval(statistic: Statistic, units: Units, confidence: float = 0
     """
     n = check_units(units.count)
     estimate = np.asarray(statistic(units.even())[..., 0])
-    shares_without_each = (1.0 - np.eye(n)) / (n - 1)
-    values = statistic(units.weights(shares_without_each))
+    values = statistic(without_each(units))
     half = special.stdtrit(max(units.effective - 1, 1), (1 + confidence) / 2) * jackknife_error(values)
     return Interval(
         estimate=estimate,
@@ -42,6 +41,11 @@ def jackknife_interval(statistic: Statistic, units: Units, confidence: float = 0
         confidence=confidence,
         n=n,
     )
+
+
+def without_each(units: Units) -> np.ndarray:
+    """Weights of images with each unit left out in turn."""
+    return units.weights((1.0 - np.eye(units.count)) / (units.count - 1))
 
 
 def jackknife_error(values: Float[np.ndarray, "*cells unit"]) -> Float[np.ndarray, "*cells"]:

@@ -48,8 +48,9 @@ def quantile_interval(
         # Chance that fewer than so many images lie below the quantile.
         fewer = special.betaincc(rank * counted, (n - rank) * counted + 1, share)
         tail = (1 - confidence) / 2
-        low = (fewer <= tail).sum(axis=-1)
-        high = (fewer < 1 - tail).sum(axis=-1) + 1
+        unknown = n * counted[..., 0] < 1  # less than one independent image: any quantile may be anywhere
+        low = np.where(unknown, 0, (fewer <= tail).sum(axis=-1))
+        high = np.where(unknown, n + 1, (fewer < 1 - tail).sum(axis=-1) + 1)
         for end, at in enumerate((low, high)):
             ends[..., i, end] = np.take_along_axis(padded, at[..., None], axis=-1)[..., 0]
     return Interval(

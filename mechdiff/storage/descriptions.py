@@ -100,6 +100,8 @@ OF_DIMENSION = {
         "single_b": ("%", "relative loss increase when b is ablated"),
         "joint": ("%", "relative loss increase when both are ablated"),
         "strength": ("1", "size of the interaction relative to the effect that it concerns"),
+        "strength_low": ("1", f"lower end of its 95 % interval over {UNITS}"),
+        "strength_high": ("1", f"upper end of its 95 % interval over {UNITS}"),
         "audited": ("1", "whether the pair was drawn at random"),
     },
     "factor": {

@@ -11,11 +11,13 @@ from jaxtyping import Float, Int
 
 from mechdiff.analysis.class_effects import CLASS
 from mechdiff.core.config import SweepConfig
+from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import AnyArray, ExaminedImages, Images, PRNGKey, PyTree
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.models import conditions
 from mechdiff.stats.clusters import PERSON
 
+FOUR_PEOPLE = 4  # of whom halves of images are: two to choose on, two to measure on
 Steps = Sequence[int] | Int[AnyArray, " timesteps"]
 
 
@@ -111,7 +113,34 @@ class EvalImages:
         condition = conditions.at(self.reference_condition, slice(count))
         return dataclasses.replace(self, reference=self.reference[:count], reference_condition=condition)
 
-    def subset(self, chosen: slice) -> "EvalImages":
+    def halves(self) -> tuple[Int[np.ndarray, " first"], Int[np.ndarray, " second"]]:
+        """Places of the scored images in two halves, what is chosen on one of which is measured on the other.
+
+        Where people are known nobody is in both: people come in the order of their first images, until half
+        of the images is reached. If each has one, or else is in one half anyway, it is the first half of the
+        images and the second.
+
+        Raises:
+          ConfigError: fewer than 4 people: 2 on either side say how sure a number is.
+        """
+        places, people = np.arange(len(self.scored)), self.scored_people
+        if people is None:
+            return places[: len(places) // 2], places[len(places) // 2 :]
+        _, first_image, member, images = np.unique(
+            people, return_index=True, return_inverse=True, return_counts=True
+        )
+        if len(images) < FOUR_PEOPLE:
+            raise ConfigError(
+                f"{len(places)} images of {len(images)} people are too few to choose on some people and "
+                f"measure on others; give those of {FOUR_PEOPLE} or more (sweep.images)"
+            )
+        order = np.argsort(first_image)
+        before = images[order].cumsum() - images[order]  # images of the people who come earlier
+        count = np.clip((before < len(places) // 2).sum(), 2, len(images) - 2)
+        in_first = np.isin(member, order[:count])
+        return np.flatnonzero(in_first), np.flatnonzero(~in_first)
+
+    def subset(self, chosen: slice | Int[np.ndarray, " n"]) -> "EvalImages":
         """Some of the scored images, at every timestep."""
         condition = conditions.at(self.scored_condition, chosen)
         people = None if self.scored_people is None else self.scored_people[chosen]

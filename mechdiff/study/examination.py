@@ -40,6 +40,7 @@ def examine_and_pack(
         `examine.examine`.
     """
     circuit_results.check(config)  # before hours of sweeping
+    choose = circuit_results.checking(choose, config)
     folder, path = workdir / "subjects" / name, packed_path(workdir, name)
     examined = examine.examine(
         name, model_folder(model), choose, config.sweep, config.seed, folder, studied=True

@@ -85,6 +85,10 @@ def _key(examined: DenoiserAndImages, config: ExperimentConfig, result: str) -> 
         for name in decisive
         if getattr(images, name) is not None  # results on images of which nothing is known keep their names
     }
+    if images.people is not None and circuit_results.halved(config, result):
+        first = images.first(config.study.images).halves()[0]
+        if first.tolist() != list(range(len(first))):  # until 2026-12-01 people could be in both halves
+            about_images["halves"] = first.tolist()
     return result_key(
         examined.denoiser,
         pictures=digests.digest_arrays([images.swept, images.reference]),

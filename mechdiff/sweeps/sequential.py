@@ -21,6 +21,7 @@ from mechdiff.core import devices
 from mechdiff.core.batches import Batch, batches
 from mechdiff.core.config import Precision
 from mechdiff.core.errors import ConfigError
+from mechdiff.core.numerics import require_finite
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
@@ -184,6 +185,7 @@ class _Run:
         clean = np.empty((len(self.timesteps), batch.count), np.float32)
         for t_index in range(len(self.timesteps)):
             losses = engine.measure(undecided, self.eval_set.batch(t_index, batch.indices))
+            require_finite(losses.loss, self.denoiser.name, "ablated components")
             loss[running, t_index] = losses.loss[:, : batch.count]
             clean[t_index] = losses.clean_loss[: batch.count]
         region = {"loss": (slice(None), slice(None), batch.span), "clean_loss": (slice(None), batch.span)}

@@ -9,7 +9,7 @@ from scipy.stats import binomtest, kstest
 
 from mechdiff import stats
 from mechdiff.core.text_table import text_table
-from mechdiff.stats import ALPHA
+from mechdiff.stats import ALPHA, Interval
 
 CONFIDENCE = 0.95  # of intervals
 SURE = 0.999  # a check that holds fails with probability 0.001
@@ -59,6 +59,11 @@ def covers(name: str, covered: Bool[np.ndarray, " repeat"], confidence: float = 
     """Coverage of intervals against the nominal `confidence`."""
     test = binomtest(int(covered.sum()), len(covered), confidence, alternative="less")
     return Check(name, "covers", confidence, *_share(binomtest(test.k, test.n)), float(test.pvalue), test.n)
+
+
+def inside(interval: Interval, truth: float | Float[np.ndarray, "*#cells"]) -> Bool[np.ndarray, "*cells"]:
+    """Which intervals cover the truth."""
+    return np.asarray((interval.low <= truth) & (truth <= interval.high))
 
 
 def errs(name: str, wrong: Bool[np.ndarray, " repeat"], most: float = ALPHA) -> Check:

@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from scipy import special
 
 from mechdiff import stats
 from mechdiff.analysis import class_effects, effects, variation
-from mechdiff.stats import Interval, Units
+from mechdiff.stats import Units
 from mechdiff.sweeps import interchange, sampling
-from mechdiff.validation.checks import CONFIDENCE, Check, covers, replacing
+from mechdiff.validation.checks import CONFIDENCE, Check, covers, errs, finds, inside, replacing
 
 IMAGES, TIMESTEPS, RESAMPLES = 32, 4, 300
 PEOPLE, OF_EACH = 12, 7  # a third of the variance is between people
@@ -26,7 +26,7 @@ MANY = 100_000  # images that a true share of the top tenth is of
 
 def checks(rng: np.random.Generator, repeats: int) -> list[Check]:
     """All checks, each over `repeats` simulated sweeps."""
-    rngs = iter(rng.spawn(7))
+    rngs = iter(rng.spawn(8))
     return [
         *_pooled(next(rngs), repeats),
         *_shares_and_quantiles(next(rngs), repeats),
@@ -35,12 +35,8 @@ def checks(rng: np.random.Generator, repeats: int) -> list[Check]:
         *_classes(next(rngs), repeats),
         *_distances(next(rngs), repeats),
         *_interchange(next(rngs), repeats),
+        *_rms(next(rngs), repeats),
     ]
-
-
-def inside(interval: Interval, truth: float | Float[np.ndarray, "*#cells"]) -> Bool[np.ndarray, "*cells"]:
-    """Which intervals cover the truth."""
-    return np.asarray((interval.low <= truth) & (truth <= interval.high))
 
 
 def _pooled(rng: np.random.Generator, repeats: int) -> list[Check]:
@@ -158,7 +154,7 @@ def _distances(rng: np.random.Generator, repeats: int) -> list[Check]:
     for samples in (4, 16):
         distance = np.exp(0.5 * rng.normal(size=(1, repeats, 1, samples)) - 0.125)
         swept = xr.Dataset({"distance": (("ablation", "component", "window", "sample"), distance)})
-        now, before = sampling.mean_distance(swept), stats.bootstrap_mean(distance)
+        now, before = sampling.mean_distance(swept), stats.bootstrap_mean(distance, student=False)
         check = covers(f"mean distance of {samples} samples", inside(now, 1.0).ravel())
         results.append(replacing(check, inside(before, 1.0).ravel()))
     return results
@@ -176,3 +172,22 @@ def _interchange(rng: np.random.Generator, repeats: int, pairs: int = 16) -> lis
     before = stats.bootstrap(lambda w: (along @ w.T) / (distance @ w.T), weights, CONFIDENCE, "percentile")
     check = covers(f"interchange, {pairs} pairs: share of a factor", inside(share, 0.3).ravel())
     return [replacing(check, inside(before, 0.3).ravel())]
+
+
+def _rms(rng: np.random.Generator, repeats: int, timesteps: int = 8, images: int = 16) -> list[Check]:
+    """Root mean square over 8 timesteps of effects that scatter over images by 4 %, at each alone; before, by
+    resamples alone."""
+    units, results = Units(np.arange(images), images, False), []
+    name = f"rms over timesteps, {images} images"
+    for truth in (0.0, 1.0, 4.0):
+        increase = truth + 4 * rng.normal(size=(repeats, timesteps, images))
+        now = stats.rms_interval(lambda w, of=increase: of @ w.T, units, repeats=RESAMPLES)
+        before = stats.bootstrap_units(
+            lambda w, of=increase: np.sqrt(((of @ w.T) ** 2).mean(axis=1)), units, repeats=RESAMPLES
+        )
+        check = covers(f"{name}: of {truth:g} %", inside(now, truth))
+        results.append(replacing(check, inside(before, truth)))
+        if truth == 0:
+            results.append(replacing(errs(f"{name}: no effect is called one", now.low > 0), before.low > 0))
+    results.append(finds(f"{name}: of 4 % is called an effect", now.low > 0, 0.8))
+    return results

@@ -75,6 +75,9 @@ def test_unfit_sweeps_are_refused():
         phases.measure(sweep(np.zeros((1, 3))), "zero")
     with pytest.raises(ConfigError, match="3 images"):
         phases.measure(sweep(np.zeros((4, 3)), images=3), "zero")
+    of_two = sweep(np.zeros((4, 3)), images=8).assign_coords(person=("image", np.arange(8) % 2))
+    with pytest.raises(ConfigError, match="2 people can't be split"):
+        phases.measure(of_two, "zero")
     idle = sweep(np.zeros((4, 3)))
     idle["change"] = idle["change"] * 0
     with pytest.raises(ConfigError, match="no component changed"):

@@ -38,6 +38,13 @@ def test_what_hides_in_a_mean_is_shown():
     assert idle[["top_tenth", *variation.INTERVALS["top_tenth"]]].isna().all()
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_end_beyond_all_numbers_is_infinite_without_a_word():
+    rare = np.where(np.arange(8) < 1, 100.0, 0.0)
+    row = variation.variation(sweep([[rare, rare]]), "zero").iloc[0]
+    assert row.over_images_high == np.inf and row.over_images > 0
+
+
 @pytest.mark.parametrize("fraction, share", [(0.25, 0.4), (0.5, 0.7), (0.375, 0.55), (1.0, 1.0)])
 def test_share_of_the_largest_fraction(fraction, share):
     values = np.array([[1.0, -4.0, 2.0, 3.0]])

@@ -69,6 +69,7 @@ def test_screens_rank_all_components(model, images):
     screen = model.screen(images, n=4, timesteps=2)
     assert len(screen.frame) == len(model.components())
     assert np.abs(screen.frame.score).is_monotonic_decreasing
+    assert "it ranks, it does not measure" in repr(screen)
     assert "by gradients on 4 images (" in repr(screen) and "of an array" in repr(screen)
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from mechdiff.circuits import backups
+from mechdiff import stats
+from mechdiff.circuits import backups, strengths
 from mechdiff.core.errors import ConfigError
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.models.unet import components
@@ -42,6 +43,9 @@ def test_a_partial_backup_common_work_and_independent_parts_are_told_apart():
     assert table.named.values.tolist() == [backups.BACKUP, backups.COMMON, ""]
     np.testing.assert_allclose(table.estimate, [75, -20, 0], atol=5)
     np.testing.assert_allclose(table.strength[:2], [0.75, 1], atol=0.1)
+    low, high = table.strength_low.values[:2], table.strength_high.values[:2]
+    np.testing.assert_allclose([low, high], [[0.75, 1]] * 2, atol=1e-5)  # all of a pair scatter alike
+    assert backups.lines(table)[2].endswith("1.00  [1.00, 1.00]   common")
     assert (table.low < table.estimate).all() and (table.estimate < table.high).all()
     assert (table.p.values[:2] < 0.05).all() and table.p.values[2] > table.p.values[:2].max()
     assert backups.named_pairs(table).a.values.tolist() == ["a0", "a1"]
@@ -83,14 +87,14 @@ def test_of_few_images_a_pair_takes_a_small_p_too(n):
     [((25, 0), 100, 0.75), ((0, 0), 80, 1.0), ((40, 60), 60, 1.0), ((50, 50), 0, 2.0), ((10, 20), 30, 0.0)],
 )
 def test_strength_by_hand(singles, joint, strength):
-    result = backups.strengths(np.array(singles, float)[:, None], np.array([joint], float))
+    result = strengths.strengths(np.array(singles, float)[:, None], np.array([joint], float))
     assert result[0] == pytest.approx(strength)
-    swapped = backups.strengths(np.array(singles[::-1], float)[:, None], np.array([joint], float))
+    swapped = strengths.strengths(np.array(singles[::-1], float)[:, None], np.array([joint], float))
     assert swapped[0] == result[0]
 
 
 def test_no_cost_has_no_strength():
-    assert np.isnan(backups.strengths(np.array([[-5.0], [0.0]]), np.array([-20.0]))).all()
+    assert np.isnan(strengths.strengths(np.array([[-5.0], [0.0]]), np.array([-20.0]))).all()
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +163,22 @@ def test_one_component_makes_no_pair(known):
     plant, chosen, eval_set, others = known
     with pytest.raises(ConfigError, match="a pair takes two"):
         backups.verified_backups(plant.denoiser, eval_set, others, chosen[:1])
+
+
+@pytest.mark.parametrize("scatter", [0.5, 1.0])
+def test_intervals_of_strengths_cover_and_have_no_end_where_the_cost_may_be_nothing(scatter):
+    """Of 16 images: three quarters are repaired; two that do nothing without each other."""
+    rng, n = np.random.default_rng(0), 16
+    cost = np.array([[5.0, 6.0, 6.0], [0.0, 2.0, 0.0], [15.0, -2.0, -6.0]])[..., None, None]
+    images = cost * np.exp(scatter * rng.normal(size=(3, 3, 300, n)) - scatter**2 / 2)
+    images[1, 2] += rng.normal(size=(300, n))  # the lesser cost is 0
+    images[2] += images[0] + images[1]
+    units = stats.Units(np.arange(n), n, False)
+    interval = strengths.strength_interval(lambda w: images.reshape(3, -1, n) @ w.T, units)
+    low, high = (end.reshape(3, 300) for end in (interval.low, interval.high))
+    for pair, truth in ((0, 0.75), (1, 1.0)):
+        covered = ((low[pair] <= truth) & (truth <= high[pair])).mean()
+        assert 0.93 < covered < 0.995, (pair, covered)
+    known = np.isfinite(interval.estimate).reshape(3, 300)[2]
+    assert 0.2 < known.mean() < 0.8 and np.isnan(low[2][~known]).all()
+    assert np.isinf(high[2][known]).mean() > 0.85

@@ -19,8 +19,9 @@ from mechdiff.circuits import (
     screening,
 )
 from mechdiff.circuits.faithfulness import CircuitEvaluator
-from mechdiff.core.config import SweepConfig
-from mechdiff.core.errors import ConfigError
+from mechdiff.core.config import StudyConfig, SweepConfig
+from mechdiff.core.errors import ConfigError, NumericsError
+from mechdiff.core.presets import preset
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import make_schedule
@@ -90,6 +91,14 @@ def test_the_smallest_circuit_that_is_close_enough_is_found_in_the_order_of_need
     assert result.faithfulness == pytest.approx(0.75 / 0.77, abs=1e-5)
     assert circuits.discover(evaluator, tau=0.6).members == (A,)
     assert circuits.discover(evaluator, tau=0.99).members == (A, C, D)
+
+
+@pytest.mark.parametrize("overflow", [np.inf, np.nan])
+def test_ablations_that_overflow_are_no_circuit_of_everything(made_up, overflow):
+    """All components would be members, of faithfulness NaN: nothing else reaches tau."""
+    evaluator = made_up(lambda has: additive(has) if has(A) else -overflow)
+    with pytest.raises(NumericsError, match="made up: losses of 1 of 8 circuits under zero ablation are NaN"):
+        circuits.discover(evaluator)
 
 
 def test_marginal_effects_are_percent_of_the_clean_loss_at_each_timestep(made_up):
@@ -376,9 +385,20 @@ def test_halves_are_other_pictures_with_other_noise(nobody):
     assert not np.array_equal(*(jax.random.key_data(evaluator.eval_set.key) for evaluator in (find, score)))
     assert find.eval_set.timesteps.tolist() == score.eval_set.timesteps.tolist()
     assert len(find.eval_set.timesteps) == 3
+    again = dataclasses.replace(pixels_of_people, people=np.array([0, 1, 0, 2, 3, 1, 2, 3, 4]))
+    find, score = circuit_results.circuit_evaluators(nobody, again, "zero", *settings)
+    assert find.people.tolist() == [0, 1, 0, 1] and score.people.tolist() == [2, 3, 2, 3, 4]
+    np.testing.assert_array_equal(score.eval_set.images, pixels[[3, 4, 6, 7, 8]])
+    most = dataclasses.replace(again, people=np.array([7] * 6 + [1, 2, 3]))
+    assert [half.tolist() for half in most.halves()] == [list(range(7)), [7, 8]]
     few = dataclasses.replace(pixels_of_people, scored=pixels[:3])
-    with pytest.raises(ConfigError, match="too few"):
-        circuit_results.circuit_evaluators(nobody, few, "zero", *settings)
+    three = dataclasses.replace(again, people=np.arange(9) % 3)
+    for images, line in ((few, "too few"), (three, "9 images of 3 people are too few")):
+        with pytest.raises(ConfigError, match=line):
+            circuit_results.circuit_evaluators(nobody, images, "zero", *settings)
+    studied = dataclasses.replace(preset("tiny"), study=StudyConfig(circuits=("zero",), images=9))
+    with pytest.raises(ConfigError, match="of 3 people"):  # before anything is swept
+        circuit_results.checking(lambda: three, studied)()
 
 
 def test_a_circuit_is_less_faithful_in_a_network_that_does_otherwise(made_up):

@@ -10,7 +10,7 @@ import pytest
 
 from mechdiff.circuits import interactions, redundancy, score_agreement
 from mechdiff.core import keys
-from mechdiff.core.errors import ConfigError
+from mechdiff.core.errors import ConfigError, NumericsError
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.interventions.build import set_gate
@@ -125,6 +125,18 @@ def test_the_best_pairs_and_an_audit_are_verified_on_other_images(denoiser, imag
 def test_bad_requests_of_pairs_are_refused(bad):
     with pytest.raises(ConfigError, match="at least"):
         redundancy.PairConfig(**bad)
+
+
+def test_a_pair_whose_loss_overflows_is_refused(denoiser, images, chosen, monkeypatch):
+    measure = interactions.Engine.measure
+
+    def overflowed(self, *args):
+        losses = measure(self, *args)
+        return losses._replace(loss=np.where(np.arange(3)[:, None] == 2, np.inf, losses.loss))
+
+    monkeypatch.setattr(interactions.Engine, "measure", overflowed)
+    with pytest.raises(NumericsError, match="losses of 1 of 3 ablated components and pairs are NaN or Inf"):
+        interactions.pair_effects(denoiser, EvalSet(images, LEVELS, KEY), [tuple(chosen[:2])])
 
 
 def test_a_single_component_makes_no_pair(denoiser, images, chosen):

@@ -46,6 +46,10 @@ def test_a_backup_is_named_with_its_share_and_markup_is_escaped(examined):
     assert "<code>a0</code> makes up for 75.0 % of what losing <code>&lt;b&gt;</code> costs" in sentence
     assert "all 2 pairs of the 3 likeliest" in sentence and "of 16 images" not in sentence
     assert "16 images" in sentence and "a1" not in sentence
+    model = with_pairs(examined, ["backup"], 0.75)
+    ends = {"strength_low": ("pair", [0.6]), "strength_high": ("pair", [np.inf])}
+    known = dataclasses.replace(model.results, pairs=model.results.pairs.assign(ends))
+    assert "makes up for 75.0 [60.0, ∞] % of" in pairs.about(dataclasses.replace(model, results=known))
 
 
 def test_common_work_and_more_pairs_than_are_shown(examined):

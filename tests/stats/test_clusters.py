@@ -63,6 +63,46 @@ def test_students_interval_of_a_mean_by_leaving_out():
         np.testing.assert_allclose(getattr(got, end), getattr(expected, end))
 
 
+@pytest.mark.parametrize("truth", [0.0, 0.3])
+def test_an_average_of_sizes_is_not_above_zero_where_all_are_zero(truth):
+    """Of 10 values on 16 images, the mean of whose sizes the jackknife alone calls above 0 mostly."""
+    rng, units = np.random.default_rng(0), stats.Units(np.arange(16), 16, False)
+    values = truth + rng.normal(size=(200, 10, 16))
+    mean = lambda sizes: sizes.mean(axis=0)
+    sized = [stats.size_interval(lambda w, v=v: v @ w.T, mean, units) for v in values]
+    alone = [stats.jackknife_interval(lambda w, v=v: np.abs(v @ w.T).mean(0), units) for v in values]
+    above = [np.mean([float(interval.low) > truth for interval in each]) for each in (sized, alone)]
+    assert above[0] < 0.05 and (truth or above[1] > 0.5), above
+    assert np.mean([truth <= interval.high for interval in sized]) > 0.95
+    assert all(interval.estimate == other.estimate for interval, other in zip(sized, alone, strict=True))
+
+
+@pytest.mark.parametrize("truth, least", [(0.0, 0.0), (0.25, 0.0), (1.0, 0.85)])
+def test_a_root_mean_square_is_not_above_what_it_is_of_by_noise(truth, least):
+    """Of 8 timesteps and 16 images of sd 1: by resamples alone 0, .7 and .9 of intervals cover."""
+    values = truth + np.random.default_rng(0).normal(size=(300, 8, 16))
+    units = stats.Units(np.arange(16), 16, False)
+    interval = stats.rms_interval(lambda w: values @ w.T, units, repeats=200)
+    resampled = stats.bootstrap_units(lambda w: np.sqrt(((values @ w.T) ** 2).mean(1)), units, repeats=200)
+    covered, before = (((each.low <= truth) & (truth <= each.high)).mean() for each in (interval, resampled))
+    assert covered > 0.95 and (truth == 1 or before < 0.8), (covered, before)
+    assert ((interval.low > 0).mean() >= least) and (interval.low <= interval.estimate).all()
+    assert truth or (interval.low > 0).mean() < 0.03
+
+
+def test_quantiles_of_hardly_one_independent_image_may_be_anywhere():
+    """Of two people; the lower end was the largest of all numbers, above the estimate."""
+    values = np.random.default_rng(0).normal(size=(50, 1, 8))
+    interval = stats.quantile_interval(values, stats.Units(np.r_[1, np.zeros(7, int)], 2, True), (0.05, 0.95))
+    assert (interval.low <= interval.estimate).all() and (interval.estimate <= interval.high).all()
+
+
+def test_an_interval_that_some_resamples_do_not_know_has_no_end():
+    first = lambda w: np.where(w[:, 0] > 0, w[:, 0], np.nan)[None]
+    interval = stats.bootstrap(first, stats.bootstrap_weights(8, 200))
+    assert np.isnan([interval.low, interval.high]).all() and interval.estimate == 1 / 8
+
+
 def test_pseudo_values_of_a_mean_are_the_values_and_unbias_a_square():
     rng = np.random.default_rng(2)
     values = rng.normal(size=6)

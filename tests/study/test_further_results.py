@@ -90,7 +90,7 @@ def test_what_is_there_is_not_made_again(deepened, monkeypatch):
     further_results.run_study(examined, config, folder)
 
 
-def test_results_are_made_anew_only_for_settings_that_decide_them(deepened):
+def test_results_are_made_anew_only_for_settings_that_decide_them(deepened, monkeypatch):
     examined, config, _ = deepened
 
     names = ("activity", "control", "circuit_mean", "random_sets", "roles", "pairs")
@@ -115,7 +115,7 @@ def test_results_are_made_anew_only_for_settings_that_decide_them(deepened):
     assert len(changed(config, seed=config.seed + 1)) == len(study(images=8)) == 6
     assert study(models=("one more",)) == set()
     count, references = (len(each) for each in (examined.images.scored, examined.images.reference))
-    labels, people = np.zeros(count, np.int32), np.arange(count) // 2
+    labels, people = np.zeros(count, np.int32), np.arange(count)
     assert (
         len(of_images(condition=labels))
         == len(of_images(reference_condition=np.zeros(references, np.int32)))
@@ -125,6 +125,15 @@ def test_results_are_made_anew_only_for_settings_that_decide_them(deepened):
     assert study(role_sets=config.study.role_sets + 1) == {"roles"}
     assert study(pairs=config.study.pairs + 1) == {"pairs"}
     assert study(random_sets=config.study.random_sets + 1) == {"random_sets"}
+    # Nobody may be in both halves, as people could be in results from before.
+    config = dataclasses.replace(config, study=dataclasses.replace(config.study, images=8))
+    images = dataclasses.replace(examined.images, people=np.tile([0, 1, 0, 2, 3, 1, 2, 3], (3, 1)))
+    examined = dataclasses.replace(examined, images=images)
+    apart = {name: further_results._key(examined, config, name) for name in names}
+    monkeypatch.setattr(type(images), "halves", lambda self: (np.arange(4), np.arange(4, 8)))
+    assert {name for name in names if further_results._key(examined, config, name) != apart[name]} == {
+        "circuit_mean"
+    }
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,19 @@ def test_copies_are_seen_and_fresh_pictures_are_not():
     assert honest["copies_low"] <= 0.01 <= honest["copies_high"]
     assert remembered["copies"] == 1 and remembered["ratio"] < 0.01
     assert honest["copies"] < 0.06 and 0.9 < honest["ratio"] < 1.1
+    assert honest["ratio_low"] < 1 < honest["ratio_high"] and remembered["ratio_high"] < 0.01
+    assert honest["copies_expected"] == pytest.approx(0.0149, abs=1e-4)
     mirror_images = train[:50, :, ::-1]
     assert evaluation.memorization(mirror_images, train, held_out)["copies"] < 0.1
     seen = evaluation.memorization(mirror_images, train, held_out, mirrored=True)
     assert seen["copies"] == 1 and seen["held_out_nearest"] <= honest["held_out_nearest"]
+
+
+def test_of_few_held_out_images_more_samples_are_closer_than_their_1st_percentile():
+    """Distances of gray pixels from black: .068 of samples lie below the least of 16, not .01."""
+    gray = np.random.default_rng(1).integers(1, 256, (80, 64, 1, 1, 1)).astype(np.uint8)
+    black = np.zeros((1, 1, 1, 1), np.uint8)
+    found = [evaluation.memorization(side[:48], black, side[48:]) for side in gray]
+    assert 0.04 < np.mean([each["copies"] for each in found]) < 0.09
+    assert found[0]["copies_expected"] == pytest.approx(0.0676, abs=1e-4)
+    assert np.mean([each["ratio_low"] <= 1 <= each["ratio_high"] for each in found]) > 0.9

@@ -259,7 +259,9 @@ def test_the_export_holds_config_losses_and_memorization(tiny, trained):
     assert len(record["test_loss_by_level"]) == 8 and np.isfinite(record["gap"])
     copies = [record["memorization"].pop(f"copies{end}") for end in ("_low", "", "_high")]
     assert 0 <= copies[0] <= copies[1] <= copies[2] <= 1
-    assert set(record["memorization"]) == {"samples_nearest", "held_out_nearest", "ratio"}
+    ratio = [record["memorization"].pop(f"ratio{end}") for end in ("_low", "", "_high")]
+    assert ratio == sorted(ratio)
+    assert set(record["memorization"]) == {"samples_nearest", "held_out_nearest", "copies_expected"}
     assert [line["step"] for line in record["log"] if line["kind"] == "eval"] == [10, 20]
     assert (trained[0] / "samples.png").read_bytes().startswith(b"\x89PNG")
 

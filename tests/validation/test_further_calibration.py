@@ -6,6 +6,7 @@ from mechdiff import stats
 from mechdiff.validation import (
     analysis_calibration,
     attacks,
+    circuit_calibration,
     further_calibration,
     image_calibration,
     old_rules,
@@ -26,10 +27,17 @@ def test_controls_named_roles_margins_and_pairs_keep_their_word():
 
 def test_what_is_shown_with_an_interval_or_a_p_keeps_its_word():
     sweeps = sweep_calibration.checks(np.random.default_rng(9), 20)
-    assert {check.promise for check in sweeps} == {"covers"}
+    assert {check.promise for check in sweeps if not check.name.startswith("rms")} == {"covers"}
     sweeps = [check for check in sweeps if "pooled" not in check.name]  # these are limits, of strong skew
-    replaced = [check for check in sweeps if check.before_by]
-    assert len(replaced) == 3 and all(check.found >= check.before for check in replaced)
+    replaced = [check for check in sweeps if check.before_by and check.promise == "covers"]
+    assert len(replaced) == 6 and all(check.found >= check.before for check in replaced)
+    circuits = circuit_calibration.checks(np.random.default_rng(11), 20)
+    sweeps += circuits
+    for rule in ("rms", "completeness"):
+        promises = {check.promise for check in sweeps if check.name.startswith(rule)}
+        assert promises >= {"errs at most", "finds at least"}, rule
+    wrong = [check.before for check in sweeps if check.promise == "errs at most"]
+    assert len(wrong) == 3 and min(wrong) > 0.4  # without what allows for noise
     analyses = analysis_calibration.checks(np.random.default_rng(10), 20)
     assert [check.name for check in [*sweeps, *analyses] if not check.holds] == []
     for rule in ("change", "order", "entropy and effects", "role follows", "circuit", "divergence", "sizes"):
