@@ -1,5 +1,6 @@
 """A result that is computed piece by piece: in memory, or in a store that a killed run goes on to fill."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,9 +22,15 @@ def unfilled(
     )
 
 
-def singles(dim: str, size: int) -> list[Piece]:
-    """One piece for every place along a dimension."""
-    return [{dim: slice(place, place + 1)} for place in range(size)]
+def singles(**sizes: int) -> list[Piece]:
+    """One piece for every place along each of some dimensions, the last one fastest.
+
+    Example:
+      >>> [(piece["t"].start, piece["block"].start) for piece in singles(t=2, block=2)]
+      [(0, 0), (0, 1), (1, 0), (1, 1)]
+    """
+    places = itertools.product(*(range(size) for size in sizes.values()))
+    return [{dim: slice(i, i + 1) for dim, i in zip(sizes, at, strict=True)} for at in places]
 
 
 def filled(
@@ -47,7 +54,7 @@ def filled(
 
     Example:
       >>> empty = unfilled({"square": ("number",)}, {"number": 3})
-      >>> filled(empty, singles("number", 3), lambda piece: {"square": [piece["number"].start ** 2]})
+      >>> filled(empty, singles(number=3), lambda piece: {"square": [piece["number"].start ** 2]})
       {'square': array([0., 1., 4.], dtype=float32)}
     """
 

@@ -102,7 +102,7 @@ def role_effects(
         {"t": len(timesteps), "component": len(names), "image": len(images), "target": len(variance)},
     )
     title = f"effects of components of {denoiser.name}"
-    distances = pieces.filled(empty, pieces.singles("t", len(timesteps)), compute, path, title)
+    distances = pieces.filled(empty, pieces.singles(t=len(timesteps)), compute, path, title)
     coords = {
         "component": list(names),
         "target": [list(variances)[i] for i in varies],
