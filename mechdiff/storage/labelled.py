@@ -177,13 +177,17 @@ def read(path: Path) -> xr.Dataset:
 
 
 def _check_variables(path: Path, dataset: xr.Dataset) -> None:
-    """Refuses a result that lacks a variable which its consolidated metadata, if it has them, name."""
+    """Refuses a result that lacks a variable which its consolidated metadata, if it has them, name, or of
+    which a description differs from theirs."""
     told = files.read_json(path / ".zmetadata")["metadata"] if (path / ".zmetadata").is_file() else {}
     lost = {name.removesuffix("/.zarray") for name in told if name.endswith("/.zarray")} - {
         *dataset.variables
     }
     if lost:
         raise ValueError(f"it lacks {', '.join(sorted(lost))}")
+    for name, description in told.items():
+        if files.read_json(path / name) != description:
+            raise ValueError(f"{name} and .zmetadata differ")
 
 
 def renamed(dataset: xr.Dataset) -> xr.Dataset:

@@ -203,6 +203,15 @@ def test_a_flipped_bit_is_damage_and_no_number(empty, tmp_path, write):
     np.testing.assert_array_equal(labelled.read(path)["loss"], numbers)
 
 
+def test_a_description_that_was_changed_is_damage(empty, tmp_path):
+    """One flipped bit in a dimension's name ended in a stack trace."""
+    labelled.replace(tmp_path / "a.zarr", empty)
+    attributes = tmp_path / "a.zarr" / "loss" / ".zattrs"
+    attributes.write_text(attributes.read_text().replace('"image"', '"imaoe"'))
+    with pytest.raises(CheckpointError, match=r"damaged \(loss/.zattrs and .zmetadata differ\); delete that"):
+        labelled.read(tmp_path / "a.zarr")
+
+
 def test_a_result_that_lacks_a_variable_is_damaged(empty, tmp_path):
     labelled.replace(tmp_path / "a.zarr", empty)
     shutil.rmtree(tmp_path / "a.zarr" / "loss")
