@@ -1,7 +1,8 @@
 """Checks on simulated data that p values are uniform under nulls, intervals cover, and corrections hold.
 
 `python -m experiments.calibrate --repeats=1000`
-One line per check; those seen to break their promise are marked. Results: WORKDIR/calibration.json.
+One line per check; those seen to break their promise are marked. Results: WORKDIR/calibration.json; groups
+of checks that were finished (WORKDIR/checks) are not run again by the same code.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ idle = _flags.SEED_ALONE
 def main(config, workdir):
     started = time.monotonic()
     files.ensure_writable(workdir)
-    checks = calibration.calibrate(REPEATS.value, IMAGES.value, config.seed)
+    checks = calibration.calibrate(REPEATS.value, IMAGES.value, config.seed, workdir / "checks")
     manifest = run_manifest(to_dict(config), wall_seconds=round(time.monotonic() - started, 1))
     records = [{**dataclasses.asdict(check), "holds": check.holds} for check in checks]
     files.write_json(workdir / "calibration.json", {"checks": records, "manifest": manifest})

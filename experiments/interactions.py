@@ -54,7 +54,13 @@ def main(config, workdir):
     settings = redundancy.PairConfig(top=TOP.value, audit=AUDIT.value, seed=config.seed)
     others = images.reference_set(eval_set.timesteps, keys.stream(eval_set.key, "pair scores"))
     pairs = redundancy.verified_pairs(
-        denoiser, eval_set, others, chosen, config=settings, people=images.scored_people
+        denoiser,
+        eval_set,
+        others,
+        chosen,
+        config=settings,
+        people=images.scored_people,
+        folder=workdir / "pieces",
     )
     labelled.replace(workdir / "pairs.zarr", pairs.assign_attrs(**provenance(denoiser), inputs=images.label))
     agreements = redundancy.pair_agreement(pairs)

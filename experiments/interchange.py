@@ -43,7 +43,7 @@ def main(config, workdir):
     key = keys.stream(jax.random.key(config.seed), "interchange")
     pairs = interchange.PairSet(key, ONLY.value, PAIRS.value, trained.data.complexity)
     pairs = _under_classes(denoiser, trained.data, pairs)
-    effects = interchange.interchange_effects(denoiser, timesteps, pairs)
+    effects = interchange.interchange_effects(denoiser, timesteps, pairs, folder=workdir / "pieces")
     _opening.save(workdir, "interchange", effects, config, models=[denoiser.name])
     _, share = interchange.transfer_by_component(effects, seed=config.seed)
     few = few_images(PAIRS.value)

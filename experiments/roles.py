@@ -57,7 +57,14 @@ def main(config, workdir):
         synthetic = images.facts.get("name") == "synthetic"  # masks and factors are known of these
         targets = role_results.face_targets(trained, len(images.scored)) if synthetic else {}
         assignment, effect = roles.examine(
-            denoiser, eval_set, fresh, chosen, count=SETS.value, seed=config.seed, **targets
+            denoiser,
+            eval_set,
+            fresh,
+            chosen,
+            count=SETS.value,
+            seed=config.seed,
+            folder=workdir / "pieces",
+            **targets,
         )
         labelled.replace(workdir / f"{denoiser.name}.zarr", effect)
         records[denoiser.name] = dataclasses.asdict(assignment)

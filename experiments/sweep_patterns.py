@@ -39,7 +39,11 @@ def main(config, workdir):
         check=lambda denoiser: attention_patterns.check_network(denoiser, SOURCES.value),
     )
     swept = attention_patterns.pattern_effects(
-        denoiser, eval_set, ablations=SOURCES.value, block=config.sweep.image_block
+        denoiser,
+        eval_set,
+        ablations=SOURCES.value,
+        block=config.sweep.image_block,
+        folder=workdir / "pieces",
     )
     swept = images.with_people(swept)
     _opening.save(workdir, "patterns", swept, config, models=[denoiser.name], inputs=images.label)

@@ -45,7 +45,9 @@ def main(config, workdir):
         check=lambda denoiser: selected_components(denoiser, COMPONENTS.value),
     )
     chosen = selected_components(denoiser, COMPONENTS.value)
-    curves = scaling.scaling_curves(denoiser, eval_set, chosen, gates, block=config.sweep.image_block)
+    curves = scaling.scaling_curves(
+        denoiser, eval_set, chosen, gates, block=config.sweep.image_block, folder=workdir / "pieces"
+    )
     curves = images.with_people(curves)
     _opening.save(workdir, "scaling", curves, config, models=[denoiser.name], inputs=images.label)
     by_gate = curves.rename(gate="ablation")

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,9 @@ from mechdiff.diffusion.eval_set import BATCH, EvalBatch, EvalSet
 from mechdiff.interventions.build import ablate, leave_one_out
 from mechdiff.interventions.components import Component
 from mechdiff.models.denoiser import Examinable
+from mechdiff.storage import digests, pieces
 from mechdiff.sweeps.execution.engine import Engine
+from mechdiff.sweeps.execution.provenance import result_key, store
 
 ROWS = 64  # directions x images in one program
 
@@ -79,6 +82,7 @@ def pair_scores(
     chosen: Sequence[Component],
     *,
     block: int = 16,
+    folder: Path | None = None,
 ) -> xr.Dataset:
     """Second-order interaction of every pair of the `chosen` components under zero ablation.
 
@@ -87,6 +91,8 @@ def pair_scores(
     Args:
       eval_set: images in [-1, 1], timesteps and noise, as in `ablation.ablation_sweep`.
       block: images in one program.
+      folder: what is measured is kept here too, so that an interrupted run can go on; None: nothing is kept
+        on disk.
 
     Returns:
       Dataset with `curvature` (second derivatives of the loss in the gates, mean over images), dims `t, a,
@@ -102,15 +108,31 @@ def pair_scores(
     ]
     mesh = devices.over(block)
     placed = devices.everywhere(mesh, denoiser)
-    curvature, loss = np.zeros((len(timesteps), len(chosen), len(chosen))), np.zeros(len(timesteps))
-    for t_index in range(len(timesteps)):
-        for batch in batches(count, block):
-            eval_batch, weights = eval_set.batch(t_index, batch.indices), batch.weights / count
-            results = [_curvatures(placed, mesh, group, eval_batch, weights) for group in groups]
-            products = np.concatenate([_flat(product, sites) for product, _ in results])[: len(chosen)]
-            curvature[t_index] += products @ flat.T
-            loss[t_index] += float(results[0][1])
+
+    blocks = list(batches(count, block))
+
+    def compute(piece: pieces.Piece) -> dict[str, np.ndarray]:
+        batch = blocks[piece["block"].start]
+        eval_batch, weights = eval_set.batch(piece["t"].start, batch.indices), batch.weights / count
+        results = [_curvatures(placed, mesh, group, eval_batch, weights) for group in groups]
+        products = np.concatenate([_flat(product, sites) for product, _ in results])[: len(chosen)]
+        loss = np.full((1, 1), results[0][1], np.float64)
+        return {"clean_loss": loss, "curvature": (products @ flat.T)[None, None]}
+
     names = [component.name for component in chosen]
+    path = None
+    if folder is not None:
+        decisive = {"pair_scores": digests.digest_arrays(flat), "components": names, "block": block}
+        path = store(folder, result_key(denoiser, eval_set, **decisive))
+    empty = pieces.unfilled(
+        {"clean_loss": ("t", "block"), "curvature": ("t", "block", "a", "b")},
+        {"t": len(timesteps), "block": len(blocks), "a": len(chosen), "b": len(chosen)},
+        np.float64,
+    )
+    title = f"scoring pairs of {denoiser.name}"
+    todo = pieces.singles(t=len(timesteps), block=len(blocks))
+    scored = pieces.filled(empty, todo, compute, path, title)
+    curvature, loss = (sum(np.moveaxis(scored[name], 1, 0)) for name in ("curvature", "clean_loss"))
     return xr.Dataset(
         {"curvature": (("t", "a", "b"), curvature), "clean_loss": ("t", loss)},
         coords={"a": names, "b": names, "t": np.asarray(timesteps)},
@@ -118,9 +140,15 @@ def pair_scores(
 
 
 def pair_effects(
-    denoiser: Examinable, eval_set: EvalSet, pairs: Sequence[tuple[Component, Component]]
+    denoiser: Examinable,
+    eval_set: EvalSet,
+    pairs: Sequence[tuple[Component, Component]],
+    folder: Path | None = None,
 ) -> xr.Dataset:
     """Exact interactions of pairs under zero ablation, image by image, with common random numbers.
+
+    Args:
+      folder: as of `pair_scores`.
 
     Returns:
       Dataset of losses without the first, the second and both of a pair, `without_a`, `without_b` and
@@ -136,10 +164,22 @@ def pair_effects(
     gate = {site: np.stack([np.asarray(leaves[site]) for leaves in gates]) for site in gates[0]}
     stacked = dataclasses.replace(denoiser.identity, gate=gate)
     engine = Engine(denoiser)
-    measured = [engine.measure(stacked, eval_set.batch(t_index)) for t_index in range(len(timesteps))]
-    loss = np.stack([losses.loss for losses in measured], 1)
+
+    def compute(piece: pieces.Piece) -> dict[str, np.ndarray]:
+        losses = engine.measure(stacked, eval_set.batch(piece["t"].start))
+        return {"clean_loss": losses.clean_loss[None], "loss": losses.loss[:, None]}
+
+    path = None
+    if folder is not None:
+        path = store(folder, result_key(denoiser, eval_set, pair_effects=digests.digest_arrays(stacked)))
+    empty = pieces.unfilled(
+        {"clean_loss": ("t", "image"), "loss": ("ablated", "t", "image")},
+        {"ablated": len(ablated), "t": len(timesteps), "image": eval_set.count},
+    )
+    title = f"running pairs of {denoiser.name}"
+    measured = pieces.filled(empty, pieces.singles(t=len(timesteps)), compute, path, title)
+    loss, clean = measured["loss"], measured["clean_loss"]
     require_finite(loss, denoiser.name, "ablated components and pairs")
-    clean = np.stack([losses.clean_loss for losses in measured])
     place = {name: row for row, name in enumerate(singles)}
     a, b = (loss[[place[pair[side].name] for pair in pairs]] for side in (0, 1))
     both, dims = loss[len(singles) :], ("pair", "t", "image")

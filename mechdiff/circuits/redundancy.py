@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -53,6 +54,7 @@ def verified_pairs(
     *,
     config: PairConfig | None = None,
     people: Int[np.ndarray, " image"] | None = None,
+    folder: Path | None = None,
 ) -> xr.Dataset:
     """Scores all pairs of `chosen`; runs the largest |scores| and a random audit of the rest exactly.
 
@@ -65,6 +67,8 @@ def verified_pairs(
         they have a condition.
       config: how many pairs are run, and the seed; None: `PairConfig()`.
       people: number of the person in each image of `eval_set`; then people are resampled and flipped.
+      folder: what is measured is kept here too, so that an interrupted run can go on; None: nothing is kept
+        on disk.
 
     Returns:
       The variables and attributes of `backups.interaction_table`, but `p` (sign flips) corrected by Holm for
@@ -80,13 +84,13 @@ def verified_pairs(
     score_set = others
     if not isinstance(others, EvalSet):
         score_set = EvalSet(others, eval_set.timesteps, keys.stream(eval_set.key, "pair scores"))
-    scored = pair_scores(denoiser, score_set, chosen)
+    scored = pair_scores(denoiser, score_set, chosen, folder=folder)
     score = (100 * scored.curvature / scored.clean_loss).mean("t").values
     ranked = sorted(itertools.combinations(range(len(chosen)), 2), key=lambda pair: -abs(score[pair]))
     top, left = ranked[: config.top], ranked[config.top :]
     audited = np.random.default_rng(config.seed).permutation(len(left))[: config.audit]
     picked = [*top, *(left[i] for i in audited)]
-    exact = pair_effects(denoiser, eval_set, [(chosen[a], chosen[b]) for a, b in picked])
+    exact = pair_effects(denoiser, eval_set, [(chosen[a], chosen[b]) for a, b in picked], folder)
     table = interaction_table(exact, people, config.seed, config.confidence)
     tested = by_unit(exact, stats.units_from(people, eval_set.count))
     per_pair = {

@@ -12,6 +12,7 @@ import re
 import shutil
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from mechdiff.storage import descriptions, files, locks
 ABANDONED_SECONDS = 86_400.0  # age of a half-written result that nobody goes on with
 CHUNK = re.compile(r"\d+(\.\d+)*")  # names of chunks in a folder of format 2
 BLOSC_HEADER = 16  # bytes, of which the last four say how long the whole chunk is
+SEAL = b"crc:"  # before the checksum at a chunk's end
 FORMAT = 2  # Zarr 3 has no stable type for text labels yet
 
 
@@ -35,21 +37,40 @@ class _Files(zarr.storage.LocalStore):
 
     async def get(self, key, prototype=None, byte_range=None):
         content = self.get_sync(key, prototype=prototype, byte_range=byte_range)
-        if content is not None and byte_range is None and CHUNK.fullmatch(key.rpartition("/")[2]):
-            self._check_length(key, len(content), content[:BLOSC_HEADER].to_bytes())
-        return content
-
-    def _check_length(self, key: str, length: int, header: bytes) -> None:
-        """Refuses a chunk that was cut short (by a power failure, or an incomplete copy): Blosc would read on
-        in memory behind it, and the numbers would be anything."""
-        if not _by_blosc(self.root / key.rpartition("/")[0] / ".zarray"):
-            return
-        told = int.from_bytes(header[12:], "little") if length >= BLOSC_HEADER else BLOSC_HEADER
-        if length < told:
-            raise ValueError(f"{key} holds {length} of {told} bytes")
+        if content is None or byte_range is not None or not self._sealable(key):
+            return content
+        return content[: _checked_length(key, memoryview(content.as_numpy_array()))]
 
     async def set(self, key, value):
-        self.set_sync(key, value)
+        sealed = self._sealable(key)
+        self.set_sync(key, type(value).from_bytes(_sealed(value.to_bytes())) if sealed else value)
+
+    def _sealable(self, key: str) -> bool:
+        folder, _, name = key.rpartition("/")
+        return CHUNK.fullmatch(name) is not None and _by_blosc(self.root / folder / ".zarray")
+
+
+def _sealed(chunk: bytes) -> bytes:
+    """A chunk with its checksum behind it. Blosc's own length ends before, so other readers of Zarr don't see
+    it; Blosc has none, and of flipped bits it made other numbers without an error."""
+    return chunk + _seal(chunk)
+
+
+def _seal(chunk: bytes | memoryview) -> bytes:
+    return SEAL + zlib.crc32(chunk).to_bytes(4, "little")
+
+
+def _checked_length(key: str, content: memoryview) -> int:
+    """Bytes of a chunk without its seal, which chunks of earlier versions lack. Refuses one that was cut
+    short (by a power failure, or an incomplete copy), behind which Blosc would read on in memory, and one
+    that is not what was written."""
+    told = max(BLOSC_HEADER, int.from_bytes(content[12:BLOSC_HEADER], "little"))
+    if len(content) < told:
+        raise ValueError(f"{key} holds {len(content)} of {told} bytes")
+    seal = content[told:]
+    if seal and seal != _seal(content[:told]):
+        raise ValueError(f"{key} is not what was written there")
+    return told
 
 
 @functools.lru_cache(maxsize=256)
@@ -87,10 +108,11 @@ def _write(folder: Path, dataset: xr.Dataset, encoding: dict[str, dict]) -> None
     described = descriptions.described(dataset)
     store = zarr.storage.MemoryStore(members)
     described.to_zarr(store, zarr_format=FORMAT, encoding=encoding, consolidated=True)
-    for name, content in members.items():
+    for name, content in sorted(members.items()):  # descriptions of arrays before their chunks
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content.to_bytes())
+        blosc = CHUNK.fullmatch(file.name) and _by_blosc(file.with_name(".zarray"))
+        file.write_bytes(_sealed(content.to_bytes()) if blosc else content.to_bytes())
 
 
 @functools.lru_cache(maxsize=16)
@@ -155,13 +177,17 @@ def read(path: Path) -> xr.Dataset:
 
 
 def _check_variables(path: Path, dataset: xr.Dataset) -> None:
-    """Refuses a result that lacks a variable which its consolidated metadata, if it has them, name."""
+    """Refuses a result that lacks a variable which its consolidated metadata, if it has them, name, or of
+    which a description differs from theirs."""
     told = files.read_json(path / ".zmetadata")["metadata"] if (path / ".zmetadata").is_file() else {}
     lost = {name.removesuffix("/.zarray") for name in told if name.endswith("/.zarray")} - {
         *dataset.variables
     }
     if lost:
         raise ValueError(f"it lacks {', '.join(sorted(lost))}")
+    for name, description in told.items():
+        if files.read_json(path / name) != description:
+            raise ValueError(f"{name} and .zmetadata differ")
 
 
 def renamed(dataset: xr.Dataset) -> xr.Dataset:

@@ -70,12 +70,17 @@ def control_attention(examined: DenoiserAndImages, config: ExperimentConfig, noi
     return results.assign_coords(examined.images.labels)
 
 
-def random_sets(examined: DenoiserAndImages, config: ExperimentConfig, noise: PRNGKey) -> xr.Dataset:
+def random_sets(
+    examined: DenoiserAndImages, config: ExperimentConfig, noise: PRNGKey, folder: Path | None = None
+) -> xr.Dataset:
     """Pooled relative loss increase of random sets of as many channels as each component: a null by size.
 
     Every component is compared with sets of its class (`roles.matched_class`): channels of other branches and
     skips of its resolution. They are run on the scored images (of a nested sweep: those of its first
     timestep), at `study.timesteps` timesteps, as circuits are.
+
+    Args:
+      folder: as of `sweep_in_memory`.
 
     Returns:
       Dataset with `relative_increase`, pooled ΔL/L of each set in %, dims `ablation, component, set`.
@@ -97,6 +102,7 @@ def random_sets(examined: DenoiserAndImages, config: ExperimentConfig, noise: PR
             ablation=ablation,
             replacements=values.get(ablation),
             block=config.sweep.image_block,
+            folder=folder,
         )
         loss = np.asarray(losses.loss, np.float64).mean(-1)
         clean = np.asarray(losses.clean_loss, np.float64).mean(-1)

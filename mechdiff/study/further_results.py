@@ -52,9 +52,13 @@ def run_study(examined: DenoiserAndImages, config: ExperimentConfig, folder: Pat
             circuit_results.circuit, fewer, ablation, config, folder
         )
     if study.random_sets:
-        makers["random_sets"] = functools.partial(controls.random_sets, fewer, config, noise)
+        makers["random_sets"] = functools.partial(
+            controls.random_sets, fewer, config, noise, folder / "pieces"
+        )
     if study.role_sets and role_results.heads(examined.denoiser):
-        makers["roles"] = functools.partial(role_results.head_roles, fewer, config, timesteps, noise)
+        makers["roles"] = functools.partial(
+            role_results.head_roles, fewer, config, timesteps, noise, folder / "pieces"
+        )
     if study.pairs:
         makers["pairs"] = functools.partial(circuit_results.pairs, fewer, config, timesteps, noise)
     for name, make in makers.items():

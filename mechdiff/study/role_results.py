@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -22,10 +23,17 @@ BLOCK = 16  # faces generated together
 
 
 def head_roles(
-    examined: DenoiserAndImages, config: ExperimentConfig, timesteps: Sequence[int], noise: PRNGKey
+    examined: DenoiserAndImages,
+    config: ExperimentConfig,
+    timesteps: Sequence[int],
+    noise: PRNGKey,
+    folder: Path | None = None,
 ) -> xr.Dataset:
-    """Roles of all heads, and the effects from which they are computed; dims `component, target, t,
-    image`."""
+    """Roles of all heads, and the effects from which they are computed; dims `component, target, t, image`.
+
+    Args:
+      folder: as of `roles.role_effects`.
+    """
     denoiser, images = examined.denoiser, examined.images
     chosen = heads(denoiser)
     count = max(math.ceil(config.study.role_sets / len(chosen)), roles.untrained_needed())
@@ -35,7 +43,14 @@ def head_roles(
         targets = face_targets(examined.trained, len(images.scored))
     eval_set = images.scored_set(timesteps, noise)
     assigned, effect = roles.examine(
-        denoiser, eval_set, fresh, chosen, count=config.study.role_sets, seed=config.seed, **targets
+        denoiser,
+        eval_set,
+        fresh,
+        chosen,
+        count=config.study.role_sets,
+        seed=config.seed,
+        folder=folder,
+        **targets,
     )
     cells = ("component", "target")
     return effect.assign(

@@ -13,6 +13,7 @@ In the UNet, patterns have a gate besides those of sites. In a traced function, 
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -134,6 +135,7 @@ def pattern_effects(
     heads: Sequence[Component] | None = None,
     draws: int = 1,
     block: int = 16,
+    folder: Path | None = None,
 ) -> xr.Dataset:
     """Denoising loss with one head's pattern replaced, image by image.
 
@@ -143,6 +145,7 @@ def pattern_effects(
       heads: components; all heads of the network if None.
       draws: donors per image of `frozen`, over which losses are averaged.
       block: images at once.
+      folder: losses are kept here too, so that an interrupted run can go on; None: nothing is kept on disk.
     Returns:
       Dataset as of `ablation.ablation_sweep`: `loss` and `change`, dims `ablation, component, t, image`, and
       `clean_loss`, dims `t, image`.
@@ -152,7 +155,7 @@ def pattern_effects(
     """
     heads = check_network(denoiser, ablations, heads)
     check_patterns(denoiser, eval_set)
-    swept = [_replaced(denoiser, eval_set, heads, ablation, draws, block) for ablation in ablations]
+    swept = [_replaced(denoiser, eval_set, heads, name, draws, block, folder) for name in ablations]
     dims = ("ablation", "component", "t", "image")
     return xr.Dataset(
         {
@@ -199,6 +202,7 @@ def _replaced(
     ablation: str,
     draws: int,
     block: int,
+    folder: Path | None,
 ) -> SweepLosses:
     """Losses with the pattern of one head at a time replaced, from one source."""
     named = isinstance(denoiser.network, TracedNetwork)
@@ -214,6 +218,7 @@ def _replaced(
         replacements=source,
         block=block,
         field="replacement" if named else "pattern_replacement",
+        folder=folder,
     )
 
 

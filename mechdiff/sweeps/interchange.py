@@ -11,8 +11,8 @@ that of Geiger et al. 2021 (arXiv 2106.02997).
 """
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,6 @@ from jaxtyping import Array, Float, Int
 
 from mechdiff import stats
 from mechdiff.core import keys, ranges
-from mechdiff.core.batches import batches
 from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.numerics import ROUNDING
 from mechdiff.core.types import Images, PRNGKey, PyTree
@@ -33,13 +32,20 @@ from mechdiff.data.synthetic import FACTORS, factor_pair
 from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
-from mechdiff.interventions.record import Intervention
+from mechdiff.interventions.record import Intervention, stack_size
 from mechdiff.models.denoiser import Examinable, chosen_components
+from mechdiff.storage import pieces
 from mechdiff.sweeps.activations import of_batch
 from mechdiff.sweeps.coords import component_coords
 from mechdiff.sweeps.execution.engine import Engine
 from mechdiff.sweeps.execution.passes import PassOutputs
-from mechdiff.sweeps.execution.provenance import provenance
+from mechdiff.sweeps.execution.provenance import (
+    eval_set_digests,
+    provenance,
+    result_key,
+    store,
+)
+from mechdiff.sweeps.in_memory import IMAGES, ROWS, in_blocks
 
 
 def factor_pairs(
@@ -146,6 +152,7 @@ def interchange_effects(
     *,
     chosen: Sequence[Component] | None = None,
     block: int = 16,
+    folder: Path | None = None,
 ) -> xr.Dataset:
     """How much of each factor every component carries, at each timestep, pair by pair.
 
@@ -153,6 +160,8 @@ def interchange_effects(
       pairs: of faces that differ in one factor.
       chosen: components; all of the network if None.
       block: pairs at once.
+      folder: what is measured is kept here too, so that an interrupted run can go on; None: nothing is kept
+        on disk.
     Returns:
       Dataset with `moved` (defined by the module; NaN where the factor does not show), its numerator `along`
       and the squared `change`, dims `factor, component, t, image`; and `distance`, |eps' - eps|^2, dims
@@ -168,26 +177,45 @@ def interchange_effects(
         )
     chosen = chosen_components(denoiser, chosen)
     timesteps, block = np.asarray(timesteps, np.int32), min(block, pairs.count)
-    engine = Engine(denoiser)
-    shape = (len(pairs.factors), len(chosen), len(timesteps), pairs.count)
-    along, change = np.empty(shape, np.float32), np.empty(shape, np.float32)
-    distance = np.empty((shape[0], *shape[2:]), np.float32)
-    stacked = leave_one_out(denoiser.identity, chosen)[1]
-    for row, factor in enumerate(pairs.factors):
-        first, second = pairs.at(factor, denoiser.image_shape[0], timesteps, channels)
-        for t_index, batch in itertools.product(range(len(timesteps)), list(batches(pairs.count, block))):
-            sources = first.batch(t_index, batch.indices)
-            targets = second.batch(t_index, batch.indices)
-            (products, squares), ways = _moved(engine, stacked, sources, targets)
-            along[row, :, t_index, batch.span] = products[:, : batch.count]
-            change[row, :, t_index, batch.span] = squares[:, : batch.count]
-            distance[row, t_index, batch.span] = ways[: batch.count]
+    engine, stacked = Engine(denoiser), leave_one_out(denoiser.identity, chosen)[1]
+    by_factor = []
+    for factor in pairs.factors:
+        sides = pairs.at(factor, denoiser.image_shape[0], timesteps, channels)
+        path = None if folder is None else store(folder, _key(denoiser, sides, chosen, block))
+        by_factor.append(_exchanged(engine, stacked, sides, block, path))
+    measured = {name: np.stack([of_one[name] for of_one in by_factor]) for name in by_factor[0]}
     coords = component_coords(denoiser, chosen, timesteps, pairs.count)
     return xr.Dataset(
-        _variables(along, change, distance),
+        _variables(**measured),
         coords={"factor": list(pairs.factors), **coords},
         attrs={**provenance(denoiser), "complexity": pairs.complexity},
     )
+
+
+def _key(
+    denoiser: Examinable, sides: tuple[EvalSet, EvalSet], chosen: Sequence[Component], block: int
+) -> str:
+    """Digest of everything that decides the numbers of a factor, and of the size of pieces."""
+    first, second = (eval_set_digests(side) for side in sides)
+    names = [component.name for component in chosen]
+    return result_key(denoiser, exchanged=[first, second], components=names, block=block)
+
+
+def _exchanged(
+    engine: Engine, stacked: Intervention, sides: tuple[EvalSet, EvalSet], block: int, path: Path | None
+) -> dict[str, np.ndarray]:
+    """`along`, `change` and `distance` of one factor, with axes `(component, t, image)`, the last without the
+    first axis."""
+
+    def compute(t_index: int, places: Int[np.ndarray, " block"]) -> dict[str, np.ndarray]:
+        first, second = (side.batch(t_index, places) for side in sides)
+        (along, change), distance = _moved(engine, stacked, first, second)
+        return {"along": along, "change": change, "distance": distance}
+
+    variables = {"distance": IMAGES, "change": (ROWS, *IMAGES), "along": (ROWS, *IMAGES)}
+    sizes = {ROWS: stack_size(stacked), "t": len(sides[0].timesteps), "image": sides[0].count}
+    empty, title = pieces.unfilled(variables, sizes), f"exchanging activations of {engine.denoiser.name}"
+    return in_blocks(empty, compute, block, path, title)
 
 
 def _variables(

@@ -6,6 +6,7 @@ that is not monotonic, or that is lower near 1, shows what the two ends can't.
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -51,6 +52,7 @@ def scaling_curves(
     ablation: str = "zero",
     replacements: PyTree = None,
     block: int = 16,
+    folder: Path | None = None,
 ) -> xr.Dataset:
     """Denoising loss of every image with the gate of one component at every value, in one compiled program.
 
@@ -61,6 +63,7 @@ def scaling_curves(
       ablation, replacements: what takes the place of the share that is scaled down, as in
         `ablation.ablation_sweep`: for ablations other than `zero` site -> `(timesteps, *site)` or a source.
       block: images at once.
+      folder: losses are kept here too, so that an interrupted run can go on; None: nothing is kept on disk.
     Returns:
       Dataset with `loss` and `change`, dims `gate, component, t, image`, and `clean_loss`, dims `t, image`.
     Raises:
@@ -76,7 +79,13 @@ def scaling_curves(
 
     stacked = dataclasses.replace(ablated, gate={site: scaled(gate) for site, gate in ablated.gate.items()})
     losses = sweep_in_memory(
-        denoiser, eval_set, stacked, ablation=ablation, replacements=replacements, block=block
+        denoiser,
+        eval_set,
+        stacked,
+        ablation=ablation,
+        replacements=replacements,
+        block=block,
+        folder=folder,
     )
     shape = (len(values), len(chosen), *losses.loss.shape[1:])
     dims = ("gate", "component", "t", "image")

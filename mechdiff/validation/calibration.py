@@ -6,6 +6,7 @@ losses of images: positive, skewed, correlated within an image across components
 """
 
 import functools
+from pathlib import Path
 
 import numpy as np
 from scipy import special
@@ -36,6 +37,7 @@ from mechdiff.validation.checks import (
     table,
     uniform,
 )
+from mechdiff.validation.saved_checks import kept
 
 __all__ = ["Check", "calibrate", "table"]
 
@@ -44,8 +46,11 @@ FLIPS = 999
 RESAMPLES = 500
 
 
-def calibrate(repeats: int = 400, images: int = 32, seed: int = 0) -> list[Check]:
+def calibrate(repeats: int = 400, images: int = 32, seed: int = 0, folder: Path | None = None) -> list[Check]:
     """All checks, each over `repeats` independent data sets of `images` images.
+
+    Args:
+      folder: finished groups of checks are kept here, so that an interrupted run can go on; None: nowhere.
 
     Raises:
       ConfigError: fewer than 50 repetitions.
@@ -53,18 +58,22 @@ def calibrate(repeats: int = 400, images: int = 32, seed: int = 0) -> list[Check
     if repeats < 50:
         raise ConfigError(f"repeats={repeats} show nothing; at least 50, better 400")
     rngs = np.random.default_rng(seed).spawn(9)
-    basic, rules, images_of_people, further, attacked, reach, sweeps, analyses, circuits = rngs
-    return [
-        *basics(basic, repeats, images),
-        *rule_calibration.checks(rules, repeats),
-        *image_calibration.checks(images_of_people, repeats),
-        *further_calibration.checks(further, repeats),
-        *attacks.checks(attacked, repeats),
-        *scope.checks(reach, repeats),
-        *sweep_calibration.checks(sweeps, repeats),
-        *analysis_calibration.checks(analyses, repeats),
-        *circuit_calibration.checks(circuits, repeats),
-    ]
+    groups = {
+        "basics": functools.partial(basics, images=images),
+        "rules": rule_calibration.checks,
+        "images": image_calibration.checks,
+        "further": further_calibration.checks,
+        "attacks": attacks.checks,
+        "scope": scope.checks,
+        "sweeps": sweep_calibration.checks,
+        "analyses": analysis_calibration.checks,
+        "circuits": circuit_calibration.checks,
+    }
+    checks = []
+    for (name, group), rng in zip(groups.items(), rngs, strict=True):
+        run = functools.partial(group, rng, repeats)
+        checks += kept(folder, name, run, repeats=repeats, images=images, seed=seed)
+    return checks
 
 
 def basics(rng: np.random.Generator, repeats: int, images: int) -> list[Check]:

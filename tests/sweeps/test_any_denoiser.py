@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 from jax.ad_checkpoint import checkpoint_name as name
 
-from mechdiff.circuits import attribution, integrated_gradients, interactions, screening
+from mechdiff.analysis import roles
+from mechdiff.circuits import attribution, integrated_gradients, interactions, redundancy, screening
 from mechdiff.circuits.discovery import discover
 from mechdiff.circuits.faithfulness import CircuitEvaluator
 from mechdiff.core.config import SweepConfig
@@ -18,7 +20,14 @@ from mechdiff.diffusion.process import image_noise, q_sample
 from mechdiff.diffusion.schedules import cosine_schedule
 from mechdiff.interventions.build import ablate, leave_one_out
 from mechdiff.models.traced import wrap
-from mechdiff.sweeps import activations, interchange, optimal_ablation, replacements
+from mechdiff.storage import labelled
+from mechdiff.sweeps import (
+    activations,
+    attention_patterns,
+    interchange,
+    optimal_ablation,
+    replacements,
+)
 from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.execution import drawing, engine, passes, rollout, shared_prefix
 from mechdiff.sweeps.in_memory import sweep_in_memory
@@ -248,6 +257,53 @@ def test_a_sampling_sweep_goes_on_where_it_stopped(denoiser, tmp_path, monkeypat
         sampling_sweep(denoiser, samples, windows, tmp_path / "stopped", config=config)
     again = sampling_sweep(denoiser, samples, windows, tmp_path / "stopped", config=config)
     np.testing.assert_array_equal(again["distance"], whole["distance"])
+
+
+def patterns(denoiser, folder):
+    return attention_patterns.pattern_effects(
+        denoiser, EVAL_SET, ablations=("frozen",), block=3, folder=folder
+    )
+
+
+def paired(denoiser, folder):
+    settings = redundancy.PairConfig(top=1, audit=1)
+    others = EvalSet(IMAGES[:4], EVAL_SET.timesteps, jax.random.key(7), LABELS[:4])
+    chosen = denoiser.components()[:3]
+    return redundancy.verified_pairs(denoiser, EVAL_SET, others, chosen, config=settings, folder=folder)
+
+
+def role_effects(denoiser, folder):
+    names, stacked = leave_one_out(denoiser.identity, denoiser.components())
+    return roles.role_effects(denoiser, EVAL_SET, stacked, names, folder=folder)
+
+
+@pytest.mark.parametrize(("measure", "count"), [(patterns, 4), (paired, 4), (role_effects, 2)])
+def test_what_was_measured_before_a_kill_is_not_measured_again(
+    denoiser, tmp_path, monkeypatch, measure, count
+):
+    """Bit for bit what is measured in memory, whatever piece it stopped at; and not of other networks."""
+    whole = measure(denoiser, None)
+    put, pieces = labelled.put, []
+
+    def counted(*args):
+        pieces.append(args)
+        put(*args)
+
+    def stops_at_the_last(*args):
+        if len(pieces) == count - 1:
+            raise KeyboardInterrupt
+        counted(*args)
+
+    monkeypatch.setattr(labelled, "put", stops_at_the_last)
+    with pytest.raises(KeyboardInterrupt):
+        measure(denoiser, tmp_path)
+    monkeypatch.setattr(labelled, "put", counted)
+    for _ in range(2):
+        xr.testing.assert_identical(measure(denoiser, tmp_path), whole)
+        assert len(pieces) == count
+    other = dataclasses.replace(denoiser, params=jax.tree.map(lambda leaf: 2 * leaf, denoiser.params))
+    measure(other, tmp_path)
+    assert len(pieces) == 2 * count
 
 
 def test_factors_are_carried_under_a_condition():

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 from PIL import Image
 from reference.networks import SMALL, identity_of, random_params
 
@@ -19,6 +20,7 @@ from mechdiff.interventions.build import ablate
 from mechdiff.interventions.components import component_at
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, denoise
+from mechdiff.storage import labelled
 from mechdiff.sweeps import activations, interchange
 
 UNET, SCHEDULE = SMALL, cosine_schedule(50)
@@ -41,6 +43,19 @@ def measured():
     return interchange.interchange_effects(
         SUBJECT, LEVELS, interchange.PairSet(KEY, FACTORS, PAIRS), chosen=CHOSEN, block=2
     )
+
+
+def test_pieces_that_were_kept_are_not_measured_again(measured, tmp_path, monkeypatch):
+    """One factor first, then both: bit for bit what was measured in memory."""
+    put, pieces = labelled.put, []
+    monkeypatch.setattr(labelled, "put", lambda *args: (pieces.append(1), put(*args)))
+    for factors, count in ((FACTORS[:1], 4), (FACTORS, 8)):  # two timesteps of two blocks each
+        pairs = interchange.PairSet(KEY, factors, PAIRS)
+        kept = interchange.interchange_effects(
+            SUBJECT, LEVELS, pairs, chosen=CHOSEN, block=2, folder=tmp_path
+        )
+        assert len(pieces) == count
+    xr.testing.assert_identical(kept, measured)
 
 
 def test_moved_is_that_of_plain_passes(pairs, measured):

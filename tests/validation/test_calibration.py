@@ -5,9 +5,9 @@ import pytest
 
 from mechdiff import stats
 from mechdiff.analysis import effects
-from mechdiff.core.errors import ConfigError
+from mechdiff.core.errors import ConfigError, DataError
 from mechdiff.stats import small_samples
-from mechdiff.validation import calibration, image_calibration, rule_calibration
+from mechdiff.validation import calibration, image_calibration, rule_calibration, saved_checks
 from mechdiff.validation import checks as checks_of
 
 
@@ -44,6 +44,23 @@ def test_the_table_marks_what_is_broken(checks):
     lines = calibration.table([*checks.values(), broken]).splitlines()
     assert len(lines) == len(checks) + 2
     assert lines[-1].endswith("VIOLATED") and not lines[1].endswith("VIOLATED")
+
+
+def test_groups_of_checks_that_were_finished_are_not_run_again(checks, tmp_path):
+    runs = []
+
+    def group():
+        runs.append(1)
+        return list(checks.values())
+
+    for seed, count in ((0, 1), (0, 1), (1, 2)):
+        kept = saved_checks.kept(tmp_path, "basics", group, seed=seed)
+        np.testing.assert_equal([vars(check) for check in kept], [vars(check) for check in checks.values()])
+        assert len(runs) == count
+    for path in tmp_path.iterdir():
+        path.write_text(path.read_text().replace('"p"', '"q"'))
+    with pytest.raises(DataError, match=r"basics-\w+\.json is not what was written there .* make it again"):
+        saved_checks.kept(tmp_path, "basics", group, seed=0)
 
 
 def test_too_few_repetitions_are_refused():

@@ -77,7 +77,7 @@ def examine(
       chosen: components to examine. The fewer, the smaller the p that a role needs.
       count: number of random sets for each class of the matched null.
       fdr: false-discovery rate, see `assign`.
-      inputs: masks, parts, probes, as for `role_effects`.
+      inputs: masks, parts, probes, and the folder that distances are kept in, as for `role_effects`.
 
     Returns:
       The roles, and the effects of the components on all targets.

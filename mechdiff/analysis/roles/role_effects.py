@@ -9,6 +9,7 @@ on target f (`image_features`), per timestep and image, with common random numbe
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,10 @@ from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.diffusion.process import predict_x0
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
+from mechdiff.storage import digests, pieces
 from mechdiff.sweeps.execution.engine import Engine
 from mechdiff.sweeps.execution.passes import PassOutputs
-from mechdiff.sweeps.execution.provenance import provenance
+from mechdiff.sweeps.execution.provenance import provenance, result_key, store
 
 Effects = Float[np.ndarray, "component target"]
 
@@ -56,7 +58,7 @@ def role_effects(
     masks: Float[np.ndarray, "image parts side side"] | None = None,
     parts: Sequence[str] = (),
     probes: Mapping[str, PyTree] | None = None,
-    engine: Engine | None = None,
+    folder: Path | None = None,
 ) -> xr.Dataset:
     """E_f of every stacked intervention.
 
@@ -65,7 +67,8 @@ def role_effects(
       eval_set: at least 2 images, crossed with the timesteps.
       masks, parts: of the same images, `data.synthetic.PARTS`; without them there are no targets `part:`.
       probes: of `probes.as_arrays`; without them there are no targets `factor:`.
-      engine: of the denoiser, to reuse its compiled programs.
+      folder: distances are kept here too, so that an interrupted run can go on; None: nothing is kept on
+        disk.
 
     Returns:
       Dataset with `effect`, dims `component, target, t, image`, and `error`, dims `target, t, image`: E_f of
@@ -83,11 +86,23 @@ def role_effects(
     variances = feature_variances(images, masks, tuple(parts), shared)
     variance = np.array([value for value, _ in variances.values()])
     varies = np.flatnonzero(variance > 1e-9)
-    engine, reduction = engine or Engine(denoiser), Shift(tuple(parts))
-    distances = [
-        engine.reduce(stacked, eval_set.batch(t_index), reduction, per_image=masks, shared=shared)
-        for t_index in range(len(timesteps))
-    ]
+    engine, reduction = Engine(denoiser), Shift(tuple(parts))
+
+    def compute(piece: pieces.Piece) -> dict[str, np.ndarray]:
+        batch = eval_set.batch(piece["t"].start)
+        changed, clean = engine.reduce(stacked, batch, reduction, per_image=masks, shared=shared)
+        return {"clean": clean[None], "changed": changed[None]}
+
+    path = None
+    if folder is not None:
+        targets = digests.digest_arrays([stacked, masks, shared])
+        path = store(folder, result_key(denoiser, eval_set, role_effects=targets, parts=list(parts)))
+    empty = pieces.unfilled(
+        {"clean": ("t", "image", "target"), "changed": ("t", "component", "image", "target")},
+        {"t": len(timesteps), "component": len(names), "image": len(images), "target": len(variance)},
+    )
+    title = f"effects of components of {denoiser.name}"
+    distances = pieces.filled(empty, pieces.singles(t=len(timesteps)), compute, path, title)
     coords = {
         "component": list(names),
         "target": [list(variances)[i] for i in varies],
@@ -96,18 +111,19 @@ def role_effects(
         "log_snr": ("t", np.asarray(denoiser.schedule.log_snr)[np.asarray(timesteps)]),
         "variance": ("target", variance[varies]),
     }
-    return xr.Dataset(_shares(distances, varies, variance[varies]), coords, provenance(denoiser))
+    return xr.Dataset(
+        _shares(**distances, varies=varies, variance=variance[varies]), coords, provenance(denoiser)
+    )
 
 
 def _shares(
-    distances: Sequence[tuple[np.ndarray, np.ndarray]],
+    clean: Float[np.ndarray, "t image target"],
+    changed: Float[np.ndarray, "t component image target"],
     varies: Int[np.ndarray, " varying"],
     variance: Float[np.ndarray, " varying"],
 ) -> dict:
-    """`effect` and `error`: distances of `Shift`, one pair per timestep, over the targets' variances."""
-    # t, component, image, target; and without components
-    effect = np.stack([changed[..., varies] / variance for changed, _ in distances])
-    error = np.stack([clean[..., varies] / variance for _, clean in distances])
+    """`effect` and `error`: distances of `Shift` over the targets' variances."""
+    effect, error = (distance[..., varies] / variance for distance in (changed, clean))
     return {
         "effect": (("component", "target", "t", "image"), effect.transpose(1, 3, 0, 2).astype(np.float32)),
         "error": (("target", "t", "image"), error.transpose(2, 0, 1).astype(np.float32)),

@@ -18,7 +18,6 @@ from mechdiff.interventions.components import Component, component_at
 from mechdiff.interventions.record import ALWAYS, Intervention
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.models.unet import components, denoise
-from mechdiff.sweeps.execution.engine import Engine
 from mechdiff.validation.planted import networks, weights
 
 UNET, SCHEDULE, KEY = networks.unet_of("small"), cosine_schedule(networks.STEPS), jax.random.key(4)
@@ -64,13 +63,13 @@ def measured():
     results = []
     for params in (planted(),):
         denoiser = Denoiser("planted", UNET, SCHEDULE, params, identity)
-        options = {"masks": MASKS, "parts": PARTS, "engine": Engine(denoiser)}
+        options = {"masks": MASKS, "parts": PARTS}
         results.append(roles.role_effects(denoiser, EVAL_SET, stacked, [*names, *sets], **options))
     fresh = []
     for seed in range(FRESH):
         untrained = Denoiser("fresh", UNET, SCHEDULE, random_params(UNET, seed), identity)
-        options = {"masks": MASKS, "parts": PARTS, "engine": Engine(untrained)}
-        fresh.append(roles.role_effects(denoiser, EVAL_SET, alone, names, **options))
+        options = {"masks": MASKS, "parts": PARTS}
+        fresh.append(roles.role_effects(untrained, EVAL_SET, alone, names, **options))
     classes = [roles.matched_class(component, identity) for component in chosen]
     own, null = (
         results[0].isel(component=range(4)),
