@@ -128,6 +128,16 @@ def pytest_collection_modifyitems(items):
             item.add_marker("unit")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_maps():
+    """Frees programs before they take more maps of memory than Linux gives a process: XLA of JAX 0.12 makes
+    so many that a worker of the whole suite would end."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 40_000:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def tiny():
     """The `tiny` preset with the smallest network, few images and fewer samples on its sheets."""

@@ -72,10 +72,10 @@ def _item(pair: xr.Dataset) -> Markup:
     if pair.named.item() == backups.BACKUP:
         costlier = float(pair.single_a) >= float(pair.single_b)
         first, second = names if costlier else names[::-1]
-        words = "<code>{}</code> makes up for {} % of what losing <code>{}</code> costs (interaction {})"
+        words = "<code>{}</code> makes up for {} % of what ablating <code>{}</code> costs (interaction {})"
         return Markup(words).format(second, shown, first, between(interaction, " %"))
     less = Markup("the sum, by {} % of the smaller cost").format(shown)
     if share > 100:  # the loss of one makes the other's a gain
-        less = Markup("losing the costlier alone")
-    words = "losing <code>{}</code> and <code>{}</code> costs less than {} (interaction {})"
+        less = Markup("ablating the costlier alone")
+    words = "ablating <code>{}</code> and <code>{}</code> costs less than {} (interaction {})"
     return Markup(words).format(names[0], names[1], less, between(interaction, " %"))

@@ -43,7 +43,7 @@ def with_pairs(model, named, strength):
 
 def test_a_backup_is_named_with_its_share_and_markup_is_escaped(examined):
     sentence = pairs.about(with_pairs(examined, ["backup", ""], 0.75))
-    assert "<code>a0</code> makes up for 75.0 % of what losing <code>&lt;b&gt;</code> costs" in sentence
+    assert "<code>a0</code> makes up for 75.0 % of what ablating <code>&lt;b&gt;</code> costs" in sentence
     assert "all 2 pairs of the 3 likeliest" in sentence and "of 16 images" not in sentence
     assert "16 images" in sentence and "a1" not in sentence
     model = with_pairs(examined, ["backup"], 0.75)
@@ -57,7 +57,7 @@ def test_common_work_and_more_pairs_than_are_shown(examined):
     assert sentence.count("sum, by 100 % of the smaller cost") == pairs.SHOWN and "and 2 more" in sentence
     more_than_all = pairs.about(with_pairs(examined, ["common"], 1.2))
     assert (
-        "costs less than losing the costlier alone (interaction" in more_than_all
+        "costs less than ablating the costlier alone (interaction" in more_than_all
         and "120" not in more_than_all
     )
 
