@@ -130,8 +130,9 @@ def show(*rows: Any, labels: Sequence[str] | None = None) -> Sheet:
     pixels = [to_bytes(row.images) if isinstance(row, Samples) else _pixels(row) for row in rows]
     for images in pixels:
         if images.ndim != 4 or images.shape[1:] != pixels[0].shape[1:] or images.shape[-1] not in (1, 3):
+            beside = "" if images.shape == pixels[0].shape else f" beside {pixels[0].shape}"
             raise ConfigError(
-                f"images of shape {images.shape} beside {pixels[0].shape}: each row is "
+                f"images of shape {images.shape}{beside}: each row is "
                 "(images, height, width, channels), all of one size, with 1 or 3 channels last"
             )
     default = [getattr(row, "label", f"row {number}") for number, row in enumerate(rows)]

@@ -30,7 +30,8 @@ def meant(flag: str, value: str | None = None, own: Iterable[str] = ()) -> str |
         return flags[today]
     number = value is not None and value.isdecimal()
     if wanted == "images" and wanted not in flags and value and not number:
-        return f"--set=data.name=folder --set=data.path={value}"  # as training has them
+        trains = "model" not in flags
+        return f"--set=data.name=folder --set=data.path={value}" if trains else None
     fields = {"n": "sweep.images"}
     for name in sorted(settings.names(), key=_order):
         fields.setdefault(name.rpartition(".")[2], name)

@@ -48,4 +48,5 @@ def test_an_unknown_flag_is_answered_with_the_closest_flag_or_setting(flag, valu
 
 def test_images_of_a_launcher_without_that_flag_are_those_of_training():
     assert hints.meant("images", "faces/", ["--workdir"]) == "--set=data.name=folder --set=data.path=faces/"
+    assert hints.meant("images", "faces/", ["--workdir", "--model"]) is None  # where neither would act
     assert hints.meant("images", "16", ["--workdir"]) == "--set=sweep.images=16"
