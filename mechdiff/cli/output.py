@@ -31,8 +31,9 @@ class Forwarded(io.TextIOBase):
         return self._stream.write(text)
 
     def flush(self) -> None:
-        """Flushes the stream."""
-        self._stream.flush()
+        """Flushes the stream, unless it is closed already: Python 3.13 says so of what it cleans up."""
+        if not self._stream.closed:
+            self._stream.flush()
 
     def isatty(self) -> bool:
         """Whether the stream is a terminal, so that bars are drawn as on the stream itself."""
