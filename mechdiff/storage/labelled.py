@@ -27,7 +27,6 @@ from mechdiff.storage import descriptions, files, locks
 ABANDONED_SECONDS = 86_400.0  # age of a half-written result that nobody goes on with
 CHUNK = re.compile(r"\d+(\.\d+)*")  # names of chunks in a folder of format 2
 BLOSC_HEADER = 16  # bytes, of which the last four say how long the whole chunk is
-SEAL = b"crc:"  # before the checksum at a chunk's end
 FORMAT = 2  # Zarr 3 has no stable type for text labels yet
 
 
@@ -37,40 +36,46 @@ class _Files(zarr.storage.LocalStore):
 
     async def get(self, key, prototype=None, byte_range=None):
         content = self.get_sync(key, prototype=prototype, byte_range=byte_range)
-        if content is None or byte_range is not None or not self._sealable(key):
-            return content
-        return content[: _checked_length(key, memoryview(content.as_numpy_array()))]
+        if content is not None and byte_range is None and _is_chunk(self.root / key):
+            _check_chunk(self.root / key, memoryview(content.as_numpy_array()))
+        return content
 
     async def set(self, key, value):
-        sealed = self._sealable(key)
-        self.set_sync(key, type(value).from_bytes(_sealed(value.to_bytes())) if sealed else value)
-
-    def _sealable(self, key: str) -> bool:
-        folder, _, name = key.rpartition("/")
-        return CHUNK.fullmatch(name) is not None and _by_blosc(self.root / folder / ".zarray")
-
-
-def _sealed(chunk: bytes) -> bytes:
-    """A chunk with its checksum behind it. Blosc's own length ends before, so other readers of Zarr don't see
-    it; Blosc has none, and of flipped bits it made other numbers without an error."""
-    return chunk + _seal(chunk)
+        file = self.root / key
+        if not _is_chunk(file):
+            self.set_sync(key, value)
+            return
+        _checksum(file).unlink(missing_ok=True)  # killed between the two, a chunk has none
+        self.set_sync(key, value)
+        _checksum(file).write_text(_crc(value.to_bytes()))
 
 
-def _seal(chunk: bytes | memoryview) -> bytes:
-    return SEAL + zlib.crc32(chunk).to_bytes(4, "little")
+def _is_chunk(file: Path) -> bool:
+    return CHUNK.fullmatch(file.name) is not None
 
 
-def _checked_length(key: str, content: memoryview) -> int:
-    """Bytes of a chunk without its seal, which chunks of earlier versions lack. Refuses one that was cut
-    short (by a power failure, or an incomplete copy), behind which Blosc would read on in memory, and one
-    that is not what was written."""
-    told = max(BLOSC_HEADER, int.from_bytes(content[12:BLOSC_HEADER], "little"))
-    if len(content) < told:
-        raise ValueError(f"{key} holds {len(content)} of {told} bytes")
-    seal = content[told:]
-    if seal and seal != _seal(content[:told]):
-        raise ValueError(f"{key} is not what was written there")
-    return told
+def _checksum(chunk: Path) -> Path:
+    """The file beside a chunk that holds its CRC-32, of which Zarr knows nothing. Blosc has no checksum: of
+    flipped bits it made other numbers without an error."""
+    return chunk.with_name(f".{chunk.name}.crc32")
+
+
+def _crc(content: bytes | memoryview) -> str:
+    return f"{zlib.crc32(content):08x}"
+
+
+def _check_chunk(file: Path, content: memoryview) -> None:
+    """Refuses a chunk that was cut short (by a power failure, or an incomplete copy), behind which Blosc
+    would read on in memory, and one that is not what was written. Chunks of earlier versions have no
+    checksum."""
+    name = f"{file.parent.name}/{file.name}"
+    if _by_blosc(file.with_name(".zarray")):
+        told = max(BLOSC_HEADER, int.from_bytes(content[12:BLOSC_HEADER], "little"))
+        if len(content) < told:
+            raise ValueError(f"{name} holds {len(content)} of {told} bytes")
+    with contextlib.suppress(FileNotFoundError):
+        if _checksum(file).read_bytes() != _crc(content).encode():
+            raise ValueError(f"{name} is not what was written there")
 
 
 @functools.lru_cache(maxsize=256)
@@ -108,11 +113,12 @@ def _write(folder: Path, dataset: xr.Dataset, encoding: dict[str, dict]) -> None
     described = descriptions.described(dataset)
     store = zarr.storage.MemoryStore(members)
     described.to_zarr(store, zarr_format=FORMAT, encoding=encoding, consolidated=True)
-    for name, content in sorted(members.items()):  # descriptions of arrays before their chunks
+    for name, content in members.items():
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        blosc = CHUNK.fullmatch(file.name) and _by_blosc(file.with_name(".zarray"))
-        file.write_bytes(_sealed(content.to_bytes()) if blosc else content.to_bytes())
+        file.write_bytes(content.to_bytes())
+        if _is_chunk(file):
+            _checksum(file).write_text(_crc(content.to_bytes()))
 
 
 @functools.lru_cache(maxsize=16)
