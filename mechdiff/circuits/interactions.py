@@ -109,15 +109,15 @@ def pair_scores(
     mesh = devices.over(block)
     placed = devices.everywhere(mesh, denoiser)
 
-    blocks = list(batches(count, block))
-
     def compute(piece: pieces.Piece) -> dict[str, np.ndarray]:
-        batch = blocks[piece["block"].start]
-        eval_batch, weights = eval_set.batch(piece["t"].start, batch.indices), batch.weights / count
-        results = [_curvatures(placed, mesh, group, eval_batch, weights) for group in groups]
-        products = np.concatenate([_flat(product, sites) for product, _ in results])[: len(chosen)]
-        loss = np.full((1, 1), results[0][1], np.float64)
-        return {"clean_loss": loss, "curvature": (products @ flat.T)[None, None]}
+        curvature, loss = np.zeros((1, len(chosen), len(chosen))), np.zeros(1)
+        for batch in batches(count, block):
+            eval_batch, weights = eval_set.batch(piece["t"].start, batch.indices), batch.weights / count
+            results = [_curvatures(placed, mesh, group, eval_batch, weights) for group in groups]
+            products = np.concatenate([_flat(product, sites) for product, _ in results])[: len(chosen)]
+            curvature += products @ flat.T
+            loss += float(results[0][1])
+        return {"clean_loss": loss, "curvature": curvature}
 
     names = [component.name for component in chosen]
     path = None
@@ -125,16 +125,14 @@ def pair_scores(
         decisive = {"pair_scores": digests.digest_arrays(flat), "components": names, "block": block}
         path = store(folder, result_key(denoiser, eval_set, **decisive))
     empty = pieces.unfilled(
-        {"clean_loss": ("t", "block"), "curvature": ("t", "block", "a", "b")},
-        {"t": len(timesteps), "block": len(blocks), "a": len(chosen), "b": len(chosen)},
+        {"clean_loss": ("t",), "curvature": ("t", "a", "b")},
+        {"t": len(timesteps), "a": len(chosen), "b": len(chosen)},
         np.float64,
     )
     title = f"scoring pairs of {denoiser.name}"
-    todo = pieces.singles(t=len(timesteps), block=len(blocks))
-    scored = pieces.filled(empty, todo, compute, path, title)
-    curvature, loss = (sum(np.moveaxis(scored[name], 1, 0)) for name in ("curvature", "clean_loss"))
+    scored = pieces.filled(empty, pieces.singles(t=len(timesteps)), compute, path, title)
     return xr.Dataset(
-        {"curvature": (("t", "a", "b"), curvature), "clean_loss": ("t", loss)},
+        {"curvature": (("t", "a", "b"), scored["curvature"]), "clean_loss": ("t", scored["clean_loss"])},
         coords={"a": names, "b": names, "t": np.asarray(timesteps)},
     )
 
