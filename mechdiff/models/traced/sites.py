@@ -79,7 +79,7 @@ def discover(
       >>> from jax.ad_checkpoint import checkpoint_name
       >>> def fn(x):
       ...     return checkpoint_name(2 * x, "twice")
-      >>> sites, _ = discover(fn, lambda rows: (jax.ShapeDtypeStruct((rows, 3), float),), {})
+      >>> sites, _ = discover(fn, lambda rows: (jax.ShapeDtypeStruct((rows, 3), "float32"),), {})
       >>> sites[0].names, sites[0].units
       (('twice',), 3)
     """
