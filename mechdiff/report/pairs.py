@@ -64,18 +64,18 @@ def _group(members: tuple[str, ...], table: xr.Dataset) -> Markup:
 def _item(pair: xr.Dataset) -> Markup:
     interaction = Value(*(float(pair[end]) for end in ("estimate", "low", "high")))
     names = pair.a.item(), pair.b.item()
-    share = 100 * float(pair.strength)
+    share = least = 100 * float(pair.strength)
     shown = precise(share)
     if "strength_low" in pair:  # results from before 2026-12-01 have no interval of it
-        ends = (precise(100 * float(pair[end])) for end in ("strength_low", "strength_high"))
-        shown = "{} [{}, {}]".format(shown, *ends)
+        least, most = (100 * float(pair[end]) for end in ("strength_low", "strength_high"))
+        shown = f"{shown} [{precise(least)}, {precise(most)}]"
     if pair.named.item() == backups.BACKUP:
         costlier = float(pair.single_a) >= float(pair.single_b)
         first, second = names if costlier else names[::-1]
         words = "<code>{}</code> makes up for {} % of what ablating <code>{}</code> costs (interaction {})"
         return Markup(words).format(second, shown, first, between(interaction, " %"))
     less = Markup("the sum, by {} % of the smaller cost").format(shown)
-    if share > 100:  # the loss of one makes the other's a gain
+    if least > 100:  # the loss of one makes the other's a gain
         less = Markup("ablating the costlier alone")
     words = "ablating <code>{}</code> and <code>{}</code> costs less than {} (interaction {})"
     return Markup(words).format(names[0], names[1], less, between(interaction, " %"))

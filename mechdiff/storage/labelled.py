@@ -41,32 +41,31 @@ class _Files(zarr.storage.LocalStore):
         return content
 
     async def set(self, key, value):
-        file = self.root / key
-        if not _is_chunk(file):
-            self.set_sync(key, value)
-            return
-        _checksum(file).unlink(missing_ok=True)  # killed between the two, a chunk has none
+        if _is_chunk(self.root / key):
+            _note_checksum(self.root / key, value.to_bytes())
         self.set_sync(key, value)
-        _checksum(file).write_text(_crc(value.to_bytes()))
 
 
 def _is_chunk(file: Path) -> bool:
     return CHUNK.fullmatch(file.name) is not None
 
 
-def _checksum(chunk: Path) -> Path:
+def _checksums(chunk: Path) -> Path:
     """The file beside a chunk that holds its CRC-32, of which Zarr knows nothing. Blosc has no checksum: of
     flipped bits it made other numbers without an error."""
     return chunk.with_name(f".{chunk.name}.crc32")
 
 
-def _crc(content: bytes | memoryview) -> str:
-    return f"{zlib.crc32(content):08x}"
+def _note_checksum(chunk: Path, content: bytes) -> None:
+    """Adds a line for what is about to be written, behind those of what was there: a process that is killed
+    between the two, or reads meanwhile, finds the line of either."""
+    with _checksums(chunk).open("a") as lines:
+        lines.write(f"{zlib.crc32(content):08x}\n")
 
 
 def _check_chunk(file: Path, content: memoryview) -> None:
     """Refuses a chunk that was cut short (by a power failure, or an incomplete copy), behind which Blosc
-    would read on in memory, and one that is not what was written. Chunks of earlier versions have no
+    would read on in memory, and one that was never written so. Chunks of earlier versions have no
     checksum."""
     name = f"{file.parent.name}/{file.name}"
     if _by_blosc(file.with_name(".zarray")):
@@ -74,7 +73,8 @@ def _check_chunk(file: Path, content: memoryview) -> None:
         if len(content) < told:
             raise ValueError(f"{name} holds {len(content)} of {told} bytes")
     with contextlib.suppress(FileNotFoundError):
-        if _checksum(file).read_bytes() != _crc(content).encode():
+        known = re.findall(r"(.{8})\n", _checksums(file).read_text())  # a line cut short is none
+        if known and f"{zlib.crc32(content):08x}" not in known:
             raise ValueError(f"{name} is not what was written there")
 
 
@@ -116,9 +116,9 @@ def _write(folder: Path, dataset: xr.Dataset, encoding: dict[str, dict]) -> None
     for name, content in members.items():
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content.to_bytes())
         if _is_chunk(file):
-            _checksum(file).write_text(_crc(content.to_bytes()))
+            _note_checksum(file, content.to_bytes())
+        file.write_bytes(content.to_bytes())
 
 
 @functools.lru_cache(maxsize=16)

@@ -34,7 +34,7 @@ from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention, stack_size
 from mechdiff.models.denoiser import Examinable, chosen_components
-from mechdiff.storage import pieces
+from mechdiff.storage import digests, pieces
 from mechdiff.sweeps.activations import of_batch
 from mechdiff.sweeps.coords import component_coords
 from mechdiff.sweeps.execution.engine import Engine
@@ -181,7 +181,7 @@ def interchange_effects(
     by_factor = []
     for factor in pairs.factors:
         sides = pairs.at(factor, denoiser.image_shape[0], timesteps, channels)
-        path = None if folder is None else store(folder, _key(denoiser, sides, chosen, block))
+        path = None if folder is None else store(folder, _key(denoiser, sides, stacked, block))
         by_factor.append(_exchanged(engine, stacked, sides, block, path))
     measured = {name: np.stack([of_one[name] for of_one in by_factor]) for name in by_factor[0]}
     coords = component_coords(denoiser, chosen, timesteps, pairs.count)
@@ -192,13 +192,11 @@ def interchange_effects(
     )
 
 
-def _key(
-    denoiser: Examinable, sides: tuple[EvalSet, EvalSet], chosen: Sequence[Component], block: int
-) -> str:
+def _key(denoiser: Examinable, sides: tuple[EvalSet, EvalSet], stacked: Intervention, block: int) -> str:
     """Digest of everything that decides the numbers of a factor, and of the size of pieces."""
     first, second = (eval_set_digests(side) for side in sides)
-    names = [component.name for component in chosen]
-    return result_key(denoiser, exchanged=[first, second], components=names, block=block)
+    gates = digests.digest_arrays(stacked)
+    return result_key(denoiser, exchanged=[first, second], stacked=gates, block=block)
 
 
 def _exchanged(
