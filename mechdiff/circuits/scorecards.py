@@ -173,8 +173,8 @@ class _Runs:
         """Mean |f(C without K) - f(all without K)| over knock-outs `inside` or `outside`; NaN if none."""
 
         def gaps(weights: np.ndarray) -> np.ndarray:
-            found = self.f(f"less {where}", weights) - self.f(f"whole less {where}", weights)
-            return found if len(found) else np.full((1, len(weights)), np.nan)
+            differences = self.f(f"less {where}", weights) - self.f(f"whole less {where}", weights)
+            return differences if len(differences) else np.full((1, len(weights)), np.nan)
 
         return stats.size_interval(gaps, lambda sizes: sizes.mean(axis=0), self.units)
 

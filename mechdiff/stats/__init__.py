@@ -20,12 +20,7 @@ from mechdiff.stats.intervals import (
     satterthwaite,
     student_mean,
 )
-from mechdiff.stats.jackknife import (
-    jackknife_error,
-    jackknife_interval,
-    pseudo_values,
-    ratio_influence,
-)
+from mechdiff.stats.jackknife import jackknife_error, jackknife_interval, pseudo_values, ratio_influence
 from mechdiff.stats.quantiles import quantile_interval
 from mechdiff.stats.sequential import confidence_sequence, skewed_sequence
 from mechdiff.stats.shares import share_interval

@@ -17,7 +17,7 @@ from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.models import conditions
 from mechdiff.stats.clusters import PERSON
 
-FOUR_PEOPLE = 4  # of whom halves of images are: two to choose on, two to measure on
+MIN_PEOPLE = 4  # of images in two halves: two to choose on, two to measure on
 Steps = Sequence[int] | Int[AnyArray, " timesteps"]
 
 
@@ -129,10 +129,10 @@ class EvalImages:
         _, first_image, member, images = np.unique(
             people, return_index=True, return_inverse=True, return_counts=True
         )
-        if len(images) < FOUR_PEOPLE:
+        if len(images) < MIN_PEOPLE:
             raise ConfigError(
                 f"{len(places)} images of {len(images)} people are too few to choose on some people and "
-                f"measure on others; give those of {FOUR_PEOPLE} or more (sweep.images)"
+                f"measure on others; give those of {MIN_PEOPLE} or more (sweep.images)"
             )
         order = np.argsort(first_image)
         before = images[order].cumsum() - images[order]  # images of the people who come earlier

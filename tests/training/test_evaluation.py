@@ -58,7 +58,7 @@ def test_of_few_held_out_images_more_samples_are_closer_than_their_1st_percentil
     """Distances of gray pixels from black: .068 of samples lie below the least of 16, not .01."""
     gray = np.random.default_rng(1).integers(1, 256, (80, 64, 1, 1, 1)).astype(np.uint8)
     black = np.zeros((1, 1, 1, 1), np.uint8)
-    found = [evaluation.memorization(side[:48], black, side[48:]) for side in gray]
-    assert 0.04 < np.mean([each["copies"] for each in found]) < 0.09
-    assert found[0]["copies_expected"] == pytest.approx(0.0676, abs=1e-4)
-    assert np.mean([each["ratio_low"] <= 1 <= each["ratio_high"] for each in found]) > 0.9
+    figures = [evaluation.memorization(side[:48], black, side[48:]) for side in gray]
+    assert 0.04 < np.mean([each["copies"] for each in figures]) < 0.09
+    assert figures[0]["copies_expected"] == pytest.approx(0.0676, abs=1e-4)
+    assert np.mean([each["ratio_low"] <= 1 <= each["ratio_high"] for each in figures]) > 0.9
