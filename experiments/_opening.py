@@ -86,7 +86,7 @@ def check_names(names: Sequence[str]) -> None:
     Raises:
       flags.Error: two are alike.
     """
-    alike = [name for place, name in enumerate(names) if name in names[:place]]
+    alike = [name for i, name in enumerate(names) if name in names[:i]]
     if alike:
         raise flags.Error(
             f"two models are called alike, {alike[0]}, and so would be their results; rename one run's folder"

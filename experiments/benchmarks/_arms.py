@@ -74,9 +74,9 @@ def arms(small: bool, folder: str) -> list[Arm]:
 
 def turn(name: str) -> int:
     """When an arm is run: 0, 1 or 2."""
-    for place, patterns in enumerate(TURNS):
+    for turn, patterns in enumerate(TURNS):
         if any(re.fullmatch(pattern, name) for pattern in patterns):
-            return place
+            return turn
     return len(TURNS)
 
 

@@ -48,12 +48,12 @@ def needed(
     """
     rest = np.cumsum(flops[::-1])[::-1]
     plan = plan_passes(config, stacked, stack_size(stacked))
-    whole = rest[0] + sum(joining * rest[place] for place, joining in enumerate(plan.joins))
+    whole = rest[0] + sum(joining * rest[depth] for depth, joining in enumerate(plan.joins))
     joined, made, channels, saved = np.cumsum(plan.joins), [], config.in_channels, 0
-    for place, stage in enumerate(stages(config)):
+    for depth, stage in enumerate(stages(config)):
         if stage.pop:
             source = made.pop()
-            sharing = joined[place] - joined[source] - plan.changed_skips[place]
+            sharing = joined[depth] - joined[source] - plan.changed_skips[depth]
             if can_precompute_skip(config, stage, params, channels):
                 skip = stages(config)[source]
                 shape = jax.ShapeDtypeStruct((1, skip.resolution, skip.resolution, skip.width), jnp.float32)
@@ -63,7 +63,7 @@ def needed(
 
                 saved += sharing * of_jaxpr(jax.make_jaxpr(precompute)(params, identity, shape).jaxpr)
         if stage.push:
-            made.append(place)
+            made.append(depth)
         channels = stage.width
     return int(whole - saved)
 

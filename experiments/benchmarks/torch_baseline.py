@@ -226,8 +226,8 @@ def forward_sweep(config: ExperimentConfig, layout: str, images: int) -> tuple:
             noise = torch.randn_like(x0)
             x_t = signal[t].sqrt() * x0 + (1 - signal[t]).sqrt() * noise
             for x, target in zip(x_t.split(block), noise.split(block), strict=True):
-                for place in components.values():
-                    with hooked(*place):
+                for hook in components.values():
+                    with hooked(*hook):
                         loss = (model(x, t).sample - target).square().mean((1, 2, 3))
                     loss.cpu()
         wait()

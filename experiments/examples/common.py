@@ -58,13 +58,13 @@ def trained(
 
 
 def _write(path: Path, tree, losses) -> None:
-    arrays = {str(place): np.asarray(leaf) for place, leaf in enumerate(jax.tree.leaves(tree))}
+    arrays = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
     files.write_atomic(path, save(arrays | {"losses": np.asarray(losses)}))
 
 
 def _read(path: Path, like):
     arrays = load_file(path)
-    leaves = [arrays[str(place)] for place in range(len(jax.tree.leaves(like)))]
+    leaves = [arrays[str(i)] for i in range(len(jax.tree.leaves(like)))]
     return jax.tree.unflatten(jax.tree.structure(like), leaves), list(arrays["losses"])
 
 

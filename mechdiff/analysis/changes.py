@@ -95,9 +95,9 @@ def cell_differences(before: xr.Dataset, after: xr.Dataset, ablation: str) -> tu
     return precision.widened(interval, error), np.where(precision.lost(interval, error), 1.0, p)
 
 
-def grid_of(changed: xr.Dataset, place: int) -> EffectGrid:
-    """The effects of one model of `changes`, by its place."""
-    side = changed.isel(model=place)
+def grid_of(changed: xr.Dataset, index: int) -> EffectGrid:
+    """The effects of one model of `changes`, by its index."""
+    side = changed.isel(model=index)
     return _grid(changed, "delta_loss", side, side["change"].values)
 
 

@@ -91,14 +91,14 @@ def compare(
     count = len(first)
     _check_counts(count, len(second), paired)
     profiles = np.concatenate([first, second]).astype(np.float64)
-    places = matched(profiles, layers)
-    squares = distances(profiles, places)
+    counterparts = matched(profiles, layers)
+    squares = distances(profiles, counterparts)
     groups = groupings(len(profiles), count)
     between, within = between_within(squares, groups)
     excess = between - within
     centered = profiles - profiles.mean(axis=2, keepdims=True)
     shapes = np.subtract(*between_within(distances(centered, matched(centered, layers)), groups))
-    resampled = None if draws is None else _resampled(draws, places, groups[:1])
+    resampled = None if draws is None else _resampled(draws, counterparts, groups[:1])
     pooled = float(excess[0].mean())
     ends = _interval(squares, count, pooled, resampled, images)
     largest = excess.max(axis=1, keepdims=True)
@@ -125,19 +125,19 @@ def _check_counts(first: int, second: int, paired: bool) -> None:
 
 def _resampled(
     draws: Float[np.ndarray, "m both head t"],
-    places: Int[np.ndarray, "both both head"],
+    counterparts: Int[np.ndarray, "both both head"],
     grouping: Bool[np.ndarray, "1 both"],
 ) -> Float[np.ndarray, " m"]:
     """The mean excess in every resample of the images."""
     return np.array(
-        [np.subtract(*between_within(distances(draw, places), grouping)).mean() for draw in draws]
+        [np.subtract(*between_within(distances(draw, counterparts), grouping)).mean() for draw in draws]
     )
 
 
 def matched(profiles: Profiles, layers: Sequence[str]) -> Int[np.ndarray, "network network head"]:
     """For each head of network i its counterpart in network j, within its layer."""
     layers, count = np.asarray(layers), len(profiles)
-    places = np.tile(np.arange(profiles.shape[1]), (count, count, 1))
+    counterparts = np.tile(np.arange(profiles.shape[1]), (count, count, 1))
     for layer in dict.fromkeys(layers.tolist()):
         heads = np.flatnonzero(layers == layer)
         of_layer = profiles[:, heads]
@@ -146,14 +146,15 @@ def matched(profiles: Profiles, layers: Sequence[str]) -> Int[np.ndarray, "netwo
         cost = square[:, None, :, None] + square[None, :, None, :] - 2 * products
         for i, j in itertools.combinations(range(count), 2):
             rows, columns = linear_sum_assignment(cost[i, j])
-            places[i, j, heads[rows]] = heads[columns]
-            places[j, i, heads[columns]] = heads[rows]
-    return places
+            counterparts[i, j, heads[rows]] = heads[columns]
+            counterparts[j, i, heads[columns]] = heads[rows]
+    return counterparts
 
 
-def distances(profiles: Profiles, places: Int[np.ndarray, "network network head"]) -> Squares:
+def distances(profiles: Profiles, counterparts: Int[np.ndarray, "network network head"]) -> Squares:
     """Mean over matched heads of squared differences, of every two networks."""
-    counterpart = profiles[np.arange(len(profiles))[None, :, None], places]  # of network j, [i, j, head, t]
+    network = np.arange(len(profiles))[None, :, None]
+    counterpart = profiles[network, counterparts]  # of network j, [i, j, head, t]
     return ((profiles[:, None] - counterpart) ** 2).mean(axis=2)
 
 

@@ -43,10 +43,10 @@ def segment(
         back.append(options.argmin(axis=1))
         best = options.min(axis=1)
         sums.append(best[:, -1])
-        place, later = np.full(draws, ends - 1), []
+        end, later = np.full(draws, ends - 1), []
         for choice in reversed(back):
-            place = choice[np.arange(draws), place]
-            later.append(place)
+            end = choice[np.arange(draws), end]
+            later.append(end)
         starts.append(np.stack([np.zeros(draws, int), *later[::-1]], axis=1))
     return np.maximum(np.stack(sums, axis=1), 0), starts
 
@@ -74,8 +74,8 @@ def held_out(fit: Matrix, scored: Matrix, most: int = MAX_PHASES) -> tuple[Score
     starts = segment(fit, most)[1]
     steps = [_score(scored - step_means(fit, first)) for first in starts]
     # Orthonormal polynomials of the timestep's index: timesteps are even in log-SNR.
-    place = np.linspace(-1, 1, fit.shape[-2])
-    basis = np.linalg.qr(np.polynomial.legendre.legvander(place, len(starts) - 1))[0]
+    x = np.linspace(-1, 1, fit.shape[-2])
+    basis = np.linalg.qr(np.polynomial.legendre.legvander(x, len(starts) - 1))[0]
     drift = [_score(scored - basis[:, :k] @ (basis[:, :k].T @ fit)) for k in range(1, len(starts) + 1)]
     return np.stack(steps, axis=1), np.stack(drift, axis=1)
 

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from mechdiff.api.places import cache_folder
+from mechdiff.api.cache_folders import cache_folder
 from mechdiff.core import ranges
 from mechdiff.core.config import DRAWN, SweepConfig
 from mechdiff.core.errors import ConfigError, shorten, unknown

@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
+from mechdiff.api.cache_folders import cache_folder
 from mechdiff.api.model import Model
-from mechdiff.api.places import cache_folder
 from mechdiff.core import devices
 from mechdiff.core.config import DataConfig, ExperimentConfig
 from mechdiff.core.errors import CheckpointError, ConfigError

@@ -13,8 +13,8 @@ import xarray as xr
 
 from mechdiff.analysis import effects, variation
 from mechdiff.analysis.saved_effects import effect_table, with_effects
+from mechdiff.api.cache_folders import cache_folder
 from mechdiff.api.images import Given, eval_images, number_wanted
-from mechdiff.api.places import cache_folder
 from mechdiff.api.selection import listed
 from mechdiff.core import keys, ranges
 from mechdiff.core.config import ABLATIONS, SweepConfig

@@ -178,8 +178,8 @@ def pair_effects(
     measured = pieces.filled(empty, pieces.singles(t=len(timesteps)), compute, path, title)
     loss, clean = measured["loss"], measured["clean_loss"]
     require_finite(loss, denoiser.name, "ablated components and pairs")
-    place = {name: row for row, name in enumerate(singles)}
-    a, b = (loss[[place[pair[side].name] for pair in pairs]] for side in (0, 1))
+    row_of = {name: row for row, name in enumerate(singles)}
+    a, b = (loss[[row_of[pair[side].name] for pair in pairs]] for side in (0, 1))
     both, dims = loss[len(singles) :], ("pair", "t", "image")
     return xr.Dataset(
         {

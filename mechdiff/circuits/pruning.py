@@ -18,7 +18,7 @@ class Selection:
 
     Attributes:
       members: of the circuit.
-      dropped: places of the components that pruning dropped, in that order.
+      dropped: indices of the components that pruning dropped, in that order.
       prefix: length of the ranking's prefix that was pruned.
       rounds: of pruning.
     """

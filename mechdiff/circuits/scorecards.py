@@ -258,8 +258,8 @@ def _sizes(count: int, members: int) -> list[int]:
 
 def _knocked(rng: np.random.Generator, members: Set, count: int) -> list[Set]:
     """`count` random subsets, of 1 to half of the members; none of an empty set."""
-    places = np.flatnonzero(members)
-    if not len(places):
+    indices = np.flatnonzero(members)
+    if not len(indices):
         return []
-    sizes = rng.integers(1, max(1, len(places) // 2) + 1, count)
-    return [np.isin(np.arange(len(members)), rng.permutation(places)[:size]) for size in sizes]
+    sizes = rng.integers(1, max(1, len(indices) // 2) + 1, count)
+    return [np.isin(np.arange(len(members)), rng.permutation(indices)[:size]) for size in sizes]

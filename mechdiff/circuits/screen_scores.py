@@ -106,11 +106,11 @@ def _part_of(eval_set: EvalSet, replacements: PyTree) -> tuple[EvalSet, PyTree]:
     """The first images at some of the timesteps, and the replacements there; of a nested set only the first
     timestep."""
     checked = precision.subset(len(eval_set.timesteps), eval_set.count)
-    places = [0] if eval_set.images.ndim == 5 else list(checked.t_indices)
+    t_indices = [0] if eval_set.images.ndim == 5 else list(checked.t_indices)
     images = eval_set.at(0)[0][: checked.images]
     condition = conditions.at(eval_set.condition_at(0), slice(checked.images))
-    subset = EvalSet(images, eval_set.timesteps[places], eval_set.key, condition)
-    return subset, jax.tree.map(lambda values: values[np.array(places)], replacements)
+    subset = EvalSet(images, eval_set.timesteps[t_indices], eval_set.key, condition)
+    return subset, jax.tree.map(lambda values: values[np.array(t_indices)], replacements)
 
 
 def exact_losses(

@@ -60,8 +60,8 @@ def top(
 
 def lines(screen: VerifiedScreen, names: Sequence[str]) -> list[str]:
     """A screen as a table: what was verified, by size, and how far the scores can be trusted."""
-    place = {name: i for i, name in enumerate(names)}
-    done = [place[name] for name in (*screen.shortlist, *screen.audited)]
+    row_of = {name: i for i, name in enumerate(names)}
+    done = [row_of[name] for name in (*screen.shortlist, *screen.audited)]
     done.sort(key=lambda i: -abs(screen.effect[i]))
     error = float(np.max(screen.precision_error[done], initial=0.0))
     precise = [f"precision {error:.2g} points, of scores {screen.score_error:.2g}"] if error else []

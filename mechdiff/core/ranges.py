@@ -35,7 +35,7 @@ def distinct(name: str, values: Sequence) -> None:
     """Raises ConfigError if a list of choices is empty, or names one of them twice."""
     if not values:
         raise ConfigError(f"{name}: none is given; give at least one")
-    twice = [value for place, value in enumerate(values) if value in values[:place]]
+    twice = [value for i, value in enumerate(values) if value in values[:i]]
     if twice:
         raise ConfigError(f"{name}: {twice[0]} is given twice; give each once")
 

@@ -129,7 +129,7 @@ def find_packs(path: str) -> list[Path]:
     Raises:
       DataError: a path that is no folder, or has no CelebA in it.
     """
-    packs_by_place: dict[Path, Path] = {}
+    packs_by_path: dict[Path, Path] = {}
     for text in filter(None, (part.strip() for part in path.split(","))):
         folder = Path(text).expanduser()
         if not folder.is_dir():
@@ -138,10 +138,10 @@ def find_packs(path: str) -> list[Path]:
         if not packs:
             tables = [path.suffix for path in folder.rglob("*") if path.suffix in TABLES]
             raise DataError(f"no CelebA in {text!r}; {way_out(tables) if tables else WAY_OUT}")
-        packs_by_place |= {pack.resolve(): pack for pack in packs}
-    if not packs_by_place:
+        packs_by_path |= {pack.resolve(): pack for pack in packs}
+    if not packs_by_path:
         raise DataError(f"data.path={path!r} names no folder; {WAY_OUT}")
-    return list(packs_by_place.values())
+    return list(packs_by_path.values())
 
 
 def read_pack(folder: Path) -> Pack:
@@ -214,7 +214,7 @@ def look_for_list(folder: Path, name: str) -> Path | None:
 def _identities(folder: Path) -> Path | None:
     """The list of people; None if there is none, with a warning of files that seem to be one."""
     listed = _agreed(folder, IDENTITY, IDENTITY.lower())
-    inside = (path for place in OFFICIAL_FOLDERS for path in sorted((folder / place).glob("*[iI]dentit*")))
+    inside = (path for inner in OFFICIAL_FOLDERS for path in sorted((folder / inner).glob("*[iI]dentit*")))
     similar = [path for path in inside if path.is_file()]
     if similar and not listed:
         logging.warning(
@@ -227,8 +227,8 @@ def _identities(folder: Path) -> Path | None:
 
 def _agreed(folder: Path, *names: str) -> Path | None:
     """Where a list of these names lies, as text or as CSV; a DataError where several are there and differ."""
-    places = [look_for_file(folder, form) for name in names for form in (name, name.replace(".txt", ".csv"))]
-    first, *others = [path for path in places if path] or [None]
+    lists = [look_for_file(folder, form) for name in names for form in (name, name.replace(".txt", ".csv"))]
+    first, *others = [path for path in lists if path] or [None]
     for other in others:
         if first and READERS[names[0]](first) != READERS[names[0]](other):
             raise DataError(f"{first} and {other} say different things; keep the one that is right")
@@ -245,8 +245,8 @@ def find_file(folder: Path, name: str) -> Path:
 
 def look_for_file(folder: Path, name: str) -> Path | None:
     """As `find_file`; None if nowhere."""
-    places = (folder / place / name for place in OFFICIAL_FOLDERS)
-    return next((path for path in places if path.exists()), None)
+    paths = (folder / inner / name for inner in OFFICIAL_FOLDERS)
+    return next((path for path in paths if path.exists()), None)
 
 
 # ---- checks

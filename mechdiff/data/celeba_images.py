@@ -37,7 +37,7 @@ def innermost(folder: Path) -> Path:
     """
     for _ in range(2):
         inner = folder / UNPACKED
-        here, there = (any(_is_image(path.name) for path in place.glob("*")) for place in (folder, inner))
+        here, there = (any(_is_image(path.name) for path in side.glob("*")) for side in (folder, inner))
         if here and there:
             raise DataError(f"{folder} and {inner} both hold images; keep one of them")
         folder = inner if inner.is_dir() and not here else folder

@@ -19,7 +19,7 @@ from mechdiff.data.scrambled import scrambled
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Collection:
-    """Images of one place; those of files are read one by one, by `pixels`.
+    """Images of one folder or file; those of files are read one by one, by `pixels`.
 
     Attributes:
       name: for messages, such as `faces` (a folder) or `an array`.
@@ -110,7 +110,7 @@ def open_collection(
       value_range: of numbers in another range, such as (0, 1).
 
     Raises:
-      DataError: no such place, no images, or an array that can't be read without a guess.
+      DataError: no such folder or file, no images, or an array that can't be read without a guess.
     """
     if isinstance(source, str | Path) and Path(source).suffix.lower() not in SUFFIXES:
         listed = list_images(source)

@@ -1,6 +1,6 @@
 """Any images: a folder of files, with sub-folders or without, or the array in an `.npy` or `.npz` file.
 
-Names don't matter: the SHA-256 of an image's bytes decides its side of the split and its place in the order,
+Names don't matter: the SHA-256 of an image's bytes decides its side of the split and its rank in the order,
 so files may be added, moved and renamed. Of equal files one is kept; an image in another encoding counts
 as another one. If the sub-folders are called train, val and test (`SPLIT_NAMES`), they are the split, unless
 `data.split=digest`; a held-out file that is also in training is left out.
@@ -104,17 +104,17 @@ def list_images(path: str | Path) -> ImageFiles:
     """
     if not str(path):
         raise DataError("data.path is not set; --set=data.path=FOLDER names images (or .npy, .npz)")
-    place = Path(path).expanduser()
-    if not place.exists():
+    source = Path(path).expanduser()
+    if not source.exists():
         raise DataError(
             f"no folder or file {str(path)!r}; data.path (or --images) names images, .npy or .npz"
         )
-    if place.is_file():
-        return _of_array(place)
-    names, other = _walk(place)
+    if source.is_file():
+        return _of_array(source)
+    names, other = _walk(source)
     if not names:
         content = f"{sum(other.values())} other files ({_counted(other)})" if other else "empty"
-        raise DataError(f"no images in {place} ({content}); {way_out(other)}")
+        raise DataError(f"no images in {source} ({content}); {way_out(other)}")
     unread = Counter({suffix: count for suffix, count in other.items() if suffix in UNREAD})
     others = Counter(other) - unread
     kinds = {"images of formats that are not read": unread, "files that are not images": others}
@@ -127,12 +127,12 @@ def list_images(path: str | Path) -> ImageFiles:
         notes.append(f"of {len(tops)} sub-folders: {', '.join(shown)}{', ...' if len(tops) > 4 else ''}")
 
     def read(index: int) -> bytes:
-        return _content(place / ordered[index])
+        return _content(source / ordered[index])
 
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-        hashes = list(pool.map(lambda name: hashlib.sha256(_content(place / name)).hexdigest(), names))
+        hashes = list(pool.map(lambda name: hashlib.sha256(_content(source / name)).hexdigest(), names))
     ordered, digests = _by_hash(names, hashes)
-    return ImageFiles(ordered, digests, read, str(place), notes)
+    return ImageFiles(ordered, digests, read, str(source), notes)
 
 
 def way_out(suffixes: Iterable[str]) -> str:
@@ -182,7 +182,7 @@ def _split(listed: ImageFiles, config: DataConfig) -> tuple[Int[np.ndarray, " co
             splits[splits == 1] = 2
         return splits, len(roots) + 1, [f"split by sub-folders {', '.join(sorted(set(tops)))}"]
     drawn = [drawn_split(digest, config.split_seed, config.held_out) for digest in listed.digests]
-    named = [place for place, root in enumerate(roots, start=1) if root.lower() in SPLIT_NAMES]
+    named = [code for code, root in enumerate(roots, start=1) if root.lower() in SPLIT_NAMES]
     return np.array(drawn), len(roots) + 1 if min(codes) >= 0 else max(named, default=0), []
 
 
@@ -243,10 +243,10 @@ def _walk(folder: Path) -> tuple[list[str], Counter[str]]:
     """
     names, other, visited, roots = [], Counter(), set(), [str(folder)]
     walked = (found for root in roots for found in os.walk(root))  # links wait until the folders are walked
-    for place, folders, entries in walked:
-        real = os.path.realpath(place)
+    for parent, folders, entries in walked:
+        real = os.path.realpath(parent)
         folders[:] = [] if real in visited else sorted(name for name in folders if not _is_junk(name))
-        inner = [Path(place) / name for name in folders]
+        inner = [Path(parent) / name for name in folders]
         roots.extend(str(path) for path in inner if path.is_symlink())
         entries = [] if real in visited else entries
         visited.add(real)
@@ -254,7 +254,7 @@ def _walk(folder: Path) -> tuple[list[str], Counter[str]]:
             if _is_junk(name):
                 continue
             if name.lower().endswith(IMAGES):
-                names.append((Path(place) / name).relative_to(folder).as_posix())
+                names.append((Path(parent) / name).relative_to(folder).as_posix())
             else:
                 other[Path(name).suffix.lower() or "no ending"] += 1
     return sorted(names), other

@@ -140,8 +140,8 @@ def _drawn(factors: Factors, size: int) -> Face:
 
 def _grid(count: int, pixel: float) -> tuple[Array, Array]:
     """Centres of count x count pixels around the origin: x and y, each (count, count)."""
-    place = (jnp.arange(count) - 0.5 * (count - 1)) * pixel
-    return tuple(jnp.meshgrid(place, place))
+    offsets = (jnp.arange(count) - 0.5 * (count - 1)) * pixel
+    return tuple(jnp.meshgrid(offsets, offsets))
 
 
 def _composite(

@@ -81,7 +81,7 @@ def find_copy(path: str) -> Path:
         raise DataError(f"no folder {path!r} with a TFDS copy; {WAY_OUT}")
     if (folder / INFO).is_file():
         return folder
-    copies = sorted(info.parent for place in ("*", "celeb_a/*") for info in folder.glob(f"{place}/{INFO}"))
+    copies = sorted(info.parent for inner in ("*", "celeb_a/*") for info in folder.glob(f"{inner}/{INFO}"))
     if not copies:
         raise DataError(f"no prepared TFDS copy (no {INFO}) in {path!r}; {WAY_OUT}")
     return copies[-1]

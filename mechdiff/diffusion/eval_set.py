@@ -130,10 +130,11 @@ class EvalSet:
             return self.condition
         return jax.tree.map(lambda leaf: leaf[t_index], self.condition)
 
-    def batch(self, t_index: int, places: Int[np.ndarray, " batch"] | None = None) -> EvalBatch:
-        """The images number `places` of those at timestep `timesteps[t_index]`; all of them if None."""
+    def batch(self, t_index: int, image_rows: Int[np.ndarray, " batch"] | None = None) -> EvalBatch:
+        """Rows `image_rows` of the images at timestep `timesteps[t_index]`; all of them if None."""
         images, indices = self.at(t_index)
         condition, t = self.condition_at(t_index), int(self.timesteps[t_index])
-        if places is not None:
-            images, indices, condition = jax.tree.map(lambda leaf: leaf[places], (images, indices, condition))
+        if image_rows is not None:
+            whole = images, indices, condition
+            images, indices, condition = jax.tree.map(lambda leaf: leaf[image_rows], whole)
         return EvalBatch(images, indices, t, self.key, condition)

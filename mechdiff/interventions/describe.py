@@ -71,8 +71,8 @@ def _added(site: str, direction: np.ndarray, intervention: Intervention) -> Iter
     """The components of a site to which a direction is added, and its length in each."""
     if site_type(site) != "head":
         return [(site, float(np.linalg.norm(direction)))]
-    places = units(site, np.shape(intervention.gate[site])[-1]).items()
-    lengths = [(name, float(np.linalg.norm(direction[..., a:b, :]))) for name, (a, b) in places]
+    ranges = units(site, np.shape(intervention.gate[site])[-1]).items()
+    lengths = [(name, float(np.linalg.norm(direction[..., a:b, :]))) for name, (a, b) in ranges]
     return [(name, length) for name, length in lengths if length]
 
 

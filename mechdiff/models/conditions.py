@@ -107,15 +107,15 @@ def example(config: UNetConfig) -> dict[str, Rows] | None:
     return by_name or None
 
 
-def at(condition: PyTree, places: Any) -> PyTree:
-    """The entries of a condition at places: indices, a slice, or a tuple of them for its first axes; of None,
+def at(condition: PyTree, indices: Any) -> PyTree:
+    """The entries of a condition at `indices`: ints, a slice, or a tuple of them for its first axes; of None,
     None.
 
     Example:
       >>> at({"label": np.array([3, 5, 8])}, slice(2))
       {'label': array([3, 5])}
     """
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[places], condition)
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[indices], condition)
 
 
 def check(network: Any, condition: Any) -> None:

@@ -73,8 +73,8 @@ def branch_before(stage: str) -> str:
         raise ConfigError(
             f"{stage!r} is not an attention stage of the UNet; their names are such as 'down1.attn0'"
         )
-    place = StageName(**match.groupdict())
-    return f"{place.side}{place.level}.block{place.number}.res"
+    stage = StageName(**match.groupdict())
+    return f"{stage.side}{stage.level}.block{stage.number}.res"
 
 
 @functools.lru_cache

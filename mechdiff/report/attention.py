@@ -78,10 +78,10 @@ def _panel(axes: Axes, theme: Theme, data: xr.Dataset, name: str, tops, starts, 
 
 def _label_ends_inside(axes: Axes, ticks: np.ndarray, labels: list[str], timesteps: int) -> None:
     """Labels below columns; the outermost end where the panel does, so that they miss those of the next."""
-    places = ticks + 0.5
+    positions = ticks + 0.5
     if len(ticks) > 1:
-        places[0], places[-1] = 0.0, timesteps
-    axes.set_xticks(places, labels, size=style.SMALL)
+        positions[0], positions[-1] = 0.0, timesteps
+    axes.set_xticks(positions, labels, size=style.SMALL)
     if len(ticks) > 1:
         first, *_, last = axes.get_xticklabels()
         first.set_ha("left")

@@ -44,8 +44,8 @@ def _steps(axes: Axes, theme: Theme, train: list[dict], evaluated: list[dict]) -
 
 def _levels(axes: Axes, theme: Theme, model: ExaminedModel, evaluated: list[dict]) -> None:
     """The last evaluation opaque, up to five earlier ones paler."""
-    places = np.unique(np.linspace(0, len(evaluated) - 1, 6).astype(int)) if evaluated else ()
-    chosen = [evaluated[i] for i in places]
+    indices = np.unique(np.linspace(0, len(evaluated) - 1, 6).astype(int)) if evaluated else ()
+    chosen = [evaluated[i] for i in indices]
     for k, row in enumerate(chosen):
         last = k == len(chosen) - 1
         x = model.log_snr[np.asarray(row["levels"], int)]

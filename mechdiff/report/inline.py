@@ -36,7 +36,7 @@ def told(component: str, words: str) -> str:
 
 
 def cells(statistic: str, rows: list[int]) -> str:
-    """The gid of a mesh of cells, row by row; `rows` are their components' or heads' places in the results.
+    """The gid of a mesh of cells, row by row; `rows` are their components' or heads' indices in the results.
 
     Args:
       statistic: an ablation, or the name of an attention statistic.
@@ -78,10 +78,10 @@ def _plain(svg: str, prefix: str) -> str:
     svg = re.sub(r"<style>.*?</style>\s*|<style [^>]*>.*?</style>\s*|<!--.*?-->\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\s(?:xmlns(?::\w+)?|version)="[^"]*"', "", svg).replace("xlink:href", "href")
     referenced = {name for _, name in _REFERENCE.findall(svg)}
-    places: dict[str, str] = {}
+    shortened: dict[str, str] = {}
 
     def short(name: str) -> str:
-        return places.setdefault(name, f"{prefix}-{len(places)}")
+        return shortened.setdefault(name, f"{prefix}-{len(shortened)}")
 
     def identify(match: re.Match) -> str:
         name = match.group(1)
@@ -105,7 +105,7 @@ def _with_short_cells(svg: str) -> str:
 
 
 def _with_few_paths(svg: str) -> str:
-    """Cells of one color as one path, about half the letters; report.js knows a cell by its place."""
+    """Cells of one color as one path, about half the letters; report.js knows a cell by its index."""
 
     def joined(match: re.Match) -> str:
         head, cells, tail = match.groups()

@@ -88,7 +88,7 @@ def training_seeds(models: Sequence[ExaminedModel]) -> str:
 
 
 def largest(increase: Effects) -> int | None:
-    """The place of the component with the largest pooled |ΔL/L|, among those whose ablation changed a
+    """The index of the component with the largest pooled |ΔL/L|, among those whose ablation changed a
     prediction; None where none did."""
     active = np.flatnonzero(~increase.idle)
     return int(active[np.abs(increase.pooled.estimate[active]).argmax()]) if len(active) else None
@@ -227,8 +227,8 @@ def attention_extremes(data: xr.Dataset) -> dict[str, tuple[str, Value]]:
     interval = _of_attention(
         lambda w: stats.weighted_mean(values, w).mean(axis=1), stats.units_of(data), "normalized_entropy"
     )
-    places = {"focused": interval.estimate.argmin(), "diffuse": interval.estimate.argmax()}
-    return {word: (str(data["head"].values[i]), value(interval, i)) for word, i in places.items()}
+    heads = {"focused": interval.estimate.argmin(), "diffuse": interval.estimate.argmax()}
+    return {word: (str(data["head"].values[i]), value(interval, i)) for word, i in heads.items()}
 
 
 def attention_ends(data: xr.Dataset) -> tuple[Value, Value]:

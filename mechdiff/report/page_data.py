@@ -54,13 +54,13 @@ def of_model(model: ExaminedModel) -> dict:
 
 def axes_of(increase: EffectGrid) -> dict:
     """Timesteps and components of a model, see `of_model`."""
-    places = zip(increase.components, increase.component_type, increase.resolution, strict=True)
+    components = zip(increase.components, increase.component_type, increase.resolution, strict=True)
     return {
         "t": increase.t.tolist(),
         "log_snr": short(increase.log_snr),
         "components": [
             {"name": name, "type": component_type, "resolution": int(resolution)}
-            for name, component_type, resolution in places
+            for name, component_type, resolution in components
         ],
     }
 

@@ -132,9 +132,9 @@ def _strip(axes: Axes, theme: Theme, increase: Effects, y: float) -> None:
     values = increase.pooled.estimate[active]
     axes.plot([values.min(), values.max()], [y, y], color=theme.ink, lw=0.8, zorder=1)
     heights = y + 0.26 * (2 * ((np.arange(len(active)) * 0.61803) % 1) - 1)
-    for component_type, places in _by_type(increase, active):
+    for component_type, indices in _by_type(increase, active):
         look = {"ms": 3.4, "color": theme.type_color(component_type), "alpha": 0.85, "mew": 0, "ls": ""}
-        axes.plot(values[places], heights[places], MARKERS.get(component_type, "o"), **look)
+        axes.plot(values[indices], heights[indices], MARKERS.get(component_type, "o"), **look)
     for value, side in ((values.min(), "right"), (values.max(), "left")):
         gap = -4 if side == "right" else 4
         layout = {"xytext": (gap, 0), "textcoords": "offset points", "ha": side, "va": "center_baseline"}
@@ -151,9 +151,9 @@ def draw_agreement(
     pairs = [(i, where[name]) for i, name in enumerate(first.components) if name in where]
     pairs = np.array([(i, j) for i, j in pairs if not (first.idle[i] or second.idle[j])], int).reshape(-1, 2)
     types = _by_type(first, pairs[:, 0])
-    for component_type, places in types:
-        x, x_errors = _bars(first, pairs[places, 0])
-        y, y_errors = _bars(second, pairs[places, 1])
+    for component_type, indices in types:
+        x, x_errors = _bars(first, pairs[indices, 0])
+        y, y_errors = _bars(second, pairs[indices, 1])
         label = WORDS.get(component_type, component_type)
         look = {"color": theme.type_color(component_type), "ms": 4, "mew": 0, "label": label}
         marker = MARKERS.get(component_type, "o")

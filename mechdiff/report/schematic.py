@@ -43,7 +43,7 @@ class Plan:
     middle: tuple[float, ...]
     bridges: tuple[tuple[int, int, float], ...]
 
-    def place(self, i: int) -> tuple[float, float]:
+    def center(self, i: int) -> tuple[float, float]:
         """Center of stage i."""
         return float(i), self.middle[self.row[i]]
 
@@ -121,11 +121,11 @@ def _rows(axes: Axes, theme: Theme, where: Plan) -> None:
 def _flow(axes: Axes, theme: Theme, where: Plan) -> None:
     """Lines from stage to stage, and the bridges of the skips."""
     for i in range(len(where.stages) - 1):
-        (x0, y0), (x1, y1) = where.place(i), where.place(i + 1)
+        (x0, y0), (x1, y1) = where.center(i), where.center(i + 1)
         bend = (x0 + x1) / 2
         _line(axes, [(x0 + HALF, y0), (bend, y0), (bend, y1), (x1 - HALF, y1)], theme.muted, 1.0)
     for a, b, deck in where.bridges:
-        (x0, y0), (x1, y1) = where.place(a), where.place(b)
+        (x0, y0), (x1, y1) = where.center(a), where.center(b)
         corners = [(x0, y0 + TALL), (x0, deck), (x1, deck), (x1, y1 + TALL)]
         _line(axes, corners, theme.type_color("skip"), 1.1)
 
@@ -148,7 +148,7 @@ def _towards(corner: tuple[float, float], other: tuple[float, float]):
 
 
 def _stage(axes: Axes, paint: Paint, where: Plan, i: int, stage: Stage) -> None:
-    x, y = where.place(i)
+    x, y = where.center(i)
     match stage.op:
         case "block":
             _block(axes, paint, stage, x, y)
@@ -207,7 +207,7 @@ def _groups(axes: Axes, theme: Theme, where: Plan) -> None:
             runs.setdefault((group, where.row[i]), []).append(i)
             word = {"downsample": "down", "upsample": "up"}.get(short, short)
             layout = {"ha": "center", "va": "baseline", "color": theme.muted}
-            axes.text(i, where.place(i)[1] - TALL - 0.74, word, size=style.SMALL, **layout)
+            axes.text(i, where.center(i)[1] - TALL - 0.74, word, size=style.SMALL, **layout)
     for (group, row), members in runs.items():
         y = where.middle[row] - TALL - 0.84
         if len(members) > 1 or group == "mid":

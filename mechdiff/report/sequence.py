@@ -19,15 +19,15 @@ def draw_sequence(theme: Theme, increase: EffectGrid, largest: float, quantity: 
     """Components as boxes in the order of execution, colored by pooled ΔL/L as in `draw`; each block has
     separate lines, see `in_lines`."""
     columns, wide, tall = 8, 1.38, 0.52  # boxes per line, inches
-    places = in_lines(increase.components, columns)
-    lines = 1 + places[-1][0] if places else 1
+    cells = in_lines(increase.components, columns)
+    lines = 1 + cells[-1][0] if cells else 1
     width, height = columns * wide + 0.1, lines * tall + 0.75
     figure = style.figure(width, height)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(0, height))
     axes.axis("off")
     paint = Paint(theme, increase, largest)
-    for (line, column), name in zip(places, increase.components, strict=True):
+    for (line, column), name in zip(cells, increase.components, strict=True):
         x, y = 0.05 + wide * column, height - tall * (line + 1)
         axes.add_patch(Rectangle((x, y), wide - 0.08, tall - 0.07, **paint.fill(name)))
         ink = style.readable_on(paint.color(name)) if name not in paint.idle else theme.ink
@@ -51,7 +51,7 @@ def in_lines(names: Sequence[str], columns: int) -> list[tuple[int, int]]:
       >>> in_lines(["time", "class", "block0.mlp", "block0.head0", "block0.head1", "out"], 8)
       [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 0)]
     """
-    places: list[tuple[int, int]] = []
+    cells: list[tuple[int, int]] = []
     line, column, after_block = 0, 0, False
     for _, run in itertools.groupby(names, key=lambda name: name.split(".")[0]):
         size = len(list(run))
@@ -61,6 +61,6 @@ def in_lines(names: Sequence[str], columns: int) -> list[tuple[int, int]]:
         for _ in range(size):
             if column == columns:
                 line, column = line + 1, 0
-            places.append((line, column))
+            cells.append((line, column))
             column += 1
-    return places
+    return cells

@@ -233,8 +233,8 @@ def left_out(statistic: Statistic, n: int) -> np.ndarray:
     check_units(n)
     values = []
     for start in range(0, n, BLOCK):
-        places = np.arange(start, min(start + BLOCK, n))[:, None]
-        weights = np.where(np.arange(n) == places, 0.0, 1.0) / (n - 1)
+        left_out = np.arange(start, min(start + BLOCK, n))[:, None]
+        weights = np.where(np.arange(n) == left_out, 0.0, 1.0) / (n - 1)
         values.append(statistic(weights))
     return np.concatenate(values, axis=-1)
 

@@ -71,5 +71,5 @@ def hierarchical_weights(
 
 
 def random_orders(rng: np.random.Generator, n: int, draws: int) -> Int[np.ndarray, "draws n"]:
-    """The places of `n` units in random orders: those below n / 2 are a random half."""
+    """The ranks of `n` units in random orders: those below n / 2 are a random half."""
     return rng.permuted(np.tile(np.arange(n), (draws, 1)), axis=1)

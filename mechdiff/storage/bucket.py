@@ -47,8 +47,8 @@ def local_copy(
       MechdiffError: the bucket is not there, or can't be read or written; at the end, with the name of the
         folder in which what was not sent is kept.
     """
-    scheme, separator, place = str(workdir).partition("://")
-    if separator and (f"{scheme}://" not in SCHEMES or place[:1] in ("", "/")):
+    scheme, separator, bucket = str(workdir).partition("://")
+    if separator and (f"{scheme}://" not in SCHEMES or bucket[:1] in ("", "/")):
         raise ConfigError(f"{workdir} is no bucket's address; write gs://BUCKET/FOLDER or s3://BUCKET/FOLDER")
     if not is_remote(workdir):
         yield Path(workdir)

@@ -150,11 +150,11 @@ def address_of(path: Path | str) -> str:
     others = of(path)
     if others is None:
         return str(path)
-    place = Path(path).resolve().relative_to(others.folder.resolve()).as_posix()
-    return f"{others.address}/{place}" if place != "." else others.address
+    relative = Path(path).resolve().relative_to(others.folder.resolve()).as_posix()
+    return f"{others.address}/{relative}" if relative != "." else others.address
 
 
 def name_of(kind: str, path: Path | str, exchange: Exchange) -> str:
-    """The name of a lock or of a store's pieces between processes: its place in their folder."""
-    place = Path(path).resolve().relative_to(exchange.folder.resolve()).as_posix()
-    return f"{kind}/{place}" if place != "." else kind
+    """The name of a lock or of a store's pieces between processes: its path in their folder."""
+    relative = Path(path).resolve().relative_to(exchange.folder.resolve()).as_posix()
+    return f"{kind}/{relative}" if relative != "." else kind

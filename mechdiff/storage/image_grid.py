@@ -31,7 +31,7 @@ def sheet(
 def tiles(
     sheet: UInt8[np.ndarray, "rows columns channels"], height: int, width: int
 ) -> UInt8[np.ndarray, "n height width channels"] | None:
-    """The images of a `sheet` again, without places that are white; None: it is no sheet of such images.
+    """The images of a `sheet` again, without cells that are white; None: it is no sheet of such images.
 
     Example:
       >>> images = np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1)
@@ -41,8 +41,8 @@ def tiles(
     framed = np.pad(sheet, ((0, GAP), (0, GAP), (0, 0)))
     if framed.shape[0] % (height + GAP) or framed.shape[1] % (width + GAP):
         return None
-    places = framed.reshape(-1, height + GAP, framed.shape[1] // (width + GAP), width + GAP, sheet.shape[2])
-    images = places[:, :height, :, :width].swapaxes(1, 2).reshape(-1, height, width, sheet.shape[2])
+    cells = framed.reshape(-1, height + GAP, framed.shape[1] // (width + GAP), width + GAP, sheet.shape[2])
+    images = cells[:, :height, :, :width].swapaxes(1, 2).reshape(-1, height, width, sheet.shape[2])
     return images[(images != 255).any((1, 2, 3))]
 
 

@@ -9,7 +9,7 @@ import xarray as xr
 
 from mechdiff.storage import labelled, work_sharing
 
-Piece = dict[str, slice]  # dimension -> places; dimensions that it does not name are whole
+Piece = dict[str, slice]  # dimension -> its indices; dimensions that it does not name are whole
 
 
 def unfilled(
@@ -23,14 +23,14 @@ def unfilled(
 
 
 def singles(**sizes: int) -> list[Piece]:
-    """One piece for every place along each of some dimensions, the last one fastest.
+    """One piece for every index along each of some dimensions, the last one fastest.
 
     Example:
       >>> [(piece["t"].start, piece["block"].start) for piece in singles(t=2, block=2)]
       [(0, 0), (0, 1), (1, 0), (1, 1)]
     """
-    places = itertools.product(*(range(size) for size in sizes.values()))
-    return [{dim: slice(i, i + 1) for dim, i in zip(sizes, at, strict=True)} for at in places]
+    indices = itertools.product(*(range(size) for size in sizes.values()))
+    return [{dim: slice(i, i + 1) for dim, i in zip(sizes, at, strict=True)} for at in indices]
 
 
 def filled(

@@ -36,54 +36,54 @@ def run_missing(
       title: of the progress bar.
     """
     first = start_offset(len(pieces))
-    places = [*range(first, len(pieces)), *range(first)]
+    indices = [*range(first, len(pieces)), *range(first)]
     others = exchange.of(store)
     computed: set[int] = set()  # here
 
-    def missing(places: list[int]) -> list[int]:
-        return [place for place in places if place not in computed and not done(pieces[place])]
+    def missing(indices: list[int]) -> list[int]:
+        return [index for index in indices if index not in computed and not done(pieces[index])]
 
-    def finish(place: int) -> bool:
+    def finish(index: int) -> bool:
         """Whether a piece is there now: another process may have been here, or be at it."""
-        if done(pieces[place]):
+        if done(pieces[index]):
             return True
         if others is not None:
-            if not others.take(_name(others, store, place, len(pieces))):
+            if not others.take(_name(others, store, index, len(pieces))):
                 return False
-            if done(pieces[place]):  # between the question and the taking
+            if done(pieces[index]):  # between the question and the taking
                 return True
-        compute(pieces[place])
-        computed.add(place)
-        if others is not None and not done(pieces[place]):  # others would wait for it as long as this lives
-            others.release(_name(others, store, place, len(pieces)))
+        compute(pieces[index])
+        computed.add(index)
+        if others is not None and not done(pieces[index]):  # others would wait for it as long as this lives
+            others.release(_name(others, store, index, len(pieces)))
         return True
 
-    todo = missing(places)
+    todo = missing(indices)
     with run_log.progress(len(pieces), len(pieces) - len(todo), title, unit="piece") as bar:
         while todo:
-            for place in todo:
-                if finish(place):
+            for index in todo:
+                if finish(index):
                     bar.update()
             todo = _those_of_others(others, missing, todo)
 
 
 def _those_of_others(
-    others: exchange.Exchange | None, missing: Callable[[list[int]], list[int]], places: list[int]
+    others: exchange.Exchange | None, missing: Callable[[list[int]], list[int]], indices: list[int]
 ) -> list[int]:
     """After a round: which pieces are still missing because other processes took them."""
     if others is None:
         return []
     others.send()
     others.refresh()
-    todo = missing(places)
+    todo = missing(indices)
     if todo:
         time.sleep(exchange.POLL_SECONDS)
         others.refresh()
     return missing(todo)
 
 
-def _name(others: exchange.Exchange, store: Path, place: int, count: int) -> str:
-    return f"{exchange.name_of(WORK, store, others)}/{place}-of-{count}"
+def _name(others: exchange.Exchange, store: Path, index: int, count: int) -> str:
+    return f"{exchange.name_of(WORK, store, others)}/{index}-of-{count}"
 
 
 def start_offset(pieces: int) -> int:

@@ -167,8 +167,8 @@ def circuit_evaluators(
     timesteps = timesteps_by_log_snr(denoiser.schedule, config.timesteps)
     config = dataclasses.replace(config, ablations=(ablation,))
     evaluators = []
-    for name, places in zip(("find", "score"), images.halves(), strict=True):
-        half = images.subset(places)
+    for name, image_rows in zip(("find", "score"), images.halves(), strict=True):
+        half = images.subset(image_rows)
         key = keys.stream(root, f"circuits: {name}")
         eval_set = half.scored_set(timesteps, keys.stream(key, "scored noise"))
         replacements = replacement_values(denoiser, half, eval_set, key, config)
@@ -203,7 +203,7 @@ def pairs(
         others = images.fewer_references(len(images.scored)).reference_set(timesteps, choice)
     else:
         _check_images(len(images.scored), "choose pairs and run them")
-        images, rest = (images.subset(places) for places in images.halves())
+        images, rest = (images.subset(image_rows) for image_rows in images.halves())
         others = rest.scored_set(timesteps, choice)
     return backups.verified_backups(
         denoiser,

@@ -44,18 +44,19 @@ class Examination:
         return self.path.stem
 
 
-def find(places: Sequence[str | Path]) -> list[Examination]:
+def find(folders: Sequence[str | Path]) -> list[Examination]:
     """All packed networks of results folders, or of folders that hold results folders.
 
     Raises:
-      ConfigError: no packed network in a place, or two different ones of one name.
+      ConfigError: no packed network in a folder, or two different ones of one name.
     """
     examinations: dict[str, Examination] = {}
-    for place in map(Path, places):
-        cells = [*place.glob(f"{packing.CELLS}/*.zip"), *place.glob(f"*/{packing.CELLS}/*.zip")]
+    for searched in map(Path, folders):
+        cells = [*searched.glob(f"{packing.CELLS}/*.zip"), *searched.glob(f"*/{packing.CELLS}/*.zip")]
         if not cells:
             raise ConfigError(
-                f"no {packing.CELLS}/*.zip in {place} or its sub-folders; make some first (mechdiff examine)"
+                f"no {packing.CELLS}/*.zip in {searched} or its sub-folders; make some first "
+                "(mechdiff examine)"
             )
         for path in cells:
             earlier = examinations.get(path.stem)
@@ -70,12 +71,12 @@ def find(places: Sequence[str | Path]) -> list[Examination]:
     return [examinations[name] for name in sorted(examinations)]
 
 
-def collect(places: Sequence[str | Path], folder: Path) -> list[str]:
+def collect(folders: Sequence[str | Path], folder: Path) -> list[str]:
     """Puts packed networks, and how they were made, into `folder`; those already there stay, and none of them
     is replaced by another.
 
     Args:
-      places: as in `find`.
+      folders: as in `find`.
 
     Returns:
       Names of all networks that `folder` then holds.
@@ -84,7 +85,7 @@ def collect(places: Sequence[str | Path], folder: Path) -> list[str]:
       ConfigError, CheckpointError, DataError: nothing to collect, a network of the same name as a different
         one there, or a damaged file.
     """
-    examinations = find(places)
+    examinations = find(folders)
     anew = {examination.name: _made_with(examination) for examination in examinations}
     before = _before(folder)
     cells = folder / packing.CELLS
@@ -108,7 +109,7 @@ def collect(places: Sequence[str | Path], folder: Path) -> list[str]:
 def _content(path: Path) -> bytes:
     """A packed network, without folders of the machine."""
     about = packing.unpack(path).about
-    cleaned = packing.without_places(about)
+    cleaned = packing.without_paths(about)
     return path.read_bytes() if cleaned == about else packed.with_about(path, cleaned)
 
 
@@ -166,7 +167,7 @@ def _before(folder: Path) -> dict[str, dict]:
 
 
 def _made_with(examination: Examination) -> dict:
-    facts = packing.without_places(examination.manifest)
+    facts = packing.without_paths(examination.manifest)
     made = {name: facts.get(name) for name in MADE_WITH} | {"config": facts["config"]}
     return made | {"command": _without_folders(facts.get("command") or [])}
 

@@ -178,38 +178,38 @@ def _condition_images(
             "study.inputs.images_from in Python"
         )
     others = open_collection(sources.conditions)
-    places = list(rows) if is_file else _paired(images, rows, others)
+    indices = list(rows) if is_file else _paired(images, rows, others)
     if is_file and len(others.array) != len(images.array):
         raise DataError(
             f"--conditions={sources.conditions} holds {len(others.array)} images, but {images.name} "
             f"{len(images.array)}; they are paired by position"
         )
     preprocessing = dataclasses.replace(preprocessing, channels=CHANNELS[channels])
-    condition_images = np.stack([_prepared(others, place, side, preprocessing) for place in places])
+    condition_images = np.stack([_prepared(others, index, side, preprocessing) for index in indices])
     return condition_images, f"condition images of {others.name} (sha256 {others.digest[:12]})"
 
 
-def _prepared(others: Collection, place: int, side: int, preprocessing: Preprocessing) -> np.ndarray:
+def _prepared(others: Collection, index: int, side: int, preprocessing: Preprocessing) -> np.ndarray:
     if others.files is not None:
-        return enlarged(others.files.read(place), side, others.files.names[place], preprocessing)
+        return enlarged(others.files.read(index), side, others.files.names[index], preprocessing)
     assert others.array is not None  # files or an array
     if others.array.dtype == np.uint8 and others.array.shape[1:3] != (side, side):
-        return enlarged(others.array[place], side, f"{place} of {others.name}", preprocessing)
-    return others.pixels(place, side, preprocessing)
+        return enlarged(others.array[index], side, f"{index} of {others.name}", preprocessing)
+    return others.pixels(index, side, preprocessing)
 
 
 def _paired(images: Collection, rows: Sequence[int], others: Collection) -> list[int]:
-    """The place of each image's condition among `others`: the one of its path, whatever the ending."""
-    places: dict[str, int] = {}
-    for place, name in enumerate(others.names):
+    """The index of each image's condition among `others`: the one of its path, whatever the ending."""
+    index_of: dict[str, int] = {}
+    for index, name in enumerate(others.names):
         stem = str(Path(name).with_suffix(""))
-        if stem in places:
+        if stem in index_of:
             raise DataError(f"{others.name} holds several images called {stem}; keep one of them")
-        places[stem] = place
+        index_of[stem] = index
     paired = []
     for row in rows:
         name = images.names[row]
-        if str(Path(name).with_suffix("")) not in places:
+        if str(Path(name).with_suffix("")) not in index_of:
             raise DataError(f"{others.name} holds no condition image for {name}; it must have the same name")
-        paired.append(places[str(Path(name).with_suffix(""))])
+        paired.append(index_of[str(Path(name).with_suffix(""))])
     return paired

@@ -114,7 +114,7 @@ class EvalImages:
         return dataclasses.replace(self, reference=self.reference[:count], reference_condition=condition)
 
     def halves(self) -> tuple[Int[np.ndarray, " first"], Int[np.ndarray, " second"]]:
-        """Places of the scored images in two halves, what is chosen on one of which is measured on the other.
+        """Rows of the scored images in two halves, what is chosen on one of which is measured on the other.
 
         Where people are known nobody is in both: people come in the order of their first images, until half
         of the images is reached. If each has one, or else is in one half anyway, it is the first half of the
@@ -123,20 +123,20 @@ class EvalImages:
         Raises:
           ConfigError: fewer than 4 people: 2 on either side say how sure a number is.
         """
-        places, people = np.arange(len(self.scored)), self.scored_people
+        rows, people = np.arange(len(self.scored)), self.scored_people
         if people is None:
-            return places[: len(places) // 2], places[len(places) // 2 :]
+            return rows[: len(rows) // 2], rows[len(rows) // 2 :]
         _, first_image, member, images = np.unique(
             people, return_index=True, return_inverse=True, return_counts=True
         )
         if len(images) < MIN_PEOPLE:
             raise ConfigError(
-                f"{len(places)} images of {len(images)} people are too few to choose on some people and "
+                f"{len(rows)} images of {len(images)} people are too few to choose on some people and "
                 f"measure on others; give those of {MIN_PEOPLE} or more (sweep.images)"
             )
         order = np.argsort(first_image)
         before = images[order].cumsum() - images[order]  # images of the people who come earlier
-        count = np.clip((before < len(places) // 2).sum(), 2, len(images) - 2)
+        count = np.clip((before < len(rows) // 2).sum(), 2, len(images) - 2)
         in_first = np.isin(member, order[:count])
         return np.flatnonzero(in_first), np.flatnonzero(~in_first)
 

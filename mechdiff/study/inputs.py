@@ -105,7 +105,7 @@ def _check_condition(
 def _held_out_rows(
     images: Collection, denoiser: Examinable, config: SweepConfig, trained_on: Container[str] | None
 ) -> list[int]:
-    """Places of as many images as the settings ask for, none of which the model was trained on; fewer where
+    """Rows of as many images as the settings ask for, none of which the model was trained on; fewer where
     no ablation needs those for reference."""
     rows = rows_to_examine(images, trained_on)
     needed = images_taken(len(rows), config)
@@ -119,7 +119,7 @@ def _held_out_rows(
 
 
 def rows_to_examine(images: Collection, trained_on: Container[str] | None) -> list[int]:
-    """Places of the images that a model was not trained on; see `images_from` for `trained_on`."""
+    """Rows of the images that a model was not trained on; see `images_from` for `trained_on`."""
     recorded = images.recorded if trained_on else images.digests
     return [row for row in images.rows if recorded[row][:DIGEST_LENGTH] not in (trained_on or ())]
 

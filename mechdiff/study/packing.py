@@ -54,7 +54,7 @@ def pack(folder: Path, path: Path, *, samples: bool = False) -> None:
     members = {}
     if samples and (folder / image_grid.SHEET).is_file():
         members[image_grid.SHEET] = (folder / image_grid.SHEET).read_bytes()
-    packed.write(path, without_places(about), results, SHARES, members)
+    packed.write(path, without_paths(about), results, SHARES, members)
 
 
 def check_finished(folder: Path, about: Mapping[str, Any]) -> None:
@@ -71,7 +71,7 @@ def check_finished(folder: Path, about: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{folder} is unfinished; {GO_ON}")
 
 
-def without_places(about: Mapping[str, Any]) -> dict[str, Any]:
+def without_paths(about: Mapping[str, Any]) -> dict[str, Any]:
     """Facts (or a manifest) without folders of the machine: where images lay, and where they were kept."""
     config = about.get("config", {})
     if "data" not in config:

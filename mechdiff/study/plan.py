@@ -155,7 +155,7 @@ def write_pieces(examined: Path, folder: Path, largest: int = MAX_PIECE_BYTES) -
         pieces[-1].append(path)
         room -= size
     files.ensure_writable(folder)
-    return [_write_piece(folder / f"cells-{place}.zip", piece) for place, piece in enumerate(pieces) if piece]
+    return [_write_piece(folder / f"cells-{i}.zip", piece) for i, piece in enumerate(pieces) if piece]
 
 
 def _write_piece(path: Path, cells: Sequence[Path]) -> Path:

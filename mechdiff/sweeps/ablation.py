@@ -182,7 +182,7 @@ class _Plan:
     def measure_precision(self, path: Path) -> None:
         """Runs a part of the sweep in float32, under the same random numbers, and saves the difference."""
         denoiser, checked = self.denoiser, self.checked
-        places = np.arange(checked.images)
+        image_rows = np.arange(checked.images)
         stacked = leave_one_out(denoiser.identity, self.chosen)[1]
         for row, ablation in enumerate(self.config.ablations):
             if labelled.written(path, "precision_error", (row, 0)):
@@ -191,7 +191,7 @@ class _Plan:
             with jax.default_matmul_precision("float32"):
                 engine = Engine(denoiser, self.config.chunk)
                 exact = [
-                    block_losses(engine, self.eval_set, t_index, places, stacked, source, "replacement")
+                    block_losses(engine, self.eval_set, t_index, image_rows, stacked, source, "replacement")
                     for t_index in checked.t_indices
                 ]
             errors = precision.loss_error(path, checked, exact, (row,))
@@ -219,11 +219,12 @@ class _Plan:
         work_sharing.run_missing(path, pieces, done, compute, f"sweeping {denoiser.name}")
 
     def _compute(self, engine: Engine, stacked: Intervention, path: Path, piece: _Piece) -> None:
-        places = filled(piece.images, self.block)
+        image_rows = filled(piece.images, self.block)
         count = piece.images.stop - piece.images.start
         source = self.replacements.get(self.config.ablations[piece.ablation])
-        losses = block_losses(engine, self.eval_set, piece.t_index, places, stacked, source, "replacement")
-        at_t = slice(piece.t_index, piece.t_index + 1)
+        t_index = piece.t_index
+        losses = block_losses(engine, self.eval_set, t_index, image_rows, stacked, source, "replacement")
+        at_t = slice(t_index, t_index + 1)
         where = (slice(piece.ablation, piece.ablation + 1), slice(None), at_t, piece.images)
         region = {"loss": where, "change": where, "clean_loss": (at_t, piece.images)}
         # Passes of ablations differ in the last bits of the clean loss, and pieces come in any order: one of

@@ -103,10 +103,10 @@ def replace_pattern(
     named = any(site_type(site) == PATTERN for site in patterns)
     gate = {site: np.ones(np.shape(identity.gate[site]), np.float32) for site in patterns}
     for name, (site, (start, stop)) in select(identity, what).items():
-        place = pattern_site(site) if named else site
-        if site_type(site) not in (HEAD, PATTERN) or place not in gate:
+        stored_at = pattern_site(site) if named else site
+        if site_type(site) not in (HEAD, PATTERN) or stored_at not in gate:
             raise ConfigError(f"component {name!r} is not an attention head with a pattern given for it")
-        gate[place][..., start:stop] = kept
+        gate[stored_at][..., start:stop] = kept
     if named:
         replacement = {**identity.replacement, **patterns}
         return dataclasses.replace(identity, gate={**identity.gate, **gate}, replacement=replacement)

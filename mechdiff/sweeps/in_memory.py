@@ -28,7 +28,7 @@ def block_losses(
     engine: Engine,
     eval_set: EvalSet,
     t_index: int,
-    places: Int[np.ndarray, " block"],
+    image_rows: Int[np.ndarray, " block"],
     stacked: Intervention,
     source: ReplacementSource | None,
     field: str,
@@ -36,13 +36,13 @@ def block_losses(
     """One block of images at one timestep; the mean over the draws of the replacements, if there are several.
 
     Args:
-      places: of the images among those of this timestep.
+      image_rows: of the images at this timestep.
       source: of what replaces `field` of the interventions; None: they keep it.
     """
-    batch = eval_set.batch(t_index, places)
+    batch = eval_set.batch(t_index, image_rows)
     values = [getattr(stacked, field)]
     if source is not None:
-        values = (source.at(t_index, places, draw) for draw in range(source.draws))
+        values = (source.at(t_index, image_rows, draw) for draw in range(source.draws))
     losses = [engine.measure(dataclasses.replace(stacked, **{field: value}), batch) for value in values]
     return SweepLosses(*(np.mean(draws, axis=0, dtype=draws[0].dtype) for draws in zip(*losses, strict=True)))
 
@@ -74,8 +74,8 @@ def sweep_in_memory(
         raise ConfigError(needs_replacements(ablation))
     engine, block = Engine(denoiser), min(block, eval_set.count)
 
-    def compute(t_index: int, places: Int[np.ndarray, " block"]) -> dict[str, np.ndarray]:
-        return block_losses(engine, eval_set, t_index, places, stacked, source, field)._asdict()
+    def compute(t_index: int, image_rows: Int[np.ndarray, " block"]) -> dict[str, np.ndarray]:
+        return block_losses(engine, eval_set, t_index, image_rows, stacked, source, field)._asdict()
 
     path = None
     if folder is not None:
@@ -99,7 +99,7 @@ def in_blocks(
 
     Args:
       empty: of `pieces.unfilled`; the last dimensions of all variables are `t, image`.
-      compute: of a timestep's index and the places of a block's images, the variables, `(..., block)`.
+      compute: of a timestep's index and the rows of a block's images, the variables, `(..., block)`.
       block: images at once.
     """
 

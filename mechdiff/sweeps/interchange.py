@@ -205,8 +205,8 @@ def _exchanged(
     """`along`, `change` and `distance` of one factor, with axes `(component, t, image)`, the last without the
     first axis."""
 
-    def compute(t_index: int, places: Int[np.ndarray, " block"]) -> dict[str, np.ndarray]:
-        first, second = (side.batch(t_index, places) for side in sides)
+    def compute(t_index: int, image_rows: Int[np.ndarray, " block"]) -> dict[str, np.ndarray]:
+        first, second = (side.batch(t_index, image_rows) for side in sides)
         (along, change), distance = _moved(engine, stacked, first, second)
         return {"along": along, "change": change, "distance": distance}
 

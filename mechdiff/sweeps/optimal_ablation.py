@@ -149,8 +149,8 @@ def _batches(eval_set: EvalSet, t_index: int, steps: int, size: int) -> Iterator
     """The images in turn, each time with new noise."""
     key = keys.stream(eval_set.key, "optimal")
     for step in range(steps):
-        places = (step * size + np.arange(size)) % eval_set.count
-        yield eval_set.batch(t_index, places)._replace(key=jax.random.fold_in(key, step))
+        image_rows = (step * size + np.arange(size)) % eval_set.count
+        yield eval_set.batch(t_index, image_rows)._replace(key=jax.random.fold_in(key, step))
 
 
 def _descend(

@@ -141,7 +141,7 @@ def as_source(values: PyTree) -> ReplacementSource:
 def derangements(key: PRNGKey, count: int, draws: int) -> Int[np.ndarray, "draws count"]:
     """`draws` permutations of `count` images without fixed points, in which no image gets a donor twice.
 
-    The images are put in a random circle; in each draw the donor is another number of places ahead. They
+    The images are put in a random circle; in each draw the donor is another number of steps ahead. They
     are not uniform over all derangements, but every other image is as likely a donor.
 
     Raises:
@@ -151,8 +151,8 @@ def derangements(key: PRNGKey, count: int, draws: int) -> Int[np.ndarray, "draws
         raise ConfigError(f"{draws} donors from {count} images; an image can have 1 to {count - 1} others")
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     circle, steps = rng.permutation(count), 1 + rng.permutation(count - 1)[:draws]
-    place = np.argsort(circle)
-    return circle[(place + steps[:, None]) % count].astype(np.int32)
+    inverse = np.argsort(circle)
+    return circle[(inverse + steps[:, None]) % count].astype(np.int32)
 
 
 def resample_replacements(

@@ -139,7 +139,7 @@ class SamplingPlan:
 
     @property
     def checked(self) -> precision.Subset:
-        """The part that is drawn in full precision too: places of windows, and number of samples."""
+        """The part that is drawn in full precision too: indices of windows, and number of samples."""
         return precision.subset(len(self.windows), min(self.sampler.block, self.samples))
 
     def _precision_facts(self) -> dict:
@@ -164,7 +164,7 @@ class SamplingPlan:
                     )
                     for window in windows
                 ]
-            # One window after the other: a list of places would be taken together with the slices.
+            # One window after the other: a list of indices would be taken together with the slices.
             swept = [
                 labelled.region(path, {"distance": (row, slice(None), window, slice(samples))})["distance"]
                 for window in windows

@@ -166,10 +166,10 @@ class _Run:
         """Error of a part of the first block, which is run in float32 too; saved in the store."""
         checked = precision.subset(len(self.timesteps), self.block)
         if not labelled.written(path, "precision_error", (0,)):
-            places = np.arange(checked.images)
+            image_rows = np.arange(checked.images)
             with jax.default_matmul_precision("float32"):
                 engine = Engine(self.denoiser, self.rows)
-                eval_batches = [self.eval_set.batch(t_index, places) for t_index in checked.t_indices]
+                eval_batches = [self.eval_set.batch(t_index, image_rows) for t_index in checked.t_indices]
                 exact = [engine.measure(stacked, batch) for batch in eval_batches]
             errors = precision.loss_error(path, checked, exact)
             labelled.put(path, {"precision_error": (slice(None),)}, {"precision_error": errors})

@@ -62,8 +62,9 @@ def _matching(
       tempered: temperatures of the heads of one site, gates of the identity.
       unit_axis: the negative axis of a site's activation that heads run along.
     """
-    places = {site: tempered_site(site, tempered.temperature) for site in identity.gate}
-    sites = [site for site in places if site_type(site) == HEAD and places[site] in tempered.temperature]
+    stored_at = {site: tempered_site(site, tempered.temperature) for site in identity.gate}
+    heads = [site for site in stored_at if site_type(site) == HEAD]
+    sites = [site for site in heads if stored_at[site] in tempered.temperature]
 
     def norms(activations: Sites) -> Sites:
         return {site: _norm(activations[site], unit_axis(site)) for site in sites}
@@ -71,7 +72,7 @@ def _matching(
     clean, gate = norms(captured(identity)), {}
     for site, norm in norms(captured(tempered)).items():
         ratio = clean[site] / jnp.where(norm > 0, norm, 1)
-        untouched = tempered.temperature[places[site]] == 1
+        untouched = tempered.temperature[stored_at[site]] == 1
         gate[site] = jnp.where(untouched, identity.gate[site], ratio)
     return gate
 

@@ -106,11 +106,11 @@ def _bottlenecks(rng: np.random.Generator, repeats: int) -> list[Check]:
 
 def _phases(rng: np.random.Generator, repeats: int) -> list[Check]:
     """Curves over 24 timesteps of 12 components in 6 networks; noise of images grows with the timestep."""
-    place = np.linspace(-1, 1, TIMESTEPS)[:, None]
+    t = np.linspace(-1, 1, TIMESTEPS)[:, None]
 
     def concluded(shape: Curves) -> bool:
         networks = shape * (1 + 0.3 * rng.normal(size=(6, 1, CURVES)))
-        steps, drift = held_out_scores(rng, networks, noise=0.1 + 0.1 * (1 + place))
+        steps, drift = held_out_scores(rng, networks, noise=0.1 + 0.1 * (1 + t))
         _, (low, _), p = small_samples.over_seeds(four_phases_margin(steps, drift))
         return bool(p <= ALPHA and low > 0)
 
@@ -119,14 +119,14 @@ def _phases(rng: np.random.Generator, repeats: int) -> list[Check]:
 
     def own_step() -> Curves:
         where = rng.uniform(-0.8, 0.8, CURVES)
-        return rng.normal(1, 0.3, CURVES) * (place > where)
+        return rng.normal(1, 0.3, CURVES) * (t > where)
 
     laws: dict[str, Callable[[], Curves]] = {
         "each component steps once, at a place of its own": own_step,
         "each component fades out at a rate of its own": lambda: np.exp(
-            -rng.uniform(0.5, 6, CURVES) * (1 + place)
+            -rng.uniform(0.5, 6, CURVES) * (1 + t)
         ),
-        "one smooth rise in the middle": lambda: rng.normal(1, 0.3, CURVES) / (1 + np.exp(-8 * place)),
+        "one smooth rise in the middle": lambda: rng.normal(1, 0.3, CURVES) / (1 + np.exp(-8 * t)),
         "random walks": lambda: 0.3 * rng.normal(size=(TIMESTEPS, CURVES)).cumsum(axis=0),
         "three steps": lambda: steps(3),
         "six steps": lambda: steps(6),

@@ -25,9 +25,9 @@ def first_listed(increase: Float[np.ndarray, "network component"]) -> tuple[bool
     excess = increase - increase.mean(axis=1, keepdims=True)
     answers = [small_samples.over_seeds(values) for values in excess.T]
     adjusted = stats.holm(np.array([p for *_, p in answers]))
-    place = int(adjusted.argmin())
-    low, high = answers[place][1]
-    return bool(adjusted[place] <= ALPHA and low > 0), bool(high < 0)
+    best = int(adjusted.argmin())
+    low, high = answers[best][1]
+    return bool(adjusted[best] <= ALPHA and low > 0), bool(high < 0)
 
 
 def steps_alone(steps: Float[np.ndarray, "network k"]) -> bool:

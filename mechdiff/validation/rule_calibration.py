@@ -163,9 +163,9 @@ def _complexity(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Chec
     def study(widths: tuple[float, float], scatter: tuple[float, float]) -> tuple[bool, bool, bool]:
         """Whether the natural side is called more complex, by the rule and by the old one; and whether that
         is not supported."""
-        place = rng.normal(size=45)
+        shared = rng.normal(size=45)
         sides = [
-            np.exp(wide * place + sd * rng.normal(size=(n, 45)))
+            np.exp(wide * shared + sd * rng.normal(size=(n, 45)))
             for wide, sd in zip(widths, scatter, strict=True)
         ]
         increases_natural, increases_simple = sides

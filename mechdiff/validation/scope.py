@@ -62,11 +62,11 @@ def _bottlenecks(rng: np.random.Generator, repeats: int) -> list[Check]:
 
 def _phases(rng: np.random.Generator, repeats: int) -> list[Check]:
     """Six networks; edges between four plateaus of six timesteps are logistic, of a width in timesteps."""
-    place = np.arange(TIMESTEPS)[:, None]
+    t = np.arange(TIMESTEPS)[:, None]
 
     def refused(width: float) -> bool:
         plateaus = rng.normal(size=(4, CURVES))
-        edges = [expit((place - (6 * i - 0.5)) / width) for i in (1, 2, 3)]
+        edges = [expit((t - (6 * i - 0.5)) / width) for i in (1, 2, 3)]
         rises = np.diff(plateaus, axis=0)
         shape = plateaus[0] + sum(edge * rise for edge, rise in zip(edges, rises, strict=True))
         networks = shape * (1 + 0.3 * rng.normal(size=(6, 1, CURVES)))

@@ -61,6 +61,6 @@ def test_a_batch_is_noised_as_the_forward_process_says():
     np.testing.assert_array_equal(t, [500, 500])
 
 
-def test_a_batch_without_places_is_all_of_a_timestep():
+def test_a_batch_without_rows_is_all_of_a_timestep():
     batch = EvalSet(np.zeros((4, 8, 8, 3), np.float32), [10, 500], KEY).batch(0)
     assert batch.images.shape == (4, 8, 8, 3) and batch.t == 10 and batch.condition is None

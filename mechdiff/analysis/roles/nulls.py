@@ -39,7 +39,7 @@ def matched_sets(
         site: np.ones((count * len(classes), leaf.shape[-1]), np.float32)
         for site, leaf in identity.gate.items()
     }
-    for place, component in enumerate(classes.values()):
+    for i, component in enumerate(classes.values()):
         sites = {
             other.site: identity.gate[other.site].shape[-1]
             for other in pool
@@ -49,7 +49,7 @@ def matched_sets(
         channels = [(site, i) for site, width in sites.items() for i in range(width)]
         if not channels:
             raise ConfigError(f"{component.name}: no other branch or skip of its resolution; {WAY_OUT}")
-        for row in range(place * count, (place + 1) * count):
+        for row in range(i * count, (i + 1) * count):
             for i in rng.permutation(len(channels))[: _channels(component, identity)]:
                 gate[channels[i][0]][row, channels[i][1]] = 0
     return [name for name in classes for _ in range(count)], replace(identity, gate=gate)

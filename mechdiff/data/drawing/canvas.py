@@ -48,8 +48,8 @@ def bump(x: Plane, y: Plane, rx, ry) -> Plane:
 def ramp(value: Float[Array, ""], colors: tuple[tuple[float, float, float], ...]) -> Float[Array, "3"]:
     """The color at `value` in [0, 1] along equally spaced `colors`."""
     table = jnp.asarray(colors, jnp.float32)
-    place = jnp.clip(value, 0.0, 1.0) * (len(colors) - 1)
-    weights = jnp.maximum(1.0 - jnp.abs(place - jnp.arange(len(colors))), 0.0)
+    position = jnp.clip(value, 0.0, 1.0) * (len(colors) - 1)
+    weights = jnp.maximum(1.0 - jnp.abs(position - jnp.arange(len(colors))), 0.0)
     return weights @ table
 
 

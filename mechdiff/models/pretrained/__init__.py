@@ -37,35 +37,35 @@ def read(folder: Path | str, stated: Stated | None = None) -> Imported | Importe
       >>> apply_unet(imported.unet, imported.params, identity, x_t, t)  # doctest: +SKIP
     """
     stated = stated or Stated()
-    place = locate(Path(folder), stated.weights)
-    config = place.config
-    if consistency.recognizes(config, place.scheduler):
+    source = locate(Path(folder), stated.weights)
+    config = source.config
+    if consistency.recognizes(config, source.scheduler):
         _check_bearing(stated, consistency)
-        return consistency.read(place, stated)
+        return consistency.read(source, stated)
     if config.get("_class_name") == "UNet2DModel":
         _check_bearing(stated, diffusers)
-        return diffusers.read(place, stated)
+        return diffusers.read(source, stated)
     if "_class_name" not in config and not foreign.unsupported(config):
         for layout in (ddim, edm, adm, lucidrains):
             if layout.recognizes(config):
                 _check_bearing(stated, layout)
-                return layout.read(place, stated)
+                return layout.read(source, stated)
     inner = list(sections(config))
     for _, options in (("", config), *inner):
         if unsupported := foreign.unsupported(options):
-            raise ConfigError(f"{place.described_by} describes {unsupported}")
+            raise ConfigError(f"{source.described_by} describes {unsupported}")
     for where, options in inner:
         told = any(layout.recognizes(options) for layout in (ddim, edm, adm))
         told = told or not options.keys().isdisjoint(lucidrains.TELLING)
         if "_class_name" not in config and told:
             raise ConfigError(
-                f"{place.described_by} has options of a network under {shorten(where)[1:-1]}, too deep to be "
-                "read; write them at its top level"
+                f"{source.described_by} has options of a network under {shorten(where)[1:-1]}, too deep to "
+                "be read; write them at its top level"
             )
     name = config.get("_class_name")
     shown = shorten(name)[1:-1] if isinstance(name, str) else "no model known here"
     raise ConfigError(
-        f"{place.described_by} describes {shown}; supported: diffusers' UNet2DModel (_class_name), "
+        f"{source.described_by} describes {shown}; supported: diffusers' UNet2DModel (_class_name), "
         "guided-diffusion's flags (num_channels, ...), ddim's config (model: ch, ...), lucidrains' "
         f"(dim_mults, ...), EDM's (sigma_data, ...); another network: {foreign.WAY_OUT}"
     )

@@ -19,7 +19,7 @@ from mechdiff.models.pretrained.adm_flags import Flags, flags
 from mechdiff.models.pretrained.adm_names import names, split_attention
 from mechdiff.models.pretrained.adm_options import ANCHOR, LAST, STATED, STEM, WHAT
 from mechdiff.models.pretrained.configs import option_names
-from mechdiff.models.pretrained.folders import Place
+from mechdiff.models.pretrained.folders import ForeignFolder
 from mechdiff.models.pretrained.imported import Imported, Stated
 
 ASKED_AS = {
@@ -36,21 +36,21 @@ def recognizes(config: Mapping[str, Any]) -> bool:
     return not option_names(config).isdisjoint(telling)
 
 
-def read(place: Place, stated: Stated) -> Imported:
-    """The model at `place`; errors as `pretrained.read`."""
-    path, notes = states.weight_file(place.home, STEM, stated.weights)
+def read(source: ForeignFolder, stated: Stated) -> Imported:
+    """The model in the folder `source`; errors as `pretrained.read`."""
+    path, notes = states.weight_file(source.home, STEM, stated.weights)
     state, dtype = tensors.load(path)
     state, wrapping = states.unwrapped(state, ANCHOR, stated.weights, path)
-    get = flags(place.config, state, stated, place.text)
+    get = flags(source.config, state, stated, source.text)
     unet = unet_config(get)
     state = split_attention(state, unet, get["use_new_attention_order"], path)
-    notes = [*place.notes, *notes, *wrapping, *get.notes]
+    notes = [*source.notes, *notes, *wrapping, *get.notes]
     state = conditioning.condition_last(state, ANCHOR, get["channels"])
     if get["channels"].variances:
         state, note = states.without_variances(state, LAST, unet.out_channels)
         notes.append(note)
     params = tensors.to_params(state, names(unet), unet, path)
-    asks = states.levels_asked("its flags say nothing of diffusion", _open(place, get, stated))
+    asks = states.levels_asked("its flags say nothing of diffusion", _open(source, get, stated))
     return Imported(unet, noise_levels(get), params, WHAT, dtype, tuple(notes), get.assumed, asks)
 
 
@@ -68,11 +68,11 @@ def noise_levels(get: Flags) -> DiffusionConfig:
     return DiffusionConfig(schedule="linear", steps=steps, beta_start=start, beta_end=end)
 
 
-def _open(place: Place, get: Flags, stated: Stated) -> tuple[str, ...]:
+def _open(source: ForeignFolder, get: Flags, stated: Stated) -> tuple[str, ...]:
     """`option=value` of the noise levels and the prediction, if none of them is known. A command, or a
     dialect that is stated, gives what it leaves out the program's defaults."""
     assumed = {option.partition("=")[0] for option in get.assumed}
-    if stated.dialect or place.runs or not assumed >= ASKED_AS.keys():
+    if stated.dialect or source.runs or not assumed >= ASKED_AS.keys():
         return ()
     return states.summary({ours: get[theirs] or "epsilon" for theirs, ours in ASKED_AS.items()})
 

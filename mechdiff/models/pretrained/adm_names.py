@@ -36,22 +36,22 @@ LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "embedding": "w
 
 def names(unet: UNetConfig) -> dict[str, str]:
     """Parameter `stage/module/leaf` of this package -> name of guided-diffusion's tensor."""
-    places, table = stage_places(unet), {}
+    module_paths, table = stage_module_paths(unet), {}
     ops = {stage.name: stage.op for stage in stages(unet)}
     for ours in tensors.parameter_shapes(unet):
         stage, module, leaf = ours.split("/")
         end = ENDS.get(f"{stage}/{module}")
-        table[ours] = f"{end or f'{places[stage]}.{MODULES[ops[stage]][module]}'}.{LEAVES[leaf]}"
+        table[ours] = f"{end or f'{module_paths[stage]}.{MODULES[ops[stage]][module]}'}.{LEAVES[leaf]}"
     return table
 
 
-def stage_places(unet: UNetConfig) -> dict[str, str]:
+def stage_module_paths(unet: UNetConfig) -> dict[str, str]:
     """Stage of this package -> dotted path of guided-diffusion's module.
 
     They number encoder steps that push a skip tensor, decoder steps that take one, and the layers in each:
     attention follows its block, upsampling the last block of its level.
     """
-    places, number, layer, group = {}, 0, 0, "input_blocks"
+    module_paths, number, layer, group = {}, 0, 0, "input_blocks"
     for stage in stages(unet)[1:-1]:
         if stage.name == "mid.block0":
             group, number, layer = "middle_block", 0, -1
@@ -62,9 +62,9 @@ def stage_places(unet: UNetConfig) -> dict[str, str]:
             number, layer = number + 1, 0
         else:
             layer += 1
-        place = f"{layer}" if group == "middle_block" else f"{number}.{layer}"
-        places[stage.name] = f"{group}.{place}"
-    return places
+        within = f"{layer}" if group == "middle_block" else f"{number}.{layer}"
+        module_paths[stage.name] = f"{group}.{within}"
+    return module_paths
 
 
 def split_attention(state: tensors.State, unet: UNetConfig, new_order: bool, path: Path) -> dict:
@@ -76,10 +76,10 @@ def split_attention(state: tensors.State, unet: UNetConfig, new_order: bool, pat
     Raises:
       CheckpointError: a `qkv` of another shape than the config implies.
     """
-    split, places = dict(state), stage_places(unet)
+    split, module_paths = dict(state), stage_module_paths(unet)
     for stage in stages(unet):
         for leaf in ("weight", "bias") if stage.op == "attention" else ():
-            name = f"{places[stage.name]}.qkv.{leaf}"
+            name = f"{module_paths[stage.name]}.qkv.{leaf}"
             if name not in split:
                 continue  # reported with all that is missing
             value = split.pop(name)
@@ -89,5 +89,5 @@ def split_attention(state: tensors.State, unet: UNetConfig, new_order: bool, pat
             rows = value.reshape(heads, 3, -1, *value.shape[1:])
             for i, letter in enumerate("qkv"):
                 part = np.ascontiguousarray(rows[:, i]).reshape(stage.width, *value.shape[1:])
-                split[f"{places[stage.name]}.{letter}.{leaf}"] = part
+                split[f"{module_paths[stage.name]}.{letter}.{leaf}"] = part
     return split

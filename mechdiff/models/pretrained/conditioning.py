@@ -19,41 +19,41 @@ class Channels:
     Attributes:
       image: of the noisy image.
       condition: of what the noisy image is joined with; 0: nothing.
-      place: where the condition lies.
+      position: of the condition among the input channels.
       variances: whether half of the output are learned variances.
     """
 
     image: int
     condition: int
-    place: Literal["last", "first"]
+    position: Literal["last", "first"]
     variances: bool
 
 
 def channels(
-    what: str, inputs: int, outputs: int, place: Literal["last", "first"] | None = None, image: int = 0
+    what: str, inputs: int, outputs: int, position: Literal["last", "first"] | None = None, image: int = 0
 ) -> Channels:
     """The channels of a network's input and output: image, condition, variances.
 
     Args:
       what: the format, for messages.
-      place: where a condition is in the input, if it was stated.
+      position: of the condition among the input channels, if it was stated.
       image: channels of the image, if known; 0: to be inferred from `inputs` and `outputs`.
 
     Raises:
-      ConfigError: channels that are not those of images; a condition whose place was not stated, or a stated
-        one that does not exist.
+      ConfigError: channels that are not those of images; a condition whose position was not stated, or a
+        stated one that does not exist.
     """
-    image = image or _image(what, inputs, outputs, place is not None)
+    image = image or _image(what, inputs, outputs, position is not None)
     condition = inputs - image
-    if condition and place is None:
+    if condition and position is None:
         raise ConfigError(
             f"{what} option in_channels={inputs} with out_channels={outputs}: a network conditioned by "
             f"channels; no file says where these {condition} lie, so state it: --condition=last (behind the "
             "noisy image) or --condition=first"
         )
-    if place and not condition:
-        raise ConfigError(f"--condition={place}: this network has no condition channels; leave it out")
-    return Channels(image, condition, place or "last", outputs == 2 * image)
+    if position and not condition:
+        raise ConfigError(f"--condition={position}: this network has no condition channels; leave it out")
+    return Channels(image, condition, position or "last", outputs == 2 * image)
 
 
 def _image(what: str, inputs: int, outputs: int, conditioned: bool) -> int:
@@ -80,7 +80,7 @@ def condition_last(state: State, name: str, split: Channels) -> State:
     image."""
     kernel = state.get(name)
     inputs = split.image + split.condition
-    if not split.condition or split.place == "last" or kernel is None or kernel.shape[1:2] != (inputs,):
+    if not split.condition or split.position == "last" or kernel is None or kernel.shape[1:2] != (inputs,):
         return state
     order = np.roll(np.arange(inputs), -split.condition)
     return {**state, name: np.ascontiguousarray(kernel[:, order])}

@@ -169,17 +169,17 @@ def option_names(config: Mapping[str, Any]) -> set[str]:
     return {name for names in (config, *sections) for name in names if isinstance(name, str)}
 
 
-def sections(config: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Sections of a config at any depth, and where each stands.
+def sections(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Sections of a config at any depth, with their dotted names.
 
     Example:
-      >>> [place for place, _ in sections({"model": {"params": {"ch": 128}}})]
+      >>> [name for name, _ in sections({"model": {"params": {"ch": 128}}})]
       ['model', 'model.params']
     """
     for name, value in config.items():
         if isinstance(value, Mapping):
-            yield f"{place}{name}", value
-            yield from sections(value, f"{place}{name}.")
+            yield f"{prefix}{name}", value
+            yield from sections(value, f"{prefix}{name}.")
 
 
 def flags_of(text: str, where: str = "flags") -> dict[str, str]:
@@ -253,6 +253,6 @@ def _yaml(path: Path, text: str) -> Any:
             loader.dispose()
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark else ""
+        line = f", line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or type(error).__name__
-        raise DataError(f"{path}{place}: not valid YAML ({str(reason)[:80]})") from None
+        raise DataError(f"{path}{line}: not valid YAML ({str(reason)[:80]})") from None

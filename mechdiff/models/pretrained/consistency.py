@@ -25,7 +25,7 @@ from mechdiff.models.pretrained.adm_options import TABLE
 from mechdiff.models.pretrained.adm_sections import flattened
 from mechdiff.models.pretrained.configs import option_names
 from mechdiff.models.pretrained.edm import karras_levels
-from mechdiff.models.pretrained.folders import Place
+from mechdiff.models.pretrained.folders import ForeignFolder
 from mechdiff.models.pretrained.imported import Imported, ImportedFunction, Stated
 from mechdiff.models.pretrained.options import (
     Option,
@@ -127,21 +127,21 @@ def _of_programs(config: Mapping[str, Any]) -> bool:
     return lognormal or not option_names(config).isdisjoint(TELLING)
 
 
-def read(place: Place, stated: Stated) -> ImportedFunction:
-    """The model at `place`; errors as `pretrained.read`."""
-    if "_class_name" in place.config:
+def read(source: ForeignFolder, stated: Stated) -> ImportedFunction:
+    """The model in the folder `source`; errors as `pretrained.read`."""
+    if "_class_name" in source.config:
         get = read_options(
-            place.scheduler, OF_SCHEDULER, what=f"scheduler {SCHEDULER}", ignored=("steps_offset",)
+            source.scheduler, OF_SCHEDULER, what=f"scheduler {SCHEDULER}", ignored=("steps_offset",)
         )
         kind, sigma_data = "consistency", get["sigma_data"]
-        imported = diffusers.read(dataclasses.replace(place, scheduler={}), stated)
+        imported = diffusers.read(dataclasses.replace(source, scheduler={}), stated)
     else:
-        flags, notes = flattened(place.config, frozenset({*TABLE, *OF_FLAGS, "model_channels"}))
+        flags, notes = flattened(source.config, frozenset({*TABLE, *OF_FLAGS, "model_channels"}))
         of_program = {name: value for name, value in flags.items() if name in OF_FLAGS}
         get = read_options(of_program, OF_FLAGS, what=WHAT)
         kind, sigma_data = _kind(get), SIGMA_DATA
-        place = dataclasses.replace(place, config=_plain(flags), notes=(*place.notes, *notes))
-        imported = adm.read(place, stated)
+        source = dataclasses.replace(source, config=_plain(flags), notes=(*source.notes, *notes))
+        imported = adm.read(source, stated)
     if imported.unet.condition_channels:
         raise ConfigError(f"{WHAT}: a network conditioned by channels is not read")
     assumed = states.summary({name: get[name] for name in LEVELS if name not in get.stated})
@@ -154,8 +154,8 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
         "channels": imported.unet.in_channels,
         "prediction": kind,
     }
-    places = np.linspace(0, 1, STEPS + 1)[1:]  # at sigma_min itself a consistency model returns its input
-    levels = karras_levels(places, get["sigma_min"], get["sigma_max"], get["rho"])
+    fractions = np.linspace(0, 1, STEPS + 1)[1:]  # at sigma_min itself a consistency model returns its input
+    levels = karras_levels(fractions, get["sigma_min"], get["sigma_max"], get["rho"])
     notes = _notes(imported, kind, get, assumed)
     return ImportedFunction(WHAT, options, imported.params, levels, imported.dtype, notes, assumed)
 

@@ -15,7 +15,7 @@ import numpy as np
 from mechdiff.core.config import MAX_STEPS, DiffusionConfig, UNetConfig
 from mechdiff.core.errors import ConfigError, shorten
 from mechdiff.models.pretrained import betas, conditioning, states, tensors
-from mechdiff.models.pretrained.folders import Place
+from mechdiff.models.pretrained.folders import ForeignFolder
 from mechdiff.models.pretrained.imported import Imported, Stated
 from mechdiff.models.pretrained.options import (
     Option,
@@ -86,9 +86,9 @@ def recognizes(config: Mapping[str, Any]) -> bool:
     return "ch" in config or (isinstance(model, Mapping) and "ch" in model)
 
 
-def read(place: Place, stated: Stated) -> Imported:
-    """The model at `place`; errors as `pretrained.read`."""
-    model, data, diffusion, passed_over = _sections(place.config)
+def read(source: ForeignFolder, stated: Stated) -> Imported:
+    """The model in the folder `source`; errors as `pretrained.read`."""
+    model, data, diffusion, passed_over = _sections(source.config)
     split = conditioning.channels(WHAT, model["in_channels"], model["out_ch"], stated.condition)
     channels = {
         "in_channels": split.image,
@@ -97,11 +97,11 @@ def read(place: Place, stated: Stated) -> Imported:
     }
     unet = dataclasses.replace(unet_config(model, data), **channels)
     levels, notes = _noise_levels(diffusion, stated)
-    path, more = states.weight_file(place.home, "model", stated.weights)
+    path, more = states.weight_file(source.home, "model", stated.weights)
     state, dtype = tensors.load(path)
     state, wrapping = states.unwrapped(state, ANCHOR, stated.weights, path)
     state.pop("logvar", None)  # of type bayesian; no input of the network
-    notes = [*place.notes, *more, *wrapping, *notes]
+    notes = [*source.notes, *more, *wrapping, *notes]
     if passed_over:
         notes.append(f"options without bearing here: {', '.join(map(str, passed_over))}")
     state = conditioning.condition_last(state, "conv_in.weight", split)
@@ -153,16 +153,17 @@ def unet_config(model: Options, data: Options) -> UNetConfig:
 
 def names(unet: UNetConfig) -> dict[str, str]:
     """Our parameters, `stage/module/leaf`, and what these programs call them."""
-    places = {stage.name: _place(stage.parsed_name) for stage in stages(unet) if stage.parsed_name}
+    named = [stage for stage in stages(unet) if stage.parsed_name]
+    module_paths = {stage.name: _module_path(stage.parsed_name) for stage in named}
     table = {}
     for ours in tensors.parameter_shapes(unet):
         stage, module, leaf = ours.split("/")
-        place = ENDS.get(f"{stage}/{module}") or f"{places[stage]}.{MODULES.get(module, module)}"
-        table[ours] = f"{place}.{LEAVES[leaf]}"
+        module_path = ENDS.get(f"{stage}/{module}") or f"{module_paths[stage]}.{MODULES.get(module, module)}"
+        table[ours] = f"{module_path}.{LEAVES[leaf]}"
     return table
 
 
-def _place(name: StageName) -> str:
+def _module_path(name: StageName) -> str:
     """The dotted path of a stage: `up2.attn1` is `up.2.attn.1`, `mid.block1` is `mid.block_2`."""
     if name.side == "mid":
         return f"mid.{name.module}_{int(name.number) + 1}"

@@ -12,7 +12,7 @@ from mechdiff.core.types import PyTree
 from mechdiff.models.pretrained import conditioning, schedulers, states, tensors
 from mechdiff.models.pretrained.diffusers_config import WHAT, unet_config
 from mechdiff.models.pretrained.diffusers_written import options
-from mechdiff.models.pretrained.folders import Place
+from mechdiff.models.pretrained.folders import ForeignFolder
 from mechdiff.models.pretrained.imported import Imported, Stated
 from mechdiff.models.stages import StageName, stages
 from mechdiff.storage import files
@@ -43,21 +43,21 @@ LABELS = ("class_embedding.weight", "class_embedding.linear_1.weight")
 LAST = ("conv_out.weight", "conv_out.bias")
 
 
-def read(place: Place, stated: Stated) -> Imported:
-    """The model at `place`; errors as `pretrained.read`."""
-    scheduler = schedulers.read(place.scheduler, stated)
-    unet = unet_config(place.config, scheduler.prediction)
+def read(source: ForeignFolder, stated: Stated) -> Imported:
+    """The model in the folder `source`; errors as `pretrained.read`."""
+    scheduler = schedulers.read(source.scheduler, stated)
+    unet = unet_config(source.config, scheduler.prediction)
     split = conditioning.channels(WHAT, unet.in_channels, unet.out_channels, stated.condition)
     fields = {"in_channels": split.image, "out_channels": split.image, "condition_channels": split.condition}
     fields |= conditioning.classes(unet.classes, stated.null_class, WHAT)
     unet = dataclasses.replace(unet, sample_clip=scheduler.clip, **fields)
-    path, notes = states.weight_file(place.home, STEM, stated.weights)
+    path, notes = states.weight_file(source.home, STEM, stated.weights)
     state, dtype = tensors.load(path)
     state, more = states.unwrapped(modern(state, path), "conv_in.weight", stated.weights, path)
     if not unet.takes_labels:
         conditioning.check_told(state, LABELS, path, "write num_class_embeds or class_embed_type")
     state = conditioning.condition_last(state, "conv_in.weight", split)
-    notes = [*place.notes, *notes, *more, *scheduler.notes]
+    notes = [*source.notes, *notes, *more, *scheduler.notes]
     if split.variances:
         state, note = states.without_variances(state, LAST, unet.in_channels)
         notes.append(note)
@@ -91,25 +91,25 @@ def write_diffusers(folder: Path | str, unet: UNetConfig, diffusion: DiffusionCo
 
 def names(unet: UNetConfig) -> dict[str, str]:
     """Our parameters, `stage/module/leaf`, and what diffusers calls them."""
-    places, table = stage_places(unet), {}
+    module_paths, table = stage_module_paths(unet), {}
     for ours in tensors.parameter_shapes(unet):
         stage, module, leaf = ours.split("/")
         if stage == "time":
-            place = f"time_embedding.linear_{module[-1]}"
+            module_path = f"time_embedding.linear_{module[-1]}"
         elif stage == "class":
-            place = "class_embedding" + ("" if module == "table" else f".linear_{module[-1]}")
+            module_path = "class_embedding" + ("" if module == "table" else f".linear_{module[-1]}")
         elif stage in ("conv_in", "conv_out"):
-            place = "conv_norm_out" if module == "norm" else stage
+            module_path = "conv_norm_out" if module == "norm" else stage
         else:
-            place = f"{places[stage]}.{MODULES.get(module, module)}"
-        table[ours] = f"{place}.{LEAVES[leaf]}"
+            module_path = f"{module_paths[stage]}.{MODULES.get(module, module)}"
+        table[ours] = f"{module_path}.{LEAVES[leaf]}"
     return table
 
 
-def stage_places(unet: UNetConfig) -> dict[str, str]:
+def stage_module_paths(unet: UNetConfig) -> dict[str, str]:
     """Our stages and the dotted paths of theirs; decoder levels count from the bottom with them."""
     last = len(unet.widths) - 1
-    return {stage.name: _place(stage.parsed_name, last) for stage in stages(unet) if stage.parsed_name}
+    return {stage.name: _module_path(stage.parsed_name, last) for stage in stages(unet) if stage.parsed_name}
 
 
 def modern(state: tensors.State, where: Path) -> dict:
@@ -129,7 +129,7 @@ def modern(state: tensors.State, where: Path) -> dict:
     return renamed
 
 
-def _place(name: StageName, last: int) -> str:
+def _module_path(name: StageName, last: int) -> str:
     match name.side:
         case "down":
             block = f"down_blocks.{name.level}"

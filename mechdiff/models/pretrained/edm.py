@@ -23,7 +23,7 @@ from mechdiff.models.pretrained.conditioning import IMAGE_CHANNELS
 from mechdiff.models.pretrained.edm_init import initializer
 from mechdiff.models.pretrained.edm_network import Network
 from mechdiff.models.pretrained.fit import check_fit, misfit
-from mechdiff.models.pretrained.folders import Place
+from mechdiff.models.pretrained.folders import ForeignFolder
 from mechdiff.models.pretrained.imported import ImportedFunction, Stated
 from mechdiff.models.pretrained.options import (
     Option,
@@ -98,9 +98,9 @@ def _options_of_network(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return usual | arguments | {"precond": kind}
 
 
-def read(place: Place, stated: Stated) -> ImportedFunction:
-    """The model at `place`; errors as `pretrained.read`."""
-    get = read_options(_options_of_network(place.config), TABLE, what=WHAT, ignored=IGNORED)
+def read(source: ForeignFolder, stated: Stated) -> ImportedFunction:
+    """The model in the folder `source`; errors as `pretrained.read`."""
+    get = read_options(_options_of_network(source.config), TABLE, what=WHAT, ignored=IGNORED)
     if get["sigma_data"] is None:
         raise ConfigError(f"{WHAT} option sigma_data is absent; write it (0.5 in EDM's own networks)")
     if get["precond"] is None:
@@ -108,7 +108,7 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
             f"{WHAT} option precond is absent; write edm if the network was trained in EDMPrecond "
             "(the same networks under VP, VE and iDDPM preconditioning are not read)"
         )
-    path, notes = states.weight_file(place.home, "model", stated.weights)
+    path, notes = states.weight_file(source.home, "model", stated.weights)
     state, dtype = tensors.load(path)
     state, wrapping = states.unwrapped(state, "map_layer0.weight", stated.weights, path)
     state = _without_filters(state, path)
@@ -128,7 +128,7 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
                 "tensors, leave it out"
             )
     check_fit(_network(options), state, _example(options), path, WHAT, UNBIASED[options["kind"]])
-    notes = [*place.notes, *notes, *wrapping]
+    notes = [*source.notes, *notes, *wrapping]
     if dropped is not None:
         notes.append("its input of augmentations is dropped: examined on images that are not augmented")
     assumed = states.summary(
@@ -144,15 +144,15 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
     return ImportedFunction(WHAT, options, state, diffusion, dtype, tuple(notes), assumed)
 
 
-def karras_levels(places: np.ndarray, low: float, high: float, rho: float) -> DiffusionConfig:
-    """Noise levels of Karras et al. 2022, eq. 5, at places in [0, 1], 0 being the lowest sigma.
+def karras_levels(fractions: np.ndarray, low: float, high: float, rho: float) -> DiffusionConfig:
+    """Noise levels of Karras et al. 2022, eq. 5: `fractions` of the range, in [0, 1]; 0 is the lowest.
 
     Raises:
       ConfigError: `low` is not below `high`.
     """
     if low >= high:
         raise ConfigError(f"options sigma_min={low:g} and sigma_max={high:g}: the first must be the lower")
-    sigma = (low ** (1 / rho) + places * (high ** (1 / rho) - low ** (1 / rho))) ** rho
+    sigma = (low ** (1 / rho) + fractions * (high ** (1 / rho) - low ** (1 / rho))) ** rho
     bar = 1 / (1 + sigma**2)
     return from_betas(1 - bar / np.append(1.0, bar[:-1]))
 

@@ -20,8 +20,8 @@ SHOWN = 4  # names of folders in one line
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """A foreign network's folder.
+class ForeignFolder:
+    """What was read of the folder of a foreign network.
 
     Attributes:
       home: folder of its weights.
@@ -41,7 +41,7 @@ class Place:
     runs: bool = False
 
 
-def locate(folder: Path, weights: str | None = None) -> Place:
+def locate(folder: Path, weights: str | None = None) -> ForeignFolder:
     """Reads what describes the network in a folder: itself, a pipeline, or a trainer's checkpoint.
 
     Args:
@@ -67,7 +67,8 @@ def locate(folder: Path, weights: str | None = None) -> Place:
     if others := _undescribed_weights(home):
         more += (f"weights without a config lie in {_listed(others)}; not read",)
     notes += (*described.notes, *more)
-    return Place(home, described_by, described.options, scheduler, notes, described.text, described.runs)
+    options, text, runs = described.options, described.text, described.runs
+    return ForeignFolder(home, described_by, options, scheduler, notes, text, runs)
 
 
 def _home(folder: Path, weights: str | None) -> tuple[Path, tuple[str, ...]]:
@@ -131,15 +132,15 @@ def _undescribed_weights(home: Path) -> list[str]:
     """Names of folders in a network's, or beside it, that by their names hold raw or averaged weights, but
     no config: a trainer may have left it out."""
     beside = home.absolute().parent.glob("*") if _may_hold(home.absolute().name) else ()
-    places = [place for place in sorted((*home.glob("*"), *beside)) if named(place.name) and place != home]
-    return [p.name for p in places if any(p.glob("*.safetensors")) and not unread(p / SCHEDULER)]
+    folders = [path for path in sorted((*home.glob("*"), *beside)) if named(path.name) and path != home]
+    return [p.name for p in folders if any(p.glob("*.safetensors")) and not unread(p / SCHEDULER)]
 
 
 def _undescribed(path: Path) -> str:
     """The line for a folder without a config: which folders below have one, or what to write."""
     folder = path.parent
-    below = [place for pattern in ("*", "*/*") for place in sorted(folder.glob(pattern)) if place.is_dir()]
-    described = [str(place.relative_to(folder)) for place in below if config_file(place).is_file()]
+    below = [inner for pattern in ("*", "*/*") for inner in sorted(folder.glob(pattern)) if inner.is_dir()]
+    described = [str(inner.relative_to(folder)) for inner in below if config_file(inner).is_file()]
     line = f"{path}: no such file or folder; "
     if described:
         return f"{line}networks are described in {', '.join(described[:3])}: name one of these folders"
@@ -216,13 +217,13 @@ def _scheduler(home: Path, bases: list[Path]) -> tuple[dict[str, Any], tuple[str
         raise DataError(
             f"{present[0]} is a link to {present[0].readlink()}, which is absent; fetch that file"
         )
-    places = [path for path in present if path.is_file()]
-    if not places:
+    saved = [path for path in present if path.is_file()]
+    if not saved:
         return {}, ()
-    contents = [read_config(path) for path in places]
-    notes = [] if home in places[0].parents else [f"noise levels are those of {places[0]}"]
+    contents = [read_config(path) for path in saved]
+    notes = [] if home in saved[0].parents else [f"noise levels are those of {saved[0]}"]
     said = contents[0].get(CLASS)
-    indexed = _indexed(places[0].parent.parent).get(places[0].parent.name, said)
+    indexed = _indexed(saved[0].parent.parent).get(saved[0].parent.name, said)
     if indexed != said:
         contents[0] = contents[0] | {CLASS: indexed}
         notes.append(
@@ -230,7 +231,7 @@ def _scheduler(home: Path, bases: list[Path]) -> tuple[dict[str, Any], tuple[str
         )
     notes += [
         f"{path} says otherwise and was not read"
-        for path, content in zip(places[1:], contents[1:], strict=True)
+        for path, content in zip(saved[1:], contents[1:], strict=True)
         if content != contents[0]
     ]
     return contents[0], tuple(notes)

@@ -19,7 +19,7 @@ from mechdiff.core.types import PyTree
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.pretrained import foreign, states, tensors
 from mechdiff.models.pretrained.fit import check_fit, misfit
-from mechdiff.models.pretrained.folders import Place
+from mechdiff.models.pretrained.folders import ForeignFolder
 from mechdiff.models.pretrained.imported import ImportedFunction, Stated
 from mechdiff.models.pretrained.lucidrains_init import initializer
 from mechdiff.models.pretrained.lucidrains_levels import (
@@ -92,12 +92,12 @@ def recognizes(config: Mapping[str, Any]) -> bool:
     return any(name in config for name in TELLING) or ("image_size" in config and set(config) <= set(TABLE))
 
 
-def read(place: Place, stated: Stated) -> ImportedFunction:
-    """The model at `place`; errors as `pretrained.read`."""
-    get = read_options(place.config, TABLE, what=WHAT, ignored=IGNORED)
+def read(source: ForeignFolder, stated: Stated) -> ImportedFunction:
+    """The model in the folder `source`; errors as `pretrained.read`."""
+    get = read_options(source.config, TABLE, what=WHAT, ignored=IGNORED)
     if get["image_size"] is None:
         raise ConfigError(f"{WHAT} option image_size is absent; write the side of the images")
-    path, notes = states.weight_file(place.home, "model", stated.weights)
+    path, notes = states.weight_file(source.home, "model", stated.weights)
     state, dtype = tensors.load(path)
     weights = stated.weights if stated.weights in ("raw", "ema") else None
     state, wrapping = states.unwrapped(state, ANCHOR, weights, path)
@@ -111,7 +111,7 @@ def read(place: Place, stated: Stated) -> ImportedFunction:
     diffusion, levels = noise_levels(get, buffers, stated)
     doubled = len(state["final_conv.weight"]) == 2 * options["channels"]
     objective_note, prediction = (trained_with_variances if doubled else objective)(get, buffers, stated)
-    notes = [*place.notes, *notes, *wrapping, levels, objective_note]
+    notes = [*source.notes, *notes, *wrapping, levels, objective_note]
     if options["self_condition"]:
         notes.append(
             "self-conditioned: examined without an earlier estimate, as in the first step of sampling"

@@ -63,12 +63,12 @@ def commands(text: str) -> Iterator[list[str]]:
       [['case', '$1', 'in'], ['A=1'], ['A=2'], ['esac']]
     """
     words: list[str] = []
-    place = on_condition = cases = 0
-    while place < len(text):
-        match = LEXEME.match(text, place)
+    offset = on_condition = cases = 0
+    while offset < len(text):
+        match = LEXEME.match(text, offset)
         if not match:
             raise ValueError("No closing quotation")
-        place = match.end()
+        offset = match.end()
         if match.lastgroup == "word":
             words.append(match[0])
         elif match.lastgroup == "end" and words and not _goes_on(words, match[0]):

@@ -72,11 +72,11 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], str]:
 def _shards(index: Path) -> dict[str, set[str]]:
     """Names of the files that an index lists, and the tensors in each."""
     content = files.read_json(index)
-    places = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(places, dict) or not places:
+    shard_of = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shard_of, dict) or not shard_of:
         raise CheckpointError(f"{index} has no weight_map of tensors to files; download it again")
     shards: dict[str, set[str]] = {}
-    for tensor, name in places.items():
+    for tensor, name in shard_of.items():
         if not (isinstance(name, str) and re.fullmatch(r"\w[\w.-]*\.safetensors", name)):
             raise CheckpointError(
                 f"{index} places {tensor[:MAX_NAME_LENGTH]} in {shorten(name)}; "

@@ -35,7 +35,7 @@ class Autoencoder:
       W_enc, W_dec: `(width, features)` and `(features, width)`.
       b_enc, b_dec: `(features,)` and `(width,)`.
       threshold: `(features,)`, of a JumpReLU: smaller pre-activations give 0. Zeros: a ReLU.
-      top: keep this many of the largest features at each place, TopK; 0: all.
+      top: keep this many of the largest features at each position, TopK; 0: all.
     Leaves are arrays, or whatever a transformation puts in their place.
     """
 
@@ -46,7 +46,7 @@ class Autoencoder:
     threshold: PyTree
     top: int = dataclasses.field(default=0, metadata={"static": True})
 
-    def encode(self, a: Float[Array, "*places width"]) -> Float[Array, "*places features"]:
+    def encode(self, a: Float[Array, "*positions width"]) -> Float[Array, "*positions features"]:
         """Features of activations."""
         before = (a - self.b_dec) @ self.W_enc + self.b_enc
         features = jnp.where(before > self.threshold, jax.nn.relu(before), 0)
@@ -55,7 +55,7 @@ class Autoencoder:
         least = jax.lax.top_k(features, self.top)[0][..., -1:]
         return jnp.where(features >= least, features, 0)
 
-    def decode(self, features: Float[Array, "*places features"]) -> Float[Array, "*places width"]:
+    def decode(self, features: Float[Array, "*positions features"]) -> Float[Array, "*positions width"]:
         """Activations of features."""
         return features @ self.W_dec + self.b_dec
 

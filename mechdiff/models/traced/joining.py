@@ -42,7 +42,7 @@ def predict_each(
 
     Args:
       joins: how many of the interventions first change something at each site, in order of execution; they
-        are sorted by it. `pass_edits.site_places` says where that is.
+        are sorted by it. `pass_edits.site_depths` says where that is.
       stacked: gates, temperatures, directions and windows stacked; replacements shared.
       x_t, t, condition: as for `predict`; seen by every intervention.
     """

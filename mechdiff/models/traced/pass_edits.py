@@ -71,16 +71,16 @@ def edits_of(denoiser: TracedDenoiser, joins: Sequence[int], stacked: Interventi
     return Edits(leaves, _passes(network, joins), Plan(gates, split_rows=gates.split_rows))
 
 
-def site_places(network: TracedNetwork) -> dict[str, int]:
-    """Every site's place in the order of execution."""
+def site_depths(network: TracedNetwork) -> dict[str, int]:
+    """Every site's depth: its number in the order of execution."""
     return {name: i for i, (name, _) in enumerate(in_order(network.sites))}
 
 
 def _passes(network: TracedNetwork, joins: Sequence[int]) -> dict[str, Int[np.ndarray, "*turns"]]:
     """Name of a value -> number of passes that have joined there, with the clean one, turn by turn."""
-    passes, places = 1 + np.cumsum(joins), site_places(network)
+    passes, depths = 1 + np.cumsum(joins), site_depths(network)
     return {
-        site.tag: passes[[places[name] for name in site.names]].reshape(site.turns) for site in network.sites
+        site.tag: passes[[depths[name] for name in site.names]].reshape(site.turns) for site in network.sites
     }
 
 

@@ -99,13 +99,13 @@ def names_within(equation: JaxprEqn) -> frozenset[str]:
 
 
 class Naming(NamedTuple):
-    """An equation that names a value, and its place."""
+    """An equation that names a value, and where it stands."""
 
     name: str
     aval: Any  # of the value: shape and dtype
     path: tuple[str, ...]  # primitives that it stands within, the outermost first
     scans: tuple[tuple[int, bool], ...]  # length of each scan among them, and whether it runs backward
-    place: tuple[int | None, ...]  # number of the equation at each depth; None stands for the turn of a scan
+    numbers: tuple[int | None, ...]  # of the equation at each level of nesting; None stands for a scan's turn
 
     @property
     def turns(self) -> tuple[int, ...]:
@@ -119,17 +119,17 @@ def walk(program: ClosedJaxpr, outer: Naming | None = None) -> Iterator[Naming]:
     Args:
       outer: the equation that holds the program, if one does.
     """
-    _, _, path, scans, place = outer or Naming("", None, (), (), ())
+    _, _, path, scans, numbers = outer or Naming("", None, (), (), ())
     for number, equation in enumerate(program.jaxpr.eqns):
         name, primitive = tag(equation), equation.primitive.name
-        own_place = (*place, number)
+        own_numbers = (*numbers, number)
         if name is not None:
-            yield Naming(name, equation.invars[0].aval, path, scans, own_place)
+            yield Naming(name, equation.invars[0].aval, path, scans, own_numbers)
             continue
         for index, inside in enumerate(subprograms(equation)):
             if primitive == SCAN:
-                turns = (equation.params["length"], equation.params["reverse"])
-                yield from walk(inside, Naming("", None, (*path, SCAN), (*scans, turns), (*own_place, None)))
+                turns = (*scans, (equation.params["length"], equation.params["reverse"]))
+                yield from walk(inside, Naming("", None, (*path, SCAN), turns, (*own_numbers, None)))
             else:
                 step = f"{primitive}:{index}" if primitive == BRANCHES else primitive
-                yield from walk(inside, Naming("", None, (*path, step), scans, own_place))
+                yield from walk(inside, Naming("", None, (*path, step), scans, own_numbers))

@@ -35,7 +35,7 @@ class Site:
       names: the sites' names in interventions, one for each turn of the scans that contain it, the last scan
         varying fastest; one if there is no scan.
       turns: lengths of those scans, the outermost first.
-      places: of `names` in the order of execution.
+      order_keys: of `names`; sorted, they are in the order of execution.
       shape: of the value, rows moved to the front, at the number of rows that it was traced with.
       dtype: of the value.
       row_axis: axis of the value that the batch runs along.
@@ -46,7 +46,7 @@ class Site:
     tag: str
     names: tuple[str, ...]
     turns: tuple[int, ...]
-    places: tuple[tuple[int, ...], ...]
+    order_keys: tuple[tuple[int, ...], ...]
     shape: tuple[int, ...]
     dtype: str
     row_axis: int
@@ -181,7 +181,7 @@ def _site(naming: Naming, other: Naming | None, unit_axes: Mapping[str, int]) ->
         tag=name,
         names=numbered(plain, naming.turns),
         turns=naming.turns,
-        places=_places(naming),
+        order_keys=_order_keys(naming),
         shape=shape,
         dtype=str(aval.dtype),
         row_axis=row_axis,
@@ -190,21 +190,21 @@ def _site(naming: Naming, other: Naming | None, unit_axes: Mapping[str, int]) ->
     )
 
 
-def _places(naming: Naming) -> tuple[tuple[int, ...], ...]:
-    """Place of each turn in the order of execution."""
-    places = [naming.place]
+def _order_keys(naming: Naming) -> tuple[tuple[int, ...], ...]:
+    """Sort keys of the turns, in the order of `names`: the equation's numbers, and the turn of each scan."""
+    order_keys = [naming.numbers]
     for length, backward in naming.scans:
-        places = [
-            _at_turn(place, length - 1 - turn if backward else turn)
-            for place in places
+        order_keys = [
+            _at_turn(key, length - 1 - turn if backward else turn)
+            for key in order_keys
             for turn in range(length)
         ]
-    return tuple(places)
+    return tuple(order_keys)
 
 
-def _at_turn(place: tuple[int | None, ...], turn: int) -> tuple[int | None, ...]:
-    first = place.index(None)
-    return (*place[:first], turn, *place[first + 1 :])
+def _at_turn(key: tuple[int | None, ...], turn: int) -> tuple[int | None, ...]:
+    first = key.index(None)
+    return (*key[:first], turn, *key[first + 1 :])
 
 
 def _row_axis(name: str, few: Sequence[int], more: Sequence[int], split: bool) -> int:
@@ -213,7 +213,9 @@ def _row_axis(name: str, few: Sequence[int], more: Sequence[int], split: bool) -
         size, larger = few[changed[0]], more[changed[0]]
         shards = ROWS[0] // size if split else 1
         if (size * shards, larger * shards) == ROWS:
-            return _with_units(name, few, changed[0])
+            if len(few) == 1:
+                raise ConfigError(f"site {name!r} is one number per row; name a value with an axis of units")
+            return changed[0]
     if not changed:
         raise ConfigError(
             f"site {name!r} has no axis of rows, its shape {tuple(few)} is the same for every batch; name a "
@@ -225,18 +227,12 @@ def _row_axis(name: str, few: Sequence[int], more: Sequence[int], split: bool) -
     )
 
 
-def _with_units(name: str, shape: Sequence[int], row_axis: int) -> int:
-    if len(shape) == 1:
-        raise ConfigError(f"site {name!r} is one number per row; name a value with an axis of units")
-    return row_axis
-
-
 def in_order(sites: Iterable[Site]) -> list[tuple[str, Site]]:
     """Every name of every site, with the site, in order of execution: a scan turn by turn."""
-    placed = [
-        (place, name, site) for site in sites for place, name in zip(site.places, site.names, strict=True)
+    keyed = [
+        (key, name, site) for site in sites for key, name in zip(site.order_keys, site.names, strict=True)
     ]
-    return [(name, site) for _, name, site in sorted(placed, key=lambda entry: entry[0])]
+    return [(name, site) for _, name, site in sorted(keyed, key=lambda entry: entry[0])]
 
 
 def numbered(name: str, turns: Sequence[int]) -> tuple[str, ...]:

@@ -17,10 +17,10 @@ from mechdiff.core.types import PyTree
 from mechdiff.diffusion.parameterization import Parameterization
 from mechdiff.diffusion.schedules import NoiseSchedule
 from mechdiff.interventions.record import has_numbers
+from mechdiff.models.traced.batch_position import DRAWING, change_by_position, suspect
 from mechdiff.models.traced.denoiser import Function, TracedDenoiser, TracedNetwork
 from mechdiff.models.traced.edits import identity_of
 from mechdiff.models.traced.liveness import rows_mixed
-from mechdiff.models.traced.places import DRAWING, change_by_place, suspect
 from mechdiff.models.traced.sites import ROWS, Site, discover
 from mechdiff.models.traced.size import peak_bytes, total_bytes
 from mechdiff.storage import digests
@@ -84,7 +84,7 @@ def wrap(
     _warn_of_mixed_rows(name, mixing := rows_mixed(program, few))
     if not mixing and (operation := suspect(few, program, ROWS)):
         rows_of_noise = _rows(parameterization, schedule, params, example)
-        _warn_of_places(name, operation, change_by_place(fn, rows_of_noise))
+        _warn_of_position(name, operation, change_by_position(fn, rows_of_noise))
     network = TracedNetwork(
         fn=fn,
         parameterization=parameterization,
@@ -139,16 +139,16 @@ def _warn_of_mixed_rows(name: str, operation: str) -> None:
         )
 
 
-def _warn_of_places(name: str, operation: str, change: float | None) -> None:
-    """Warns if rows of a network change with their place in its batch."""
+def _warn_of_position(name: str, operation: str, change: float | None) -> None:
+    """Warns if rows of a network change with their position in its batch."""
     if change is None:
         return
     why, way_out = f"by {operation}, say", "compute every row by itself"
     if operation == DRAWING:
         why, way_out = "it draws random bits", "if that is dropout, turn it off (.eval(), deterministic=True)"
     logging.warning(
-        "%s: an image's numbers change with its place in the batch and the others there (%s), by %.2g of the "
-        "output's deviation; %s",
+        "%s: an image's numbers change with its position in the batch and the others there (%s), by %.2g of "
+        "the output's deviation; %s",
         *(name, why, change, way_out),
     )
 

@@ -210,10 +210,10 @@ def _effective(increases: Float[np.ndarray, "network component draws"]) -> Value
     return spread.pseudo_values(increases[..., 0]), spread.log_effective_number(increases[..., 1:])
 
 
-def _sizes(networks: Sequence[NetworkResults], ablation: str, place: int) -> Values | None:
+def _sizes(networks: Sequence[NetworkResults], ablation: str, index: int) -> Values | None:
     if not all(ablation in network.circuits for network in networks):
         return None
-    sizes = [np.atleast_1d(network.circuits[ablation].attrs["sizes"])[place] for network in networks]
+    sizes = [np.atleast_1d(network.circuits[ablation].attrs["sizes"])[index] for network in networks]
     return np.log(np.array(sizes, np.float64)), None
 
 

@@ -38,8 +38,8 @@ def draw(
     shape = (len(drawn), len(timesteps), count, sizes.map_side, sizes.map_side)
     pattern = np.zeros(shape, np.uint8)
     for row, maps in enumerate(drawn.values()):
-        for place, small in maps.items():
-            pattern[row][place] = small
+        for query, small in maps.items():
+            pattern[row][query] = small
     return xr.Dataset(
         {"pattern": (("head", "t", "image", "query", "key"), pattern)},
         coords={"head": np.array(list(drawn), dtype=str), "t": np.asarray(timesteps, np.int32)},

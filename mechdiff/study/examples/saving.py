@@ -74,5 +74,5 @@ def largest(denoiser: Examinable, sweep: xr.Dataset, count: int) -> list[Compone
 
 def few(timesteps: np.ndarray, count: int) -> list[int]:
     """`count` of the timesteps, evenly spread from the first to the last."""
-    places = np.linspace(0, len(timesteps) - 1, min(count, len(timesteps))).round().astype(int)
-    return [int(timesteps[place]) for place in places]
+    indices = np.linspace(0, len(timesteps) - 1, min(count, len(timesteps))).round().astype(int)
+    return [int(timesteps[i]) for i in indices]

@@ -36,10 +36,10 @@ def find(
     size = np.empty((len(chosen), count))
     eval_set = images.scored_set([t], noise)
     for batch in batches(count, block):
-        places = batch.indices
-        values = activations.of_batch(denoiser, eval_set.batch(0, places))
+        image_rows = batch.indices
+        values = activations.of_batch(denoiser, eval_set.batch(0, image_rows))
         for row, component in enumerate(chosen):
-            size[row, places] = root_mean_square(denoiser, component, np.asarray(values[component.site]))
+            size[row, image_rows] = root_mean_square(denoiser, component, np.asarray(values[component.site]))
     order = np.argsort(-size, axis=1, kind="stable")[:, : sizes.strongest]
     axes = ("component", "rank")
     return xr.Dataset(

@@ -1,7 +1,7 @@
 """The layout of a call: which intervention is in which pass, and which image in which block.
 
 It is decided on the host, once for each call. Passes and blocks are spread over a mesh (passes x images) of
-devices. Places left over hold repeats, which `by_intervention` and `by_image` drop.
+devices. Rows left over hold repeats, which `by_intervention` and `by_image` drop.
 """
 
 import dataclasses
@@ -29,19 +29,19 @@ class Layout(NamedTuple):
       mesh: the devices, passes x images.
       joins, changed_skips: of `PassPlan`.
       order: index of the intervention of each row of each pass.
-      places: index of the image at each place of each block.
+      image_order: index of the image in each row of each block.
     """
 
     mesh: Mesh
     joins: tuple[int, ...]
     changed_skips: tuple[int, ...]
     order: Int[np.ndarray, "passes width"]
-    places: Int[np.ndarray, "blocks block"]
+    image_order: Int[np.ndarray, "blocks block"]
 
     @property
     def block(self) -> int:
         """Images in a block."""
-        return self.places.shape[1]
+        return self.image_order.shape[1]
 
     @property
     def interventions(self) -> int:
@@ -51,16 +51,17 @@ class Layout(NamedTuple):
     @property
     def images(self) -> int:
         """Number of images, without repeats."""
-        return int(self.places.max()) + 1
+        return int(self.image_order.max()) + 1
 
 
 def lay_out(plan: PassPlan, images: int, block: int, devices: Sequence[Any]) -> Layout:
     """The layout of the interventions of a plan and of `images` in blocks of `block`."""
     blocks = math.ceil(images / block)
     mesh = _mesh(devices, blocks)
-    places = np.arange(blocks * block).reshape(blocks, block)
-    places = np.minimum(_padded(places, mesh.shape["images"]), images - 1)
-    return Layout(mesh, plan.joins, plan.changed_skips, _padded(plan.order, mesh.shape["passes"]), places)
+    image_order = np.arange(blocks * block).reshape(blocks, block)
+    image_order = np.minimum(_padded(image_order, mesh.shape["images"]), images - 1)
+    order = _padded(plan.order, mesh.shape["passes"])
+    return Layout(mesh, plan.joins, plan.changed_skips, order, image_order)
 
 
 def _mesh(devices: Sequence[Any], blocks: int) -> Mesh:
@@ -115,7 +116,7 @@ def split_replacements(
 
 def by_block(layout: Layout, tree: PyTree) -> PyTree:
     """Leaves `(images, ...)` as `(blocks, block, ...)`."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[layout.places], tree)
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[layout.image_order], tree)
 
 
 def by_intervention(layout: Layout, tree: PyTree) -> PyTree:

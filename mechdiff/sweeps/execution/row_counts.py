@@ -34,27 +34,28 @@ def few_row_counts(joins: Sequence[int], costs: Sequence[float], most: int) -> t
       >>> few_row_counts((0, 1, 5, 0, 1), (1.0, 1.0, 1.0, 1.0, 1.0), 2)
       (0, 1, 6, 0, 0)
     """
-    places = [stage for stage, joining in enumerate(joins) if joining]
-    if len(places) <= most:
+    joined = [stage for stage, joining in enumerate(joins) if joining]
+    if len(joined) <= most:
         return tuple(joins)
-    starts = _cheapest_starts([joins[p] for p in places], [sum(costs[:p]) for p in places], most)
+    depths = [sum(costs[:stage]) for stage in joined]
+    starts = _cheapest_starts([joins[stage] for stage in joined], depths, most)
     merged = [0] * len(joins)
-    for first, after in itertools.pairwise([*starts, len(places)]):
-        merged[places[first]] = sum(joins[place] for place in places[first:after])
+    for first, after in itertools.pairwise([*starts, len(joined)]):
+        merged[joined[first]] = sum(joins[stage] for stage in joined[first:after])
     return tuple(merged)
 
 
 def _cheapest_starts(weights: Sequence[int], depths: Sequence[float], most: int) -> list[int]:
-    """The first members of at most `most` runs of consecutive places that cost the least.
+    """The first members of at most `most` runs of consecutive stages that cost the least.
 
-    A place costs its weight times (its depth - the depth of the first place of its run).
+    A stage costs its weight times (its depth - the depth of the first stage of its run).
     """
     count = len(weights)
-    extra = np.full((count, count + 1), np.inf)  # of one run, by its first place and the place after it
+    extra = np.full((count, count + 1), np.inf)  # of one run, by its first stage and the stage after it
     for first in range(count):
         cost = np.multiply(weights[first:], np.subtract(depths[first:], depths[first]))
         extra[first, first + 1 :] = np.cumsum(cost)
-    least = extra[:, count]  # of the places from each on, in one run
+    least = extra[:, count]  # of the stages from each on, in one run
     after = [[count] * count]
     for _ in range(most - 1):
         options = extra[:, :count] + least[None, :]
@@ -62,10 +63,10 @@ def _cheapest_starts(weights: Sequence[int], depths: Sequence[float], most: int)
         shorter = options.min(axis=1) < least
         after.append(np.where(shorter, best, count).tolist())
         least = np.where(shorter, options.min(axis=1), least)
-    starts, place = [], 0
+    starts, start = [], 0
     for following in reversed(after):
-        starts.append(place)
-        place = following[place]
-        if place == count:
+        starts.append(start)
+        start = following[start]
+        if start == count:
             break
     return starts

@@ -26,7 +26,7 @@ from mechdiff.models.stage_modules import at_timesteps, enter
 from mechdiff.models.stages import stages
 from mechdiff.models.traced.denoiser import TracedDenoiser, TracedNetwork
 from mechdiff.models.traced.joining import predict_each
-from mechdiff.models.traced.pass_edits import site_places
+from mechdiff.models.traced.pass_edits import site_depths
 from mechdiff.sweeps.execution import row_counts
 from mechdiff.sweeps.execution.joining_rows import extended, rows_at_stage, run_rows
 
@@ -35,7 +35,7 @@ class PassPlan(NamedTuple):
     """How a stack of interventions is cut into passes of one shape.
 
     Attributes:
-      order: the interventions of each pass; places left over hold repeats.
+      order: the interventions of each pass; rows left over hold repeats.
       joins: interventions that join at each stage, or at each site of a traced function, the same in every
         pass.
       changed_skips: for each stage, of the interventions that joined after the skip that it takes was made,
@@ -53,22 +53,22 @@ def joining_stages(config: UNetConfig, stacked: Intervention) -> Int[np.ndarray,
     Args:
       stacked: gates `(interventions, units)`; temperatures, patterns and directions stacked too, or shared.
     """
-    place = {stage.name: i for i, stage in enumerate(stages(config))}
+    depth_of = {stage.name: i for i, stage in enumerate(stages(config))}
     count = stack_size(stacked)
-    first = np.full(count, len(place) - 1)
+    first = np.full(count, len(depth_of) - 1)
     for site, changed in _changes(stacked, count, row_rank):
-        first = np.where(changed, np.minimum(first, place[site_stage(site)]), first)
+        first = np.where(changed, np.minimum(first, depth_of[site_stage(site)]), first)
     return first
 
 
 def joining_sites(network: TracedNetwork, stacked: Intervention) -> Int[np.ndarray, " interventions"]:
     """As `joining_stages`: the first site in the order of execution."""
-    place = site_places(network)
+    depth_of = site_depths(network)
     ranks = {name: len(site.shape) - 1 for site in network.sites for name in site.names}
     count = stack_size(stacked)
-    first = np.full(count, len(place) - 1)
+    first = np.full(count, len(depth_of) - 1)
     for site, changed in _changes(stacked, count, ranks.__getitem__):
-        first = np.where(changed, np.minimum(first, place[site]), first)
+        first = np.where(changed, np.minimum(first, depth_of[site]), first)
     return first
 
 
@@ -108,17 +108,17 @@ def plan_passes(
       counts: largest number of stages of a UNet at which interventions join, see `row_counts`; 0: all stages.
     """
     if isinstance(network, UNetConfig):
-        places, first = len(stages(network)), joining_stages(network, stacked)
+        depths, first = len(stages(network)), joining_stages(network, stacked)
     else:
-        places, first = len(site_places(network)), joining_sites(network, stacked)
+        depths, first = len(site_depths(network)), joining_sites(network, stacked)
     if together:
         first = np.zeros_like(first)
     passes = math.ceil(len(first) / max(width, 1))
     rounds = math.ceil(len(first) / passes)
     dealt = np.arange(rounds * passes).reshape(rounds, passes)
-    # Places left over repeat the last.
+    # Rows left over repeat the last.
     order = np.argsort(first, kind="stable")[np.minimum(dealt, len(first) - 1)].T
-    joins = tuple(np.bincount(first[order[0]], minlength=places).tolist())
+    joins = tuple(np.bincount(first[order[0]], minlength=depths).tolist())
     if counts and isinstance(network, UNetConfig):
         joins = row_counts.few_row_counts(joins, row_counts.stage_costs(stages(network)), counts)
     if not isinstance(network, UNetConfig):

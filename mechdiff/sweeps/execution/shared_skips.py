@@ -26,7 +26,7 @@ class OwnSkips(NamedTuple):
 
     Attributes:
       rows: the rows of the pass, `batch` for the clean pass and each intervention.
-      of_each_row: for every row of the pass, the place in `rows` of the one whose skip it has.
+      of_each_row: for every row of the pass, the index in `rows` of the one whose skip it has.
     """
 
     rows: Int[Array, " own"]
@@ -46,11 +46,11 @@ def find_own(
     """
     joined, before = rows // batch, made // batch
     late = _changes_skip(stage, intervention, batch) & (np.arange(joined) >= before)
-    which = jnp.nonzero(late, size=changed, fill_value=joined)[0]  # places left over are outside
-    place = jnp.zeros(joined, jnp.int32).at[:before].set(np.arange(before))
-    place = place.at[which].set(before + np.arange(changed), mode="drop")
+    which = jnp.nonzero(late, size=changed, fill_value=joined)[0]  # the surplus is out of range
+    in_own = jnp.zeros(joined, jnp.int32).at[:before].set(np.arange(before))
+    in_own = in_own.at[which].set(before + np.arange(changed), mode="drop")
     own = jnp.concatenate([np.arange(before), jnp.minimum(which, joined - 1)])
-    return OwnSkips(_rows_of(own, batch), _rows_of(place, batch))
+    return OwnSkips(_rows_of(own, batch), _rows_of(in_own, batch))
 
 
 def at_skip(stage: Stage, intervention: Intervention, rows: Int[Array, " own"]) -> Intervention:
@@ -80,11 +80,11 @@ def _changes_skip(stage: Stage, intervention: Intervention, batch: int) -> Bool[
     return changes
 
 
-def _rows_of(places: Int[Array, " places"], batch: int) -> Int[Array, " rows"]:
-    """The rows of passes: each has `batch`, one for each image."""
-    return (places[:, None] * batch + np.arange(batch)).reshape(-1)
+def _rows_of(indices: Int[Array, " joined"], batch: int) -> Int[Array, " rows"]:
+    """The rows of the clean pass and interventions: each has `batch`, one for each image."""
+    return (indices[:, None] * batch + np.arange(batch)).reshape(-1)
 
 
 def of_rows(precomputed: PrecomputedSkip, rows: Int[Array, " rows"]) -> PrecomputedSkip:
-    """What each of some rows takes: `rows` are places among the precomputed ones."""
+    """What each of some rows takes: `rows` are indices of the precomputed ones."""
     return jax.tree.map(lambda leaf: leaf.at[rows].get(mode="promise_in_bounds"), precomputed)

@@ -74,7 +74,7 @@ def quarter(rng: np.random.Generator, count: int, side: int, where: tuple[int, i
     image = np.zeros((count, side, side, 3), np.float32)
     image[..., 1] = -0.8
     half = side // 2
-    rows, columns = (slice(half * place, half * (place + 1)) for place in where)
+    rows, columns = (slice(half * i, half * (i + 1)) for i in where)
     content = rng.uniform(0.4, 0.9, (count, 1, 1)) * rng.choice([-1, 1], (count, 1, 1))
     image[:, rows, columns, 0], image[:, rows, columns, 1] = content, 0.8
     return image

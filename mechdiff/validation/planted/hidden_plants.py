@@ -12,7 +12,7 @@ from mechdiff.core.types import PyTree
 from mechdiff.validation.planted import datasets, weights
 from mechdiff.validation.planted.plants import Plant
 from mechdiff.validation.planted.weights import CARRIER, HIDDEN, LIVE
-from mechdiff.validation.planted.wiring import BRANCHES, Wired, copied, head_name, head_places, pick
+from mechdiff.validation.planted.wiring import BRANCHES, Wired, all_heads, copied, head_name, pick
 
 REPAIRED = 0.5  # share of the first head's work that the second does when the first is ablated
 DISTRACTOR_LEAK = 3 * weights.LEAK  # where a pooled effect near 0 has to stand out from those of distractors
@@ -29,7 +29,7 @@ def _two_of_three(unet, schedule, timesteps, rng) -> Wired:
     What they add is read from the carrier, which no noise reaches, so that the count is right at every
     timestep and in every image. It is the same in all images: mean and resample ablation restore it.
     """
-    heads = head_places(unet)
+    heads = all_heads(unet)
     members = [heads[i] for i in rng.choice(len(heads), 3, replace=False)]
     base = weights.distractors(unet, rng)
 
@@ -37,9 +37,9 @@ def _two_of_three(unet, schedule, timesteps, rng) -> Wired:
         params = copied(base)
         weights.frame(params, {0: 0.8, 1: 0.8})
         _counting(params)
-        for place in members:
-            weights.head(params, place, unet.heads[-1], 0.0, channels=())
-            _adding_one(params, place, unet.heads[-1])
+        for head in members:
+            weights.head(params, head, unet.heads[-1], 0.0, channels=())
+            _adding_one(params, head, unet.heads[-1])
         return params
 
     first, second, third = map(head_name, members)
@@ -47,13 +47,13 @@ def _two_of_three(unet, schedule, timesteps, rng) -> Wired:
     return Wired(datasets.tinted, params_of, dict.fromkeys((first, second, third), 1), fit=None, pairs=pairs)
 
 
-def _adding_one(params: PyTree, place: tuple[str, int], heads: int) -> None:
+def _adding_one(params: PyTree, head: tuple[str, int], heads: int) -> None:
     """A head that adds 1 to the count: `TALLY` to both channels of the live pair of image channel 2, and as
     much less to both of its carrier, so that the mean of the group stays 0."""
-    stage, index = place
+    stage, index = head
     value = params[stage]["v"]["kernel"]
     value[HIDDEN + 6, index * (value.shape[1] // heads)] = 0.5  # the norm leaves the carrier near 2
-    written = _written(params, place, heads)
+    written = _written(params, head, heads)
     written[:] = 0
     written[LIVE + 4 : LIVE + 6], written[LIVE + 6 : LIVE + 8] = TALLY, -TALLY
 
@@ -114,17 +114,17 @@ def _composition(unet, schedule, timesteps, rng) -> Wired:
     return Wired(datasets.regions, params_of, {names[1]: 1, names[0]: 1}, pairs=((*names, -1),))
 
 
-def _redirected(params: PyTree, place: tuple[str, int], heads: int, plus: int) -> None:
+def _redirected(params: PyTree, head: tuple[str, int], heads: int, plus: int) -> None:
     """A head's only content goes to the pair of channels at `plus` instead of where it went."""
-    written = _written(params, place, heads)
+    written = _written(params, head, heads)
     gain = written.max()
     written[:] = 0
     written[plus], written[plus + 1] = gain, -gain
 
 
-def _written(params: PyTree, place: tuple[str, int], heads: int) -> np.ndarray:
+def _written(params: PyTree, head: tuple[str, int], heads: int) -> np.ndarray:
     """Weights from a head's first content to all channels; writing to them changes `params`."""
-    stage, index = place
+    stage, index = head
     kernel = params[stage]["out"]["kernel"]
     return kernel[index * (len(kernel) // heads)]
 
@@ -132,31 +132,31 @@ def _written(params: PyTree, place: tuple[str, int], heads: int) -> np.ndarray:
 def _rare(unet, schedule, timesteps, rng) -> Wired:
     """One head shows the mean of channel 0 in channel 2. It is there in one image of eight; in the others it
     is not, and the head does nearly as much harm in all as it helps in the few."""
-    place, base = pick(rng, head_places(unet)), weights.distractors(unet, rng)
+    head, base = pick(rng, all_heads(unet)), weights.distractors(unet, rng)
 
     def params_of(gain):
         params = copied(base)
         weights.frame(params, {0: 0.8, 1: 0.8})
-        weights.head(params, place, unet.heads[-1], gain)
-        _redirected(params, place, unet.heads[-1], LIVE + 4)
+        weights.head(params, head, unet.heads[-1], gain)
+        _redirected(params, head, unet.heads[-1], LIVE + 4)
         return params
 
-    return Wired(datasets.rarely, params_of, {head_name(place): 1}, fit="balanced")
+    return Wired(datasets.rarely, params_of, {head_name(head): 1}, fit="balanced")
 
 
 def _place(unet, schedule, timesteps, rng) -> Wired:
     """One head copies content that is in one quarter of the image only, among positions of that quarter."""
-    place, base = pick(rng, head_places(unet)), weights.distractors(unet, rng)
+    head, base = pick(rng, all_heads(unet)), weights.distractors(unet, rng)
     quarter = int(rng.integers(2)), int(rng.integers(2))
 
     def params_of(gain):
         params = copied(base)
         weights.frame(params, {1: 0.8})
-        weights.head(params, place, unet.heads[-1], gain, match=9.0)
+        weights.head(params, head, unet.heads[-1], gain, match=9.0)
         return params
 
     draw_images = functools.partial(datasets.quarter, where=quarter)
-    return Wired(draw_images, params_of, {head_name(place): 1}, quarter=quarter)
+    return Wired(draw_images, params_of, {head_name(head): 1}, quarter=quarter)
 
 
 def _changing(unet, schedule, timesteps, rng) -> Wired:
@@ -175,7 +175,7 @@ def _changing(unet, schedule, timesteps, rng) -> Wired:
 def _superposition(unet, schedule, timesteps, rng) -> Wired:
     """One head carries two features, which never occur together, as the two signs of one number: mean channel
     0 where it is positive, mean channel 1 where it is negative. SiLUs of the output tell them apart."""
-    (stage, index), base = pick(rng, head_places(unet)), weights.distractors(unet, rng)
+    (stage, index), base = pick(rng, all_heads(unet)), weights.distractors(unet, rng)
     heads = unet.heads[-1]
 
     def params_of(gain):
@@ -196,7 +196,7 @@ def _superposition(unet, schedule, timesteps, rng) -> Wired:
 
 def _in_two_layers(unet, rng: np.random.Generator) -> tuple[tuple[str, int], tuple[str, int]]:
     """Two random heads, the second in a later layer."""
-    heads = head_places(unet)
+    heads = all_heads(unet)
     layers = list(dict.fromkeys(stage for stage, _ in heads))
     early, late = sorted(rng.choice(len(layers), 2, replace=False))
     first, second = (pick(rng, [head for head in heads if head[0] == layers[i]]) for i in (early, late))

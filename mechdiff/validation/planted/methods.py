@@ -211,13 +211,13 @@ def discovered(
     average = discover(evaluator)
     evaluator = dataclasses.replace(evaluator, every_timestep=True)
     everywhere = discover(evaluator)
-    place = {name: i for i, name in enumerate(everywhere.components)}
+    row_of = {name: i for i, name in enumerate(everywhere.components)}
     shared = np.array(everywhere.marginal)
     for member, outsiders in backup_components(evaluator, everywhere, BACKUPS).items():
         for outsider in outsiders:
-            row = everywhere.marginal[place[member]]
-            if np.abs(row.mean()) > np.abs(shared[place[outsider]].mean()):
-                shared[place[outsider]] = row
+            row = everywhere.marginal[row_of[member]]
+            if np.abs(row.mean()) > np.abs(shared[row_of[outsider]].mean()):
+                shared[row_of[outsider]] = row
     return dict(zip(DISCOVERED, (average.marginal, everywhere.marginal, shared), strict=True))
 
 

@@ -5,13 +5,13 @@ from collections.abc import Callable
 import numpy as np
 
 from mechdiff.validation.planted import datasets, weights
-from mechdiff.validation.planted.wiring import BRANCHES, STEPS, Wired, copied, head_places, pick
+from mechdiff.validation.planted.wiring import BRANCHES, STEPS, Wired, all_heads, copied, pick
 
 Plant = Callable[..., Wired]  # of a UNet, its noise schedule, the timesteps scored and a generator
 
 
 def _one_head(unet, rng, draw_images, channels, direct, match=0.0) -> Wired:
-    (stage, index), base = pick(rng, head_places(unet)), weights.distractors(unet, rng)
+    (stage, index), base = pick(rng, all_heads(unet)), weights.distractors(unet, rng)
 
     def params_of(gain):
         params = copied(base)
@@ -35,7 +35,7 @@ def _uniform(unet, schedule, timesteps, rng) -> Wired:
 def _redundant(unet, schedule, timesteps, rng) -> Wired:
     """Two redundant heads: the output is the same with one as with two. Distractors don't leak here, since a
     norm without a carrier would amplify the leak when a head is ablated."""
-    heads = head_places(unet)
+    heads = all_heads(unet)
     pair = [heads[i] for i in rng.choice(len(heads), 2, replace=False)]
     base = weights.distractors(unet, rng, leak=0.0)
 

@@ -117,7 +117,7 @@ def frame(
 
 def head(
     params: PyTree,
-    place: tuple[str, int],
+    which: tuple[str, int],
     heads: int,
     gain: float,
     channels: Sequence[int] = (0,),
@@ -127,10 +127,10 @@ def head(
     `match` those whose hidden channel 1 has the sign of the query's.
 
     Args:
-      place: its attention stage and its number there.
+      which: its attention stage and its number there.
       heads: of the stage.
     """
-    stage, index = place
+    stage, index = which
     at = params[stage]
     depth = len(at["out"]["kernel"]) // heads
     start = index * depth

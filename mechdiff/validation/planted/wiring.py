@@ -1,4 +1,4 @@
-"""Building blocks of plants: networks as functions of a gain, places of heads."""
+"""Building blocks of plants: networks as functions of a gain, lists of heads."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -44,15 +44,15 @@ class Wired:
     quarter: Quarter | None = None
 
 
-def head_places(unet: UNetConfig) -> list[tuple[str, int]]:
+def all_heads(unet: UNetConfig) -> list[tuple[str, int]]:
     """Stage and number of every head, in the order of the forward pass."""
-    places = [stage for stage in stages(unet) if stage.op == "attention"]
-    return [(stage.name, head) for stage in places for head in range(unet.heads[stage.level])]
+    attention = [stage for stage in stages(unet) if stage.op == "attention"]
+    return [(stage.name, head) for stage in attention for head in range(unet.heads[stage.level])]
 
 
-def head_name(place: tuple[str, int]) -> str:
-    """The component's name of a head at a place."""
-    stage, index = place
+def head_name(head: tuple[str, int]) -> str:
+    """The component's name of a head."""
+    stage, index = head
     return f"{stage}.head{index}"
 
 

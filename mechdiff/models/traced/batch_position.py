@@ -1,7 +1,7 @@
-"""Whether a row's numbers depend on its place in the batch: a look at the program, then a run of it.
+"""Whether a row's numbers depend on its position in the batch: a look at the program, then a run of it.
 
 The look takes no compilation and errs on one side: it passes programs whose every operation works on rows one
-by one, which most networks' do. Any other program is run on two batches that share rows, in other places.
+by one, which most networks' do. Any other program is run on two batches that share rows, at other positions.
 """
 
 import math
@@ -16,7 +16,9 @@ from mechdiff.core.types import PyTree
 from mechdiff.models.traced.interpreter import RULES
 from mechdiff.models.traced.programs import LOOP, SCAN, subprograms
 
-BATCHES = np.array([range(8), (2, 8, 5, 1, 11, 3, 14, 4)])  # of 16 rows: five in both, each in another place
+BATCHES = np.array(
+    [range(8), (2, 8, 5, 1, 11, 3, 14, 4)]
+)  # of 16 rows: five in both, at different positions
 TOLERANCE = 1e-4  # of the output's deviation: more than rounding
 DRAWING = "random_bits"
 ENTERED = (set(RULES) | {LOOP}) - {"shard_map"}
@@ -34,7 +36,7 @@ MIXING = ("fft", "cholesky", "triangular_solve", "eigh", "eig", "lu", "qr", "svd
 
 def suspect(program: ClosedJaxpr, other: ClosedJaxpr, rows: tuple[int, int]) -> str:
     """The last operation, of those that the outputs depend on, by which a row's numbers may depend on its
-    place in the batch; empty if there is none. Of several, one that draws random bits.
+    position in the batch; empty if there is none. Of several, one that draws random bits.
 
     Args:
       program, other: of one function, traced at two numbers of rows.
@@ -129,8 +131,8 @@ def _row_axes(pair: tuple) -> list[int]:
     return [axis for axis, (size, larger) in enumerate(zip(few, more, strict=True)) if size != larger]
 
 
-def change_by_place(fn: Callable[..., jax.Array], args: tuple) -> float | None:
-    """How much rows of `fn(params, *rows)` change with their place in the batch and with the others there:
+def change_by_position(fn: Callable[..., jax.Array], args: tuple) -> float | None:
+    """How much rows of `fn(params, *rows)` change with their position in the batch and with the others there:
     root mean square, as a share of the output's deviation; None where it is rounding, or isn't known.
 
     Args:

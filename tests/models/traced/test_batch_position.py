@@ -1,4 +1,4 @@
-"""Functions whose rows depend on their place in the batch: found by a look, shown by a run, warned of."""
+"""Functions whose rows depend on their position in the batch: found by a look, shown by a run, warned of."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name as name
 
 from mechdiff.diffusion.schedules import linear_schedule
 from mechdiff.models.traced import wrap
-from mechdiff.models.traced.places import change_by_place, suspect
+from mechdiff.models.traced.batch_position import change_by_position, suspect
 from mechdiff.models.traced.sites import ROWS
 
 SHAPE = (4, 4, 2)
@@ -37,7 +37,7 @@ MIXED = {
     "noise": lambda x: x + jax.random.normal(jax.random.key(0), x.shape),
     "ghost_norm": ghost_norm,
     "guided": guided,
-    "place": lambda x: x + jnp.arange(len(x))[:, None, None, None],
+    "position": lambda x: x + jnp.arange(len(x))[:, None, None, None],
     "constant": lambda x: x + np.arange(len(x))[:, None, None, None],
     "update": lambda x: x.at[0].set(0.0),
     "padded": lambda x: jax.lax.pad(x, 0.0, [(1, -1, 0)] + 3 * [(0, 0, 0)]),
@@ -82,11 +82,11 @@ def look(fn) -> str:
 
 def run(fn) -> float | None:
     rows = np.random.default_rng(2).standard_normal((16, *SHAPE)).astype(np.float32)
-    return change_by_place(lambda _, x: fn(x), (0.0, rows))
+    return change_by_position(lambda _, x: fn(x), (0.0, rows))
 
 
 @pytest.mark.parametrize("fn", MIXED.values(), ids=MIXED)
-def test_rows_that_depend_on_their_place_are_found_and_shown(fn):
+def test_rows_that_depend_on_their_position_are_found_and_shown(fn):
     assert look(fn) and run(fn) > 0.05
 
 
@@ -103,7 +103,7 @@ def test_a_run_acquits_what_a_look_can_not(fn):
 
 @pytest.mark.parametrize("leaf", [jax.ShapeDtypeStruct((), np.float32), np.float32(np.nan)])
 def test_parameters_without_numbers_are_not_run(leaf):
-    assert change_by_place(lambda p, x: p * jnp.cumsum(x, 0), (leaf, np.ones((16, 2)))) is None
+    assert change_by_position(lambda p, x: p * jnp.cumsum(x, 0), (leaf, np.ones((16, 2)))) is None
 
 
 def refused(x):
