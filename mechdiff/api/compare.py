@@ -23,7 +23,7 @@ from mechdiff.stats import few_images
 if TYPE_CHECKING:  # methods import it when they draw: matplotlib would make every loading longer
     from mechdiff.report.single import Plot
 
-UNITS = (
+COLUMN_MEANINGS = (
     "before, after: relative loss increase, %, pooled over noise levels; difference: percentage points with "
     "95 % interval over images, or people where they are known; p: sign flips, Holm over components"
 )
@@ -61,7 +61,7 @@ class Comparison:
                 "n": paired.n,
             }
         )
-        frame.attrs["units"] = UNITS
+        frame.attrs["units"] = COLUMN_MEANINGS
         order = np.argsort(-np.abs(paired.difference.estimate), kind="stable")
         return frame.iloc[order].reset_index(drop=True)
 
@@ -112,7 +112,7 @@ class Comparison:
     def _repr_html_(self) -> str:
         facts = [("of", self.title), ("images", self.before.dataset.attrs.get("inputs", ""))]
         rows = self.top(5).round(3).to_html(index=False, border=0)
-        return f"{table('Comparison', facts)}{rows}<small>{UNITS}{self._few}</small>"
+        return f"{table('Comparison', facts)}{rows}<small>{COLUMN_MEANINGS}{self._few}</small>"
 
 
 def compare(

@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # methods import it when they draw: matplotlib would make eve
     from mechdiff.report.single import Plot
 
 IMAGES, MIN_IMAGES = 16, 2  # of a sweep: at most, where their number is not said, and at least
-UNITS = (
+COLUMN_MEANINGS = (
     "delta_loss, low, high: relative loss increase, %, pooled over noise levels; 95 % interval over n "
     "images, or people where they are known"
 )
@@ -74,7 +74,7 @@ class Result:
         over timesteps), low, high (95 % interval), p (sign flips, max-T over components), n (images, or
         people where they are known)."""
         frame = effect_table(self.dataset, self.ablation)
-        frame.attrs["units"] = UNITS
+        frame.attrs["units"] = COLUMN_MEANINGS
         return frame
 
     @functools.cached_property
@@ -143,7 +143,7 @@ class Result:
 
     def _repr_html_(self) -> str:
         rows = _rounded(self.top(5)).to_html(index=False, border=0)
-        return f"{table('Result', [('of', self._about())])}{rows}<small>{UNITS}{self._few}</small>"
+        return f"{table('Result', [('of', self._about())])}{rows}<small>{COLUMN_MEANINGS}{self._few}</small>"
 
 
 def sweep(

@@ -88,9 +88,9 @@ def integrated_gradients(
         end = dataclasses.replace(ablated, gate=dict(denoiser.identity.gate))
         for batch in batches(count, block):
             eval_batch = eval_set.batch(t_index, batch.indices)
-            units = jax.device_get(_shares(denoiser, steps, ablated.gate, end, eval_batch))
+            shares = jax.device_get(_shares(denoiser, steps, ablated.gate, end, eval_batch))
             score[:, t_index, batch.span] = [
-                units[component.site][: batch.count, slice(*component.index)].sum(axis=-1)
+                shares[component.site][: batch.count, slice(*component.index)].sum(axis=-1)
                 for component in chosen
             ]
     return xr.Dataset(

@@ -66,11 +66,11 @@ HEAD, PATTERN = "head", "pattern"  # types of sites: outputs of attention heads,
 SINGLE = (HEAD, PATTERN, "feature")  # types of sites in which each unit is a component
 
 
-def units(site: str, count: int) -> dict[str, tuple[int, int]]:
+def component_ranges(site: str, count: int) -> dict[str, tuple[int, int]]:
     """The components of a site with `count` gates: name -> `(start, stop)`, its range of gates.
 
     Example:
-      >>> units("mid.attn0.head", 2), units("mid.block0.res", 8)
+      >>> component_ranges("mid.attn0.head", 2), component_ranges("mid.block0.res", 8)
       ({'mid.attn0.head0': (0, 1), 'mid.attn0.head1': (1, 2)}, {'mid.block0.res': (0, 8)})
     """
     if site_type(site) in SINGLE:
@@ -78,11 +78,11 @@ def units(site: str, count: int) -> dict[str, tuple[int, int]]:
     return {site: (0, count)}
 
 
-def groups(site: str, width: int, count: int) -> dict[str, tuple[int, int]]:
+def channel_group_ranges(site: str, width: int, count: int) -> dict[str, tuple[int, int]]:
     """At most `count` groups of a site's `width` gates, as equal as can be: name -> `(start, stop)`.
 
     Example:
-      >>> groups("mid.block0.res", 8, 3)
+      >>> channel_group_ranges("mid.block0.res", 8, 3)
       {'mid.block0.res.0-2': (0, 2), 'mid.block0.res.2-5': (2, 5), 'mid.block0.res.5-8': (5, 8)}
     """
     count = min(count, width)
@@ -124,7 +124,7 @@ def select(identity: Intervention, what: ComponentSelection) -> dict[str, tuple[
     known = {
         name: (site, index)
         for site, gate in identity.gate.items()
-        for name, index in units(site, gate.shape[-1]).items()
+        for name, index in component_ranges(site, gate.shape[-1]).items()
     }
     chosen = {}
     for item in [what] if isinstance(what, str) else what:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import jax
 import numpy as np
 
-from mechdiff.interventions.components import site_type, units
+from mechdiff.interventions.components import component_ranges, site_type
 from mechdiff.interventions.record import ALWAYS, Intervention, stack_size
 
 SHOWN = 4  # names in a list; the rest is counted
@@ -71,7 +71,7 @@ def _added(site: str, direction: np.ndarray, intervention: Intervention) -> Iter
     """The components of a site to which a direction is added, and its length in each."""
     if site_type(site) != "head":
         return [(site, float(np.linalg.norm(direction)))]
-    ranges = units(site, np.shape(intervention.gate[site])[-1]).items()
+    ranges = component_ranges(site, np.shape(intervention.gate[site])[-1]).items()
     lengths = [(name, float(np.linalg.norm(direction[..., a:b, :]))) for name, (a, b) in ranges]
     return [(name, length) for name, length in lengths if length]
 
@@ -81,7 +81,7 @@ def _groups(intervention: Intervention, replaced: Mapping[str, str]) -> dict[str
     groups: dict[str, list[str]] = {}
     for site, gate in intervention.gate.items():
         zero = not np.any(np.asarray(intervention.replacement.get(site, 0.0)))
-        for name, (start, stop) in units(site, np.shape(gate)[-1]).items():
+        for name, (start, stop) in component_ranges(site, np.shape(gate)[-1]).items():
             for value in np.unique(np.asarray(gate)[start:stop]):
                 if value == 1:
                     continue

@@ -18,7 +18,13 @@ from mechdiff.core.errors import ConfigError, unknown
 from mechdiff.core.types import Features, Images, PRNGKey, PyTree, Timesteps
 from mechdiff.diffusion.process import to_eps
 from mechdiff.diffusion.schedules import NoiseSchedule
-from mechdiff.interventions.components import Component, groups, site_stage, site_type, units
+from mechdiff.interventions.components import (
+    Component,
+    channel_group_ranges,
+    component_ranges,
+    site_stage,
+    site_type,
+)
 from mechdiff.interventions.gates import COLLECTIONS
 from mechdiff.interventions.record import ALWAYS, Intervention
 from mechdiff.models import blocks
@@ -199,9 +205,9 @@ def components(config: UNetConfig, channel_groups: int = 0) -> tuple[Component, 
     resolution = {stage.name: stage.resolution for stage in stages(config)}
     listed: list[Component] = []
     for site in sorted(shapes, key=lambda site: (depth[site_stage(site)], site)):
-        owned = dict(units(site, shapes[site].shape[-1]))
+        owned = dict(component_ranges(site, shapes[site].shape[-1]))
         if channel_groups and site_type(site) in ("res", "skip"):
-            owned |= groups(site, shapes[site].shape[-1], channel_groups)
+            owned |= channel_group_ranges(site, shapes[site].shape[-1], channel_groups)
         stage = site_stage(site)
         listed += [
             Component(name, site_type(site), site, index, depth[stage], resolution[stage])

@@ -46,7 +46,7 @@ def images(model: ExaminedModel) -> str:
     return text
 
 
-def units(model: ExaminedModel) -> str:
+def intervals_over(model: ExaminedModel) -> str:
     """What intervals of one model are over: what is resampled."""
     return "people" if model.results.people else "images"
 

@@ -24,7 +24,7 @@ class ModelView:
       attention_tables: statistic -> means over images `[head, t]`; empty without heads.
       conditioned_on: in words; empty for an unconditional network.
       counted: numbers of images and people.
-      units: what intervals are over.
+      intervals_over: what intervals are over.
       sample: `counted`, numbers of training seeds, and whether these are too few.
       memorization: distances to the training images, in words.
     """
@@ -37,7 +37,7 @@ class ModelView:
     attention_tables: dict[str, Interval]
     conditioned_on: str
     counted: str
-    units: str
+    intervals_over: str
     sample: str
     memorization: str
 
@@ -71,7 +71,7 @@ def _view(
         attention_tables=numbers.attention_intervals(model.attention) if has_heads else {},
         conditioned_on=by_class.conditioned_on(model),
         counted=findings.images(model),
-        units=findings.units(model),
+        intervals_over=findings.intervals_over(model),
         sample=findings.sample(model, seeds),
         memorization=findings.memorization(model),
     )

@@ -11,14 +11,14 @@ from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.storage import manifest
 
 LOSS = "mean squared error of the predicted noise"
-UNITS = "images (people where they are known)"
-FLIPS = f"two-sided sign flips of {UNITS}"
+REPLICATES = "images (people where they are known)"
+FLIPS = f"two-sided sign flips of {REPLICATES}"
 POINTS = "percentage points"
 
 
 def _intervals(name: str, meaning: str, unit: str) -> dict[str, tuple[str, str]]:
     """A quantity and the ends of its interval."""
-    end = f"end of the 95 % interval over {UNITS}: {meaning}"
+    end = f"end of the 95 % interval over {REPLICATES}: {meaning}"
     return {
         name: (unit, meaning),
         f"{name}_low": (unit, f"lower {end}"),
@@ -37,7 +37,7 @@ NAMES = {
     **_intervals("pooled_delta_loss", "relative loss increase by the ablation, mean over timesteps", "%"),
     "delta_loss_p": ("1", f"p of the loss increase: {FLIPS}, max-T over components and timesteps"),
     "pooled_delta_loss_p": ("1", f"p of the pooled relative loss increase: {FLIPS}, max-T over components"),
-    "delta_loss_n": ("1", f"number of {UNITS} that intervals and p values are over"),
+    "delta_loss_n": ("1", f"number of {REPLICATES} that intervals and p values are over"),
     **_intervals(
         "difference", "change of the relative loss increase, last - first, at this timestep", POINTS
     ),
@@ -92,16 +92,16 @@ OF_DIMENSION = {
     },
     "pair": {
         "estimate": ("%", "interaction in % of the clean loss, mean over timesteps"),
-        "low": ("%", f"lower end of its 95 % interval over {UNITS}"),
-        "high": ("%", f"upper end of its 95 % interval over {UNITS}"),
+        "low": ("%", f"lower end of its 95 % interval over {REPLICATES}"),
+        "high": ("%", f"upper end of its 95 % interval over {REPLICATES}"),
         "score": ("%", "interaction as second derivatives predict it, mean over timesteps"),
         "p": ("1", f"p of the interaction: {FLIPS}, corrected over pairs"),
         "single_a": ("%", "relative loss increase when a is ablated"),
         "single_b": ("%", "relative loss increase when b is ablated"),
         "joint": ("%", "relative loss increase when both are ablated"),
         "strength": ("1", "size of the interaction relative to the effect that it concerns"),
-        "strength_low": ("1", f"lower end of its 95 % interval over {UNITS}"),
-        "strength_high": ("1", f"upper end of its 95 % interval over {UNITS}"),
+        "strength_low": ("1", f"lower end of its 95 % interval over {REPLICATES}"),
+        "strength_high": ("1", f"upper end of its 95 % interval over {REPLICATES}"),
         "audited": ("1", "whether the pair was drawn at random"),
     },
     "factor": {

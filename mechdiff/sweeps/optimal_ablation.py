@@ -191,6 +191,6 @@ def _best(
     for component, which in zip(chosen, np.argmin(losses, axis=0), strict=True):
         target, source = best[component.site], points[which][component.site]
         axis = engine.denoiser.unit_axis(component.site)
-        units = np.arange(*component.index)
-        np.moveaxis(target, axis, 0)[units] = np.moveaxis(source, axis, 0)[units]
+        gates = np.arange(*component.index)
+        np.moveaxis(target, axis, 0)[gates] = np.moveaxis(source, axis, 0)[gates]
     return best

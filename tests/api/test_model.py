@@ -53,8 +53,8 @@ def test_adding_a_direction_is_replacing_by_the_sum(model, images, site):
     size = captured.shape[-1]
     direction = np.random.default_rng(0).standard_normal(size).astype(np.float32)
     shift = np.zeros(captured.shape, np.float32)
-    units = (slice(*component.index), slice(None)) if component.component_type == "head" else (slice(None),)
-    shift[(..., *units)] = 3 * direction
+    heads = [slice(*component.index)] if component.component_type == "head" else []
+    shift[(..., *heads, slice(None))] = 3 * direction
     identity = model.denoiser.identity
     replaced = dataclasses.replace(
         build.set_gate(identity, [site], 0.0),

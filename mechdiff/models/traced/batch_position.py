@@ -16,9 +16,7 @@ from mechdiff.core.types import PyTree
 from mechdiff.models.traced.interpreter import RULES
 from mechdiff.models.traced.programs import LOOP, SCAN, subprograms
 
-BATCHES = np.array(
-    [range(8), (2, 8, 5, 1, 11, 3, 14, 4)]
-)  # of 16 rows: five in both, at different positions
+BATCHES = np.array([range(8), (2, 8, 5, 1, 11, 3, 14, 4)])  # of 16 rows: five in both, at different positions
 TOLERANCE = 1e-4  # of the output's deviation: more than rounding
 DRAWING = "random_bits"
 ENTERED = (set(RULES) | {LOOP}) - {"shard_map"}

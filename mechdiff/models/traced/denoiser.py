@@ -15,7 +15,15 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Features, Images, PRNGKey, PyTree, Timesteps
 from mechdiff.diffusion.parameterization import Parameterization
 from mechdiff.diffusion.schedules import NoiseSchedule
-from mechdiff.interventions.components import HEAD, PATTERN, Component, groups, pattern_site, site_type, units
+from mechdiff.interventions.components import (
+    HEAD,
+    PATTERN,
+    Component,
+    channel_group_ranges,
+    component_ranges,
+    pattern_site,
+    site_type,
+)
 from mechdiff.interventions.gates import CAPTURED
 from mechdiff.interventions.record import Intervention, in_window
 from mechdiff.models.attention_stats import attention_statistics
@@ -115,9 +123,9 @@ class TracedDenoiser:
         for depth, (name, site) in enumerate(in_turn):
             if name in attended:
                 continue
-            owned = dict(units(name, site.units))
+            owned = dict(component_ranges(name, site.gate_count))
             if channel_groups and len(owned) == 1:
-                owned |= groups(name, site.units, channel_groups)
+                owned |= channel_group_ranges(name, site.gate_count, channel_groups)
             listed += [
                 Component(unit, site_type(name), name, index, depth, _side(site.shape))
                 for unit, index in owned.items()

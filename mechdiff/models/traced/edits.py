@@ -80,7 +80,7 @@ def identity_of(sites: Sequence[Site]) -> Intervention:
     """The intervention that changes nothing: gates 1, replacements 0, no temperatures."""
     gate, replacement = {}, {}
     for name, site in in_order(sites):
-        gate[name] = np.ones(site.units, np.float32)
+        gate[name] = np.ones(site.gate_count, np.float32)
         replacement[name] = np.zeros((1,) * (len(site.shape) - 1), np.float32)
     return Intervention(gate=gate, replacement=replacement, temperature={}, window=np.asarray(ALWAYS))
 
@@ -140,8 +140,9 @@ def _check(sites: Sequence[Site], intervention: Intervention) -> None:
             )
     _check_temperatures(known, intervention)
     for name, gate in intervention.gate.items():
-        if gate.shape[-1] != known[name].units:
-            raise ConfigError(f"gate of {name!r} has {gate.shape[-1]} units, the site {known[name].units}")
+        if gate.shape[-1] != known[name].gate_count:
+            expected = known[name].gate_count
+            raise ConfigError(f"gate of {name!r} has {gate.shape[-1]} units, the site {expected}")
     for name, replacement in intervention.replacement.items():
         _check_fits("replacement", name, known[name], replacement)
     _check_known(known, intervention.add)
@@ -161,9 +162,9 @@ def _check_temperatures(known: Mapping[str, Site], intervention: Intervention) -
             patterns = [site for site in known if site_type(site) == PATTERN]
             raise ConfigError(unknown("named pattern", name, patterns))
         site = known[name]
-        if np.shape(leaf)[-1] != site.units:
+        if np.shape(leaf)[-1] != site.gate_count:
             raise ConfigError(
-                f"temperature of {name!r} has {np.shape(leaf)[-1]} heads, the site {site.units}"
+                f"temperature of {name!r} has {np.shape(leaf)[-1]} heads, the site {site.gate_count}"
             )
         missing = [turn for turn in site.names if turn not in intervention.temperature]
         if missing:

@@ -54,7 +54,7 @@ class Site:
     path: tuple[str, ...]
 
     @property
-    def units(self) -> int:
+    def gate_count(self) -> int:
         """Number of gates per turn."""
         return self.shape[self.unit_axis]
 
@@ -80,7 +80,7 @@ def discover(
       >>> def fn(x):
       ...     return checkpoint_name(2 * x, "twice")
       >>> sites, _ = discover(fn, lambda rows: (jax.ShapeDtypeStruct((rows, 3), "float32"),), {})
-      >>> sites[0].names, sites[0].units
+      >>> sites[0].names, sites[0].gate_count
       (('twice',), 3)
     """
     programs = tuple(jax.make_jaxpr(fn)(*args_of(rows)) for rows in ROWS)

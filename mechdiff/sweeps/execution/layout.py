@@ -85,13 +85,13 @@ def by_pass(layout: Layout, stacked: Intervention, identity: Intervention) -> In
             values = np.broadcast_to(values, (layout.interventions, *values.shape))
         return values[layout.order]
 
-    units = {
+    multipliers = {
         name: {site: dealt(values, 1) for site, values in getattr(stacked, name).items()}
         for name in ("gate", "temperature", "pattern")
     }
     add = {site: dealt(values, np.ndim(identity.replacement[site])) for site, values in stacked.add.items()}
     left_out = dict.fromkeys(REPLACEMENTS)  # None each: `split_replacements` has them
-    return dataclasses.replace(stacked, **units, add=add, window=dealt(stacked.window, 1), **left_out)
+    return dataclasses.replace(stacked, **multipliers, add=add, window=dealt(stacked.window, 1), **left_out)
 
 
 def split_replacements(

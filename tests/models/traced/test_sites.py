@@ -26,15 +26,15 @@ def test_lists_sites_in_order_of_execution_with_their_shapes():
         return name(h, "last")
 
     first, second, third = sites_of(fn, 24)
-    assert (first.names, first.units, first.turns, first.path) == (("tokens.mlp",), 6, (), ())
-    assert (second.names, second.units) == (("block0.head", "block1.head"), 4)
+    assert (first.names, first.gate_count, first.turns, first.path) == (("tokens.mlp",), 6, (), ())
+    assert (second.names, second.gate_count) == (("block0.head", "block1.head"), 4)
     assert (second.turns, second.path, second.unit_axis) == ((2,), ("scan",), -2)
     assert third.names == ("last",)
 
 
 def test_axis_of_units_by_suffix_by_argument_or_last():
     fn = lambda x: name(name(name(x, "a@1"), "b.mlp"), "c")
-    assert [site.units for site in sites_of(fn, 5, 6, 7, unit_axes={"b.*": -2})] == [5, 6, 7]
+    assert [site.gate_count for site in sites_of(fn, 5, 6, 7, unit_axes={"b.*": -2})] == [5, 6, 7]
 
 
 def test_rows_are_told_from_an_axis_of_the_same_length():

@@ -204,8 +204,8 @@ def test_a_plan_holds_every_intervention_and_lets_none_join_late(seed, count, si
     known = components(config)
     rng = np.random.default_rng(seed)
     members = np.array([rng.permutation(len(known)) < size for _ in range(count)])
-    units = {c.site: max(d.index[1] for d in known if d.site == c.site) for c in known}
-    gate = {site: np.ones((count, width), np.float32) for site, width in units.items()}
+    widths = {c.site: max(d.index[1] for d in known if d.site == c.site) for c in known}
+    gate = {site: np.ones((count, width), np.float32) for site, width in widths.items()}
     for column, component in enumerate(known):
         gate[component.site][members[:, column], slice(*component.index)] = 0
     stacked = Intervention(gate, replacement={}, temperature={}, window=ALWAYS)
