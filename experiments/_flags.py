@@ -129,7 +129,7 @@ def check_settings(module: ModuleType, script: str) -> None:
     launcher = _name(module)
     instead = getattr(module, "idle", {}) | ({} if launcher in STUDIES else {"study": OF_STUDIES})
     for word, name in zip(FLAGS.set or (), settings_given(), strict=True):
-        idle = next((known for known in instead if name == known or name.startswith(f"{known}.")), None)
+        idle = next((idle for idle in instead if name == idle or name.startswith(f"{idle}.")), None)
         if idle and word != "sweep.ablations=zero":
             raise flags.Error(f"--set={word} has no effect in {launcher}: {instead[idle]}")
     if {"model", "before"} & {flag.name for flag in of(module, script)}:

@@ -67,7 +67,7 @@ def opened(
         print(f"sweep.precision={config.sweep.precision} {words}", file=sys.stderr, flush=True)
     choose = chooser(config, workdir, celeba, images)
     denoiser, trained, record = load.load_denoiser(model, name)
-    load.check_known(record, denoiser.name)
+    load.check_stated(record, denoiser.name)
     timesteps = timesteps_by_log_snr(denoiser.schedule, config.sweep.timesteps)
     check(denoiser)
     images_of = choose(denoiser, trained, record)

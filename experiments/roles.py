@@ -93,7 +93,7 @@ def _check(denoiser):
         raise ConfigError(
             f"{denoiser.name}: no components of --part={PART.value}; it has {', '.join(others)}"
         )
-    untrained.check_known(denoiser)
+    untrained.check_can_draw(denoiser)
     roles.matched_sets(_chosen(denoiser), denoiser.components(), denoiser.identity, count=1)
 
 

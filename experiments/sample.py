@@ -44,7 +44,7 @@ def main(config, workdir):
     use_all_cores()
     files.ensure_writable(workdir)
     denoiser, _, record = load.load_denoiser(MODEL.value)
-    load.check_known(record, denoiser.name)
+    load.check_stated(record, denoiser.name)
     identity = denoiser.identity
     if ABLATE.value:
         identity = build.ablate(identity, ABLATE.value)

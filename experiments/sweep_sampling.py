@@ -40,7 +40,7 @@ idle = _flags.all_but("precision", "chunk") | {
 def main(config, workdir):
     use_all_cores()
     denoiser, _, record = load.load_denoiser(MODEL.value)
-    load.check_known(record, denoiser.name)
+    load.check_stated(record, denoiser.name)
     timesteps = drawing.sampled_timesteps(denoiser, STEPS.value)
     windows = even_windows(timesteps, WINDOWS.value)
     settings = dataclasses.replace(

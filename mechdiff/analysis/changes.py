@@ -62,10 +62,10 @@ def changes(
         "delta_loss_n": ((), between.n),
     }
     coords = {"model": list(labels), "component": names, **_labels(sides[0], measured[0])}
-    known = {"people": measured[0].people} if measured[0].people else {}
+    people = {"people": measured[0].people} if measured[0].people else {}
     about = {
         "ablation": ablation,
-        **known,
+        **people,
         "least_p": between.least_p,
         "effective": between.effective,
         **(facts or {}),

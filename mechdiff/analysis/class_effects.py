@@ -102,9 +102,9 @@ def fewest_units(
     Args:
       of_images: class of each image.
     """
-    of_unit, classes = (np.atleast_2d(rows) for rows in np.broadcast_arrays(units.member, of_images))
-    pairs = zip(of_unit, classes, strict=True)
-    return min(stats.kish(np.bincount(row[known == label])) for row, known in pairs)
+    member, classes = (np.atleast_2d(rows) for rows in np.broadcast_arrays(units.member, of_images))
+    at_timesteps = zip(member, classes, strict=True)
+    return min(stats.kish(np.bincount(member[of_t == label])) for member, of_t in at_timesteps)
 
 
 def within(

@@ -162,8 +162,8 @@ def within_head_slope(
     names = [str(name) for name in effect["target"].values]
     mean = effect["effect"].mean(("t", "image")).transpose("head", "temperature", "target").values
     index = selectivity(mean.astype(np.float64), target_groups(names))
-    known = np.isfinite(index).all(axis=(1, 2))
-    index, entropy = index[known], entropy[known]
+    finite = np.isfinite(index).all(axis=(1, 2))
+    index, entropy = index[finite], entropy[finite]
     moved = np.ptp(entropy, axis=1) > MIN_ENTROPY_RANGE
     if moved.sum() < MIN_HEADS:
         return None

@@ -126,8 +126,8 @@ def _with_ends(
     """
     link, inverse = scale
     estimate = values[:, 0]
-    known = estimate > 0  # False for NaN
-    scaled = link(np.where(known[:, None], np.maximum(values, np.finfo(float).tiny), 1.0))
+    positive = estimate > 0  # False for NaN
+    scaled = link(np.where(positive[:, None], np.maximum(values, np.finfo(float).tiny), 1.0))
     error = stats.jackknife_error(scaled[:, 1:])
     unbiased = stats.pseudo_values(scaled[:, 0], scaled[:, 1:]).mean(axis=1)
     with np.errstate(over="ignore"):  # an end may be infinite
@@ -136,4 +136,4 @@ def _with_ends(
     if values.shape[1] <= MIN_UNITS:
         low, high = (np.full_like(estimate, bound) for bound in bounds)
     low = np.maximum(low, bounds[0])
-    return estimate, np.where(known, low, estimate), np.where(known, high, estimate)
+    return estimate, np.where(positive, low, estimate), np.where(positive, high, estimate)

@@ -67,13 +67,13 @@ def check_labels(images: EvalImages, of: Any, others: EvalImages, model: Any) ->
 
 
 def _for_other(condition: PyTree, of: Any, model: Any) -> PyTree:
-    label, known, names = _label(condition, of), _names(of), _names(model)
+    label, theirs, ours = _label(condition, of), _names(of), _names(model)
     if label is None or _alike(of, model):
         return condition
     numbers = {name: number for number, name in _numbered(model).items()}
     called = [_numbered(of).get(number) for number in label.tolist()]
-    if sorted(known) != sorted(names) or len(set(known)) < len(known) or not set(called) <= set(numbers):
-        first, second = (shorten(", ".join(side))[1:-1] if side else "not named" for side in (known, names))
+    if sorted(theirs) != sorted(ours) or len(set(theirs)) < len(theirs) or not set(called) <= set(numbers):
+        first, second = (shorten(", ".join(side))[1:-1] if side else "not named" for side in (theirs, ours))
         raise ConfigError(
             f"classes of {of.name} ({first}) and of {model.name} ({second}) can't be matched by name, so "
             "labels of the one say nothing to the other; name them alike: mechdiff compare "

@@ -8,7 +8,7 @@ from mechdiff.core import devices, ranges
 from mechdiff.core.config import Precision
 from mechdiff.core.types import Images
 from mechdiff.models import conditions
-from mechdiff.models.load import check_known
+from mechdiff.models.load import check_stated
 from mechdiff.sweeps import precision as reduced_precision
 
 
@@ -16,7 +16,7 @@ def draw(
     model: Any, n: int, *, seed: int, steps: int | None, condition: Any, precision: Precision
 ) -> Samples:
     """`Model.sample`, whose arguments these are; errors as of `sampling.sample`."""
-    check_known(model.record, model.name)
+    check_stated(model.record, model.name)
     n = ranges.whole("n", n, 1)
     if condition is not None:
         condition = conditions.of_rows(model.denoiser.network, condition, n)

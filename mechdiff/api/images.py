@@ -15,7 +15,7 @@ from mechdiff.data.celeba_folder import celeba_folder
 from mechdiff.data.collection import open_collection
 from mechdiff.data.images import BACKGROUNDS, DEFAULT
 from mechdiff.models import factories
-from mechdiff.models.load import check_known
+from mechdiff.models.load import check_stated
 from mechdiff.study import condition_sources
 from mechdiff.study.choosing import drawn_images, held_out_faces
 from mechdiff.study.eval_images import EvalImages
@@ -61,7 +61,7 @@ def eval_images(
       ConfigError: an imported network whose noise levels were not stated; another background, or one without
         image files.
     """
-    check_known(model.record, model.name)
+    check_stated(model.record, model.name)
     if background and background not in BACKGROUNDS:
         raise ConfigError(unknown("background", background, BACKGROUNDS))
     files = isinstance(images, str | Path) and Path(images).suffix not in (".npy", ".npz")
@@ -137,5 +137,5 @@ def number_wanted(
 
 def _trained_on(model: Any) -> frozenset[str] | None:
     """Digests of the images that a model was trained on; None: not known."""
-    known = model.record.get(TRAINING_IMAGES)
-    return None if known is None else frozenset(known)
+    digests = model.record.get(TRAINING_IMAGES)
+    return None if digests is None else frozenset(digests)

@@ -52,8 +52,9 @@ def swept(
 
 def _of_one(chooser: Any, models: Sequence[Any], images: EvalImages) -> EvalImages:
     """Its own images, which say so where another of the models was trained on other data."""
-    known = [None if model.config is None else model.config.data for model in models]
-    if len({data and (data.name, data.complexity) for data in known}) == 1 or chooser.name in images.label:
+    trained_on = [None if model.config is None else model.config.data for model in models]
+    distinct = {data and (data.name, data.complexity) for data in trained_on}
+    if len(distinct) == 1 or chooser.name in images.label:
         return images
     return dataclasses.replace(
         images, label=f"{images.label}, of the data that {chooser.name} was trained on"

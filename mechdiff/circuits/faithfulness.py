@@ -130,14 +130,14 @@ class CircuitEvaluator:
         members = np.asarray(members, bool)
         new = {row.tobytes(): row for row in members}
         self._taken.update(new)
-        todo = np.array([row for mark, row in new.items() if mark not in self._known])
+        todo = np.array([row for mark, row in new.items() if mark not in self._evaluated])
         for start in range(0, len(todo), self.batch):
             circuits = todo[start : start + self.batch]
             loss = self._run(circuits)
             require_finite(loss, self.denoiser.name, f"circuits under {self.ablation} ablation")
             self._keep(circuits, loss)
-            self._known.update(zip((row.tobytes() for row in circuits), loss, strict=True))
-        return np.stack([self._known[row.tobytes()] for row in members])
+            self._evaluated.update(zip((row.tobytes() for row in circuits), loss, strict=True))
+        return np.stack([self._evaluated[row.tobytes()] for row in members])
 
     def pooled(self, members: Members) -> Float[np.ndarray, "circuit image"]:
         """Losses averaged over timesteps, in float64."""
@@ -200,14 +200,14 @@ class CircuitEvaluator:
         )
 
     @functools.cached_property
-    def _known(self) -> dict[bytes, Float[np.ndarray, "t image"]]:
+    def _evaluated(self) -> dict[bytes, Float[np.ndarray, "t image"]]:
         """Members as bytes -> losses; to begin with, those on disk."""
-        known = {}
+        evaluated = {}
         for path in sorted(self._home.glob("*.zarr")) if self._home else ():
             page = labelled.read(path)
             rows = (row.tobytes() for row in page["member"].values)
-            known |= zip(rows, page["loss"].values, strict=True)
-        return known
+            evaluated |= zip(rows, page["loss"].values, strict=True)
+        return evaluated
 
     @functools.cached_property
     def _taken(self) -> set[bytes]:

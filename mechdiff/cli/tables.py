@@ -62,8 +62,8 @@ def print_records(title: str, rows: list[dict[str, Any]]) -> None:
 
 def _ends(row: dict[str, Any], name: str) -> str:
     """The interval of a number that is known, with spaces that no line is broken at."""
-    known = f"{name}{ENDS}" in row and not np.isnan(row[name])
-    return _cell(row[f"{name}{ENDS}"]).replace(" ", "\N{NO-BREAK SPACE}") if known else ""
+    has_interval = f"{name}{ENDS}" in row and not np.isnan(row[name])
+    return _cell(row[f"{name}{ENDS}"]).replace(" ", "\N{NO-BREAK SPACE}") if has_interval else ""
 
 
 def _cell(value: Any) -> str:

@@ -152,12 +152,12 @@ def jitted(function: Callable, static: tuple[str, ...], quickly: bool = False) -
     more on running: for programs that are called a few times (see `QUICKLY` and BUILD_NOTES.md)."""
     if not quickly or jax.default_backend() != "cpu":
         return jax.jit(function, static_argnames=static)
-    options = {name: value for name, value in QUICKLY.items() if _known(name, value)}
+    options = {name: value for name, value in QUICKLY.items() if _has_option(name, value)}
     return jax.jit(function, static_argnames=static, compiler_options=options)
 
 
 @functools.cache
-def _known(option: str, value: Any) -> bool:
+def _has_option(option: str, value: Any) -> bool:
     """Whether this version of XLA has a compiler option: they come and go."""
     try:
         jax.jit(lambda x: -x, compiler_options={option: value}).lower(0.0).compile()

@@ -57,11 +57,11 @@ def class_labels(dataset: Dataset, names: str, classes: int) -> Int[np.ndarray, 
             "and one of several names may have more"
         )
     for name in several:
-        known = dataset.names.get(name, ())
-        if known and len(known) != rest:
+        values = dataset.names.get(name, ())
+        if values and len(values) != rest:
             raise ConfigError(
-                f"label {name} has {len(known)} classes ({shorten(', '.join(known))[1:-1]}), but "
-                f"unet.classes={classes} leaves it {rest}; set unet.classes={classes // rest * len(known)}"
+                f"label {name} has {len(values)} classes ({shorten(', '.join(values))[1:-1]}), but "
+                f"unet.classes={classes} leaves it {rest}; set unet.classes={classes // rest * len(values)}"
             )
     result = np.zeros(len(dataset), np.int32)
     for name in keys:
@@ -87,9 +87,9 @@ def class_names(dataset: Dataset, names: str, classes: int) -> tuple[str, ...]:
         if dataset.labels[name].dtype == bool:
             called.append((f"not {name}", name))
             continue
-        known = dataset.names.get(name, ())
+        values = dataset.names.get(name, ())
         size = classes // 2**two_valued
-        called.append(known if len(known) == size else tuple(f"{name} {value}" for value in range(size)))
+        called.append(values if len(values) == size else tuple(f"{name} {value}" for value in range(size)))
     return tuple(", ".join(parts) for parts in itertools.product(*called))
 
 

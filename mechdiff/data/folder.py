@@ -188,7 +188,8 @@ def _split(listed: ImageFiles, config: DataConfig) -> tuple[Int[np.ndarray, " co
 
 def _check_no_split(where: str, tops: Sequence[str]) -> None:
     """Refuses sub-folders of which some are called like a split, but not all, or none for training."""
-    called, others = ([top for top in tops if (top in SPLIT_NAMES) == known] for known in (True, False))
+    called = [top for top in tops if top in SPLIT_NAMES]
+    others = [top for top in tops if top not in SPLIT_NAMES]
     like = [top for top in others if LIKE_SPLIT.fullmatch(top)]
     if not called and not like:
         return

@@ -80,7 +80,7 @@ def _refuse_foreign(folder: Path) -> None:
         )
 
 
-def check_known(record: Mapping[str, Any], name: str) -> None:
+def check_stated(record: Mapping[str, Any], name: str) -> None:
     """Refuses an imported network if something that decides its numbers was not stated.
 
     Raises:
@@ -156,8 +156,9 @@ def _snapshot(run: Path, step: int) -> Path:
     exported = steps_of(run)
     if step in exported:
         return exported[step]
-    known = f"exported there: {', '.join(map(str, exported))}" if exported else "no step was exported there"
-    raise CheckpointError(f"{run} has no model of step {step} ({known}); train.keep=STEP,... exports more")
+    steps = ", ".join(map(str, exported))
+    there = f"exported there: {steps}" if exported else "no step was exported there"
+    raise CheckpointError(f"{run} has no model of step {step} ({there}); train.keep=STEP,... exports more")
 
 
 def _function(folder: Path, name: str) -> tuple[Examinable, ExperimentConfig, dict]:

@@ -45,11 +45,11 @@ def _fresh(denoiser: Examinable, seed: int) -> PyTree:
     key = jax.random.key(seed)
     if isinstance(denoiser, Denoiser):
         return jax.jit(init_unet, static_argnums=1)(key, denoiser.unet)[0]
-    check_known(denoiser)
+    check_can_draw(denoiser)
     return jax.jit(denoiser.network.init)(key)  # type: ignore[union-attr]
 
 
-def check_known(denoiser: Examinable) -> None:
+def check_can_draw(denoiser: Examinable) -> None:
     """Refuses a network of which no untrained control can be made; ConfigError, as `untrained`."""
     init = denoiser.network.init if isinstance(denoiser, TracedDenoiser) else None
     if not isinstance(denoiser, Denoiser) and init is None:

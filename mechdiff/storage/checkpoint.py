@@ -76,11 +76,11 @@ class TrainCheckpoints:
         metrics = None if score is None else {"score": score}
         if self._copies:  # of what the device shows: it writes there again soon
             state = jax.tree.map(np.copy, on_host(state))
-        known = digests.to_jsonable({**metadata, "score": score, "arrays": _digest_arrays(state)})
-        known["digest"] = _digest(known, state)
+        metadata = digests.to_jsonable({**metadata, "score": score, "arrays": _digest_arrays(state)})
+        metadata["digest"] = _digest(metadata, state)
         with saving(self.folder):
             self._open().save_async(
-                step, state, force=True, overwrite=True, metrics=metrics, custom_metadata=known
+                step, state, force=True, overwrite=True, metrics=metrics, custom_metadata=metadata
             )
 
     def wait(self) -> None:

@@ -133,8 +133,8 @@ def described(dataset: xr.Dataset) -> xr.Dataset:
         names |= OF_DIMENSION.get(str(dimension), {})
     for name, variable in dataset.variables.items():
         units, long_name = names.get(str(name), ("", str(name).replace("_", " ")))
-        known = {"long_name": long_name} | ({"units": units} if units else {})
-        variable.attrs = known | variable.attrs
+        attrs = {"long_name": long_name} | ({"units": units} if units else {})
+        variable.attrs = attrs | variable.attrs
     dataset.attrs = _provenance() | dataset.attrs
     return dataset
 

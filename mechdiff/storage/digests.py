@@ -62,7 +62,7 @@ def digest_arrays(tree: Any) -> str:
     return total.hexdigest()
 
 
-class _Known(NamedTuple):
+class _Digested(NamedTuple):
     """A tree that was digested: its structure, its arrays as long as they live, and the digest."""
 
     structure: Any
@@ -70,7 +70,7 @@ class _Known(NamedTuple):
     digest: str
 
 
-_last: list[_Known] = []  # one at most: of one network after another, in several sweeps each
+_last: list[_Digested] = []  # one at most: of one network after another, in several sweeps each
 
 
 def digest_device_arrays(tree: Any) -> str:
@@ -88,12 +88,12 @@ def digest_device_arrays(tree: Any) -> str:
     leaves, structure = jax.tree_util.tree_flatten(tree)
     if not all(isinstance(leaf, jax.Array) for leaf in leaves):
         return digest_arrays(tree)
-    for known in _last:
-        arrays = [array() for array in known.arrays]
-        if known.structure == structure and all(a is b for a, b in zip(arrays, leaves, strict=True)):
-            return known.digest
+    for tree_before in _last:
+        arrays = [array() for array in tree_before.arrays]
+        if tree_before.structure == structure and all(a is b for a, b in zip(arrays, leaves, strict=True)):
+            return tree_before.digest
     digest = digest_arrays(tree)
-    _last[:] = [_Known(structure, [weakref.ref(leaf) for leaf in leaves], digest)]
+    _last[:] = [_Digested(structure, [weakref.ref(leaf) for leaf in leaves], digest)]
     return digest
 
 

@@ -73,8 +73,8 @@ def _check_chunk(file: Path, content: memoryview) -> None:
         if len(content) < told:
             raise ValueError(f"{name} holds {len(content)} of {told} bytes")
     with contextlib.suppress(FileNotFoundError):
-        known = re.findall(r"(.{8})\n", _checksums(file).read_text())  # a line cut short is none
-        if known and f"{zlib.crc32(content):08x}" not in known:
+        checksums = re.findall(r"(.{8})\n", _checksums(file).read_text())  # a line cut short is none
+        if checksums and f"{zlib.crc32(content):08x}" not in checksums:
             raise ValueError(f"{name} is not what was written there")
 
 

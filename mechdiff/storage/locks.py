@@ -82,8 +82,8 @@ def _take(folder: Path, file: IO[str], wait: bool) -> None:
 
 
 def _in_use(folder: Path | str, holder: str) -> BusyError:
-    known = re.fullmatch(r"\d+ on \S+", holder.strip())
-    who = f"process {known[0]}" if known else "another process"
+    match = re.fullmatch(r"\d+ on \S+", holder.strip())
+    who = f"process {match[0]}" if match else "another process"
     way_out = "wait for it, stop it, or choose another --workdir"
     return BusyError(f"results folder {folder} is in use by {who}; {way_out}")
 

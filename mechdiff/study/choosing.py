@@ -71,8 +71,8 @@ class ImageChoice:
         """
         record, sweep, preprocessing = record or {}, self.config.sweep, self._prepared(trained)
         # A model that was trained on a folder of images knows which; of CelebA's own splits they are not.
-        known = not self.images or TRAINING_IMAGES in record
-        of_celeba = None if known else celeba_folder(self.images)
+        told = not self.images or TRAINING_IMAGES in record
+        of_celeba = None if told else celeba_folder(self.images)
         faces = str(of_celeba) if of_celeba else self.celeba
         if self.images and not faces:
             return _of_user(self.images, denoiser, sweep, preprocessing, self.sources, record)

@@ -112,10 +112,10 @@ def _numbers(
     )
     unknown = sorted(set(names) - set(numbers))
     if unknown:
-        known = f"known: {shorten(', '.join(numbers))[1:-1]}" if numbers else "the model's record names none"
+        valid = f"known: {shorten(', '.join(numbers))[1:-1]}" if numbers else "the model's record names none"
         stated = ",".join(f"{name}=NUMBER" for name in unknown[:3])
         raise DataError(
-            f"{where} {shorten(unknown[0])}: which of {takes.classes} classes it is, is not known ({known}); "
+            f"{where} {shorten(unknown[0])}: which of {takes.classes} classes it is, is not known ({valid}); "
             f"state it: --classes={stated}{',...' if len(unknown) > 3 else ''}"
         )
     return np.array([numbers[name] for name in names], np.int32)

@@ -95,8 +95,8 @@ def heads_over_many_keys(denoiser: Examinable, attention: xr.Dataset) -> list[Co
     Raises:
       ConfigError: no patterns, or fewer than 3 heads, too few to say anything.
     """
-    heads, known = heads_of(denoiser), set(attention["head"].values.tolist())
-    many = [component for component in heads if component.name in known]
+    heads, measured = heads_of(denoiser), set(attention["head"].values.tolist())
+    many = [component for component in heads if component.name in measured]
     if len(many) < MIN_HEADS:
         raise ConfigError(
             f"{len(many)} heads attend over more than one position ({len(heads)} heads in all); entropy is "

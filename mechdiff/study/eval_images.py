@@ -53,7 +53,7 @@ class EvalImages:
     @property
     def labels(self) -> dict:
         """Coordinates of a sweep's results: the person in each image and its class, where known."""
-        known = {} if self.people is None else {PERSON: self.people}
+        coords = {} if self.people is None else {PERSON: self.people}
         label = self.condition.get("label") if isinstance(self.condition, dict) else self.condition
         rank = 1 if self.nested is None else 2
         if (
@@ -61,8 +61,8 @@ class EvalImages:
             and np.issubdtype(np.asarray(label).dtype, np.integer)
             and np.ndim(label) == rank
         ):
-            known[CLASS] = np.asarray(label)
-        return {name: (("t", "image")[-values.ndim :], values) for name, values in known.items()}
+            coords[CLASS] = np.asarray(label)
+        return {name: (("t", "image")[-values.ndim :], values) for name, values in coords.items()}
 
     @property
     def scored_people(self) -> Int[np.ndarray, " images"] | None:

@@ -25,7 +25,7 @@ from mechdiff.core.config import ExperimentConfig, SweepConfig, to_dict
 from mechdiff.diffusion.schedules import timesteps_by_log_snr
 from mechdiff.models import factories
 from mechdiff.models.denoiser import Examinable
-from mechdiff.models.load import check_known, load_denoiser, model_folder
+from mechdiff.models.load import check_stated, load_denoiser, model_folder
 from mechdiff.storage import files, image_grid, labelled, locks, run_log
 from mechdiff.study import examples, floor, load_check
 from mechdiff.study.eval_images import EvalImages
@@ -78,7 +78,7 @@ def examine(
       What was examined, for `further_results.run_study`.
     """
     denoiser, trained, record = load_denoiser(model, name)
-    check_known(record, name)
+    check_stated(record, name)
     print_memory_forecast(denoiser, config)
     images = inputs(denoiser, trained, record)
     checked = load_check.check(denoiser, images, record, seed)

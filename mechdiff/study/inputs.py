@@ -111,10 +111,10 @@ def _held_out_rows(
     needed = images_taken(len(rows), config)
     if not needed:
         left_out = len(images.rows) - len(rows)
-        known = f" and {left_out} that {denoiser.name} was trained on" if left_out else ""
+        trained = f" and {left_out} that {denoiser.name} was trained on" if left_out else ""
         kept = {images.digests[row] for row in rows}  # of an array copies too
         different = "different images" if len(kept) == len(rows) else "images"
-        raise DataError(f"{images.name}: {len(rows)} {different}{known}, {_too_few(config)}")
+        raise DataError(f"{images.name}: {len(rows)} {different}{trained}, {_too_few(config)}")
     return rows[:needed]
 
 
@@ -185,10 +185,12 @@ def _label(facts: dict, config: SweepConfig) -> str:
     others = facts["count"] - scored if config.needs_reference else 0
     count = f"{scored} of {facts['of']} images of {facts['name']}"
     count += f" and {others} more for replacements" if others else ""
-    known = "none was trained on" if facts["held_out"] else "not known whether the model was trained on them"
+    held_out = "none was trained on"
+    if not facts["held_out"]:
+        held_out = "not known whether the model was trained on them"
     prepared = f"sha256 {facts['sha256'][:12]}; {facts['preprocessing']}"
     prepared = "; ".join([prepared, *facts.get("conditions", ())])
-    return f"{count} ({prepared}); {known}"
+    return f"{count} ({prepared}); {held_out}"
 
 
 def for_network(preprocessing: Preprocessing, denoiser: Examinable) -> Preprocessing:

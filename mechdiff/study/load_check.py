@@ -85,8 +85,10 @@ class LoadCheck:
             "unlike its record": "these images are of another kind than those it was trained on, or prepared "
             "otherwise (crop, filter)",
         }
-        known = advice.get(self.verdict)
-        return "; ".join([f"{mean}: {guess}", *([f"{self.verdict}: {known}"] if known else []), *self.notes])
+        parts = [f"{mean}: {guess}"]
+        if self.verdict in advice:
+            parts.append(f"{self.verdict}: {advice[self.verdict]}")
+        return "; ".join([*parts, *self.notes])
 
     def to_dict(self) -> dict:
         """JSON-ready, with `verdict` and `words`."""

@@ -194,7 +194,7 @@ def test_circuits_of_all_sizes_share_a_program_and_none_is_run_twice(plant, tmp_
     assert len(traces) == 1 and result.evaluated > 36
     first = real(plant, **settings)
     first.losses(np.random.default_rng(0).random((5, len(first.names))) < 0.5)  # as of its scorecard
-    assert len(first._known) > result.evaluated
+    assert len(first._evaluated) > result.evaluated
     monkeypatch.setattr(CircuitEvaluator, "_run", None)  # a second process knows it all
     again = circuits.discover(real(plant, **settings))
     assert again.evaluated == result.evaluated

@@ -202,15 +202,15 @@ def _component_types(measured: Sequence[xr.Dataset]) -> np.ndarray:
 
 def _middle(rows: Float[np.ndarray, "set target"]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation over the sets that change a target; NaN where none does."""
-    known = np.isfinite(rows)
-    count = known.sum(axis=0)
+    finite = np.isfinite(rows)
+    count = finite.sum(axis=0)
     share = np.where(count > 0, count, np.nan)
-    middle = np.where(known, rows, 0).sum(axis=0) / share
-    square = np.where(known, (rows - middle) ** 2, 0).sum(axis=0) / share
+    middle = np.where(finite, rows, 0).sum(axis=0) / share
+    square = np.where(finite, (rows - middle) ** 2, 0).sum(axis=0) / share
     return middle, np.maximum(np.sqrt(square), 1e-6)
 
 
 def _quantile(rows: Float[np.ndarray, "n target"], confidence: float) -> Float[np.ndarray, " target"]:
     """Quantile over the rows that change a target; -1, the least SI, where none does."""
-    known = [column[np.isfinite(column)] for column in rows.T]
-    return np.array([np.quantile(c, confidence, method="higher") if len(c) else -1.0 for c in known])
+    finite = [column[np.isfinite(column)] for column in rows.T]
+    return np.array([np.quantile(c, confidence, method="higher") if len(c) else -1.0 for c in finite])

@@ -123,11 +123,11 @@ def _correlations(first: np.ndarray, second: np.ndarray) -> Float[np.ndarray, "h
     """Pearson's correlation over targets of every head of one with each of the other; 0 without spread."""
 
     def unit(rows):
-        known = np.isfinite(rows)
-        mean = np.where(known, rows, 0).sum(axis=1, keepdims=True) / np.maximum(
-            known.sum(axis=1, keepdims=True), 1
+        finite = np.isfinite(rows)
+        mean = np.where(finite, rows, 0).sum(axis=1, keepdims=True) / np.maximum(
+            finite.sum(axis=1, keepdims=True), 1
         )
-        rows = np.where(known, rows - mean, 0)
+        rows = np.where(finite, rows - mean, 0)
         norm = np.linalg.norm(rows, axis=1, keepdims=True)
         return rows / np.where(norm > 0, norm, 1)
 
@@ -158,6 +158,6 @@ def _means(
 ) -> Float[np.ndarray, " m"]:
     """Mean over pairs of networks and their matched heads without NaN; NaN if none is left."""
     values = tables[np.arange(len(tables))[:, None], rows, columns].reshape(len(rows), -1)
-    known = np.isfinite(values)
-    count = known.sum(axis=1)
-    return np.where(count > 0, np.where(known, values, 0).sum(axis=1) / np.maximum(count, 1), np.nan)
+    finite = np.isfinite(values)
+    count = finite.sum(axis=1)
+    return np.where(count > 0, np.where(finite, values, 0).sum(axis=1) / np.maximum(count, 1), np.nan)

@@ -133,13 +133,13 @@ def _with_values(options: Options, values: Mapping[str, Any]) -> Options:
 def _assumed(evidence: Evidence) -> tuple[str, ...]:
     """Flags that decide numbers and are neither given, stated nor inferred from tensors."""
     options, stated = evidence.options, evidence.stated
-    known = {ours for ours in ASKED if getattr(stated, ASKED[ours]) is not None}
+    settled = {ours for ours in ASKED if getattr(stated, ASKED[ours]) is not None}
     if stated.prediction or "model_mean_type" in options.stated:
-        known |= {"predict_xstart"}
+        settled |= {"predict_xstart"}
     if options["large_size"]:  # super-resolution has no such flags
-        known |= {"image_size", "use_new_attention_order"}
+        settled |= {"image_size", "use_new_attention_order"}
     names = [*DECISIVE, *(["num_heads"] if options["num_head_channels"] == -1 else [])]
-    return states.summary({name: options[name] for name in names if name not in options.stated | known})
+    return states.summary({name: options[name] for name in names if name not in options.stated | settled})
 
 
 def _notes(read_off: list[str], assumed: tuple[str, ...], passed_over: tuple[str, ...]) -> list[str]:

@@ -80,8 +80,8 @@ def ignored(name: Any) -> bool:
 def check_deciding(names: Iterable[Any]) -> None:
     """Refuses options that are not known, and by name decide noise levels or predictions."""
     for name in names:
-        known = name in (*TABLE, *ALIASES) or ignored(name)
-        if not known and isinstance(name, str) and re.search(DECIDING, name):
+        recognized = name in (*TABLE, *ALIASES) or ignored(name)
+        if not recognized and isinstance(name, str) and re.search(DECIDING, name):
             raise ConfigError(
                 f"{WHAT} option {shorten(name)} is unknown and may decide noise levels or predictions; write "
                 "what it stands for (noise_schedule, diffusion_steps, predict_xstart, ...), or take it out"

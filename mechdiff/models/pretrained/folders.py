@@ -150,8 +150,8 @@ def _undescribed(path: Path) -> str:
 def _bases(home: Path, folder: Path) -> list[Path]:
     """The network's folder, those above that belong to it, and the one that was named, in which it lies."""
     bases = [home, *_parents(home)]
-    known = {base.absolute() for base in bases}
-    return bases if folder.absolute() in known else [*bases, folder]
+    absolute = {base.absolute() for base in bases}
+    return bases if folder.absolute() in absolute else [*bases, folder]
 
 
 def _parents(home: Path) -> Iterator[Path]:

@@ -89,8 +89,8 @@ def read_options(
             raise ConfigError(f"{what} option {shorten(name)} is not a name; write it as text")
         if name in table or re.fullmatch(UNDERSCORED, name):
             continue
-        known = any(re.fullmatch(pattern, name) for pattern in ignored)
-        (passed_over if known else strange).append(name)
+        without_effect = any(re.fullmatch(pattern, name) for pattern in ignored)
+        (passed_over if without_effect else strange).append(name)
     if strange:
         others = f"; unknown too: {', '.join(map(shorten, strange[1:]))}" if strange[1:] else ""
         raise ConfigError(unknown(f"option of {what}", strange[0], table) + others)

@@ -204,12 +204,12 @@ def _assumptions(assumed: tuple[str, ...]) -> str:
 
 def _defaulted(get: Options) -> tuple[str, ...]:
     """`option=value` of what decides numbers and is not in the file; diffusers itself writes all of it."""
-    known = set(get.stated) | ({"prediction_type"} if "predict_epsilon" in get.stated else set())
+    settled = set(get.stated) | ({"prediction_type"} if "predict_epsilon" in get.stated else set())
     if get["trained_betas"] is not None:
-        known |= {"num_train_timesteps", "beta_schedule"}
+        settled |= {"num_train_timesteps", "beta_schedule"}
     if get["trained_betas"] is not None or get["beta_schedule"] in WITHOUT_ENDS:
-        known |= {"beta_start", "beta_end"}
-    return states.summary({name: get[name] for name in ASKED if name not in known})
+        settled |= {"beta_start", "beta_end"}
+    return states.summary({name: get[name] for name in ASKED if name not in settled})
 
 
 def _no_betas(kind: Any) -> str:

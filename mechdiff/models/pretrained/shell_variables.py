@@ -90,7 +90,7 @@ def expanded(commands: Iterable[list[str]], where: str) -> tuple[list[Expanded],
         scope, rest = _assigned(scope, words)
         scope = _with_changes(scope, [*(word for word in words[:1] if word in DECLARING), *rest])
         if rest and not _is_utility(rest):
-            names = _known(scope, rest)
+            names = _mentioned(scope, rest)
             scope = dataclasses.replace(scope, used=scope.used.union(names))
             parts = [part for word in rest for part in _expanded(scope, word)]
             done.append(Expanded(parts, _sources(scope, names)))
@@ -166,8 +166,8 @@ def _with_variable(scope: Scope, match: re.Match, words: list[str]) -> tuple[Sco
       words: the assignment, several of an array.
     """
     name, value = match[1], match[2]
-    known = _known(scope, words)
-    used = scope.used.union(known)
+    mentioned = _mentioned(scope, words)
+    used = scope.used.union(mentioned)
     if value.startswith("("):
         inside = [value[1:], *words[1:]]
         inside[-1] = inside[-1].removesuffix(")")
@@ -180,7 +180,7 @@ def _with_variable(scope: Scope, match: re.Match, words: list[str]) -> tuple[Sco
     anew = not before and name not in used and scope.words.get(name, parts) != parts
     if sum(map(len, before + parts)) > MAX_LENGTH:
         raise DataError(f"{scope.where}: ${name} is too long for a command line")
-    sources = {name} | _sources(scope, known) | (scope.sources.get(name, set()) if before else set())
+    sources = {name} | _sources(scope, mentioned) | (scope.sources.get(name, set()) if before else set())
     scope = dataclasses.replace(
         scope,
         words={**scope.words, name: before + parts},
@@ -192,7 +192,7 @@ def _with_variable(scope: Scope, match: re.Match, words: list[str]) -> tuple[Sco
     return scope, parts
 
 
-def _known(scope: Scope, words: list[str]) -> list[str]:
+def _mentioned(scope: Scope, words: list[str]) -> list[str]:
     """The names of the known variables in words with quotes, which are used by that."""
     matches = (match for word in words for match in VARIABLE.finditer(unquoted(word)))
     names = [match[1] or match[2] for match in matches]

@@ -63,11 +63,11 @@ def unwrapped(state: State, anchor: str, weights: str | None, path: Path) -> tup
 def _prefixes(state: State, anchor: str) -> list[str]:
     """Prefixes that wrappers put before tensors' names; of an unknown one only if all tensors have it."""
     prefixes = sorted({name.removesuffix(anchor) for name in state if name.endswith(anchor)})
-    known = [prefix for prefix in prefixes if all(map(wraps, prefix.split(".")[:-1]))]
+    of_wrappers = [prefix for prefix in prefixes if all(map(wraps, prefix.split(".")[:-1]))]
     if len(prefixes) > 1 and all(name.startswith(tuple(filter(None, prefixes)) or ".") for name in state):
         return prefixes  # side by side, under names of which some may be unknown
-    if known or len(prefixes) != 1 or not prefixes[0].endswith("."):
-        return known
+    if of_wrappers or len(prefixes) != 1 or not prefixes[0].endswith("."):
+        return of_wrappers
     return prefixes if all(name.startswith(prefixes[0]) for name in state) else []
 
 

@@ -36,8 +36,8 @@ def measure(networks: Sequence[NetworkResults]) -> pd.DataFrame:
         return pd.DataFrame(columns=COLUMNS)
     groups: dict[tuple[str, int, int], list[NetworkResults]] = {}
     for network in sorted(networks, key=lambda network: network.seed):
-        known = network.complexity if network.data == "synthetic" else -1
-        groups.setdefault((network.data, known, network.steps), []).append(network)
+        rung = network.complexity if network.data == "synthetic" else -1
+        groups.setdefault((network.data, rung, network.steps), []).append(network)
     rows = [
         {
             **dict(zip(KEYS, key, strict=True)),
@@ -80,8 +80,8 @@ def lines(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     cells = []
     for _, group in table.groupby(KEYS, sort=False):
         first = group.iloc[0]
-        known = f", complexity {first['complexity']}" if first["complexity"] >= 0 else ""
-        facts = (f"{first['data']}{known}", str(first["steps"]), str(first["networks"]))
+        rung = f", complexity {first['complexity']}" if first["complexity"] >= 0 else ""
+        facts = (f"{first['data']}{rung}", str(first["steps"]), str(first["networks"]))
         values = [_cell(group[group["measure"] == name]) for name in names]
         cells.append([*facts, f"{first['clean_loss']:.3f}", *values])
     return ["data", "steps", "networks", "clean loss", *names], cells

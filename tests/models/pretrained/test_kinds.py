@@ -183,7 +183,7 @@ def test_noise_levels_that_no_file_says_are_asked_for(folder):
     line = "--noise_schedule='linear' --noise_steps=1000 --prediction='epsilon' is usual"
     assert line in model.asks and model.facts["asks"] == model.asks
     with pytest.raises(ConfigError, match="NET: no scheduler_config"):
-        load.check_known({load.IMPORTED: model.facts}, "NET")
+        load.check_stated({load.IMPORTED: model.facts}, "NET")
     told = pretrained.read(folder, Stated(noise_schedule="linear", noise_steps=1000, prediction="epsilon"))
     assert (
         told.asks == ""
