@@ -63,8 +63,8 @@ def opened(
     files.ensure_writable(workdir)  # before hours of computing
     config = config if nested else replace(config, sweep=replace(config.sweep, nested=False))
     if config.sweep.precision != "float32":
-        words = "acts in sweeps, screens and samples; all else is in float32"
-        print(f"sweep.precision={config.sweep.precision} {words}", file=sys.stderr, flush=True)
+        where = "acts in sweeps, screens and samples; all else is in float32"
+        print(f"sweep.precision={config.sweep.precision} {where}", file=sys.stderr, flush=True)
     choose = chooser(config, workdir, celeba, images)
     denoiser, trained, record = load.load_denoiser(model, name)
     load.check_stated(record, denoiser.name)
@@ -72,7 +72,7 @@ def opened(
     check(denoiser)
     images_of = choose(denoiser, trained, record)
     checked = load_check.check(denoiser, images_of, record, config.seed)
-    print(f"{denoiser.name}: {images_of.label}; {checked.words}", file=sys.stderr, flush=True)
+    print(f"{denoiser.name}: {images_of.label}; {checked.summary}", file=sys.stderr, flush=True)
     key = keys.stream(jax.random.key(config.seed), "scored noise")
     return Opened(denoiser, trained, images_of, images_of.scored_set(timesteps, key))
 
@@ -119,8 +119,8 @@ def _chosen(
 ) -> inputs.EvalImages:
     """Images of a model; a line on stderr if --celeba has no effect on them."""
     if choice.celeba and trained.data.name in DRAWN:
-        words = f"{denoiser.name}: it is examined on {trained.data.name} images, which are drawn"
-        print(f"warning: --celeba={choice.celeba} has no effect on {words}", file=sys.stderr, flush=True)
+        what = f"{denoiser.name}: it is examined on {trained.data.name} images, which are drawn"
+        print(f"warning: --celeba={choice.celeba} has no effect on {what}", file=sys.stderr, flush=True)
     return choice(denoiser, trained, record)
 
 

@@ -112,8 +112,8 @@ def _exported(network, workdir):
     packed = {step for step in network.snapshots if _packed(f"{network.name}@{step}", workdir).exists()}
     there = packed | load.steps_of(run).keys()
     for step in [step for step in network.snapshots if step not in there]:
-        words = "is left out: the training exported no model of that step, which train.keep did not name then"
-        print(f"warning: {network.name}@{step} {words}", file=sys.stderr, flush=True)
+        why = "is left out: the training exported no model of that step, which train.keep did not name then"
+        print(f"warning: {network.name}@{step} {why}", file=sys.stderr, flush=True)
     return [step for step in network.snapshots if step in there]
 
 

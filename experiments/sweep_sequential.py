@@ -62,8 +62,8 @@ def main(config, workdir):
     ]
     tables.print_records(f"{denoiser.name}, zero ablation: pooled over timesteps", rows)
     if result.precision_error.any():
-        words = f"precision {result.precision_error.max():.2g} points at most, within the intervals"
-        print(f"products in {config.sweep.precision}: {words}")
+        error = f"precision {result.precision_error.max():.2g} points at most, within the intervals"
+        print(f"products in {config.sweep.precision}: {error}")
     print(
         f"{result.spent:,} components x images; the smallest fixed design would have spent {result.fixed:,}"
     )

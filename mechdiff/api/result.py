@@ -251,8 +251,8 @@ def images_and_set(
     prepared = eval_images(model, images, n, reference, brief=brief)
     count, different = len(prepared.scored), len({image.tobytes() for image in np.asarray(prepared.scored)})
     if different < count and prepared.scored_condition is None:
-        words = "%d images, but only %d are different: intervals and p take them for %d"
-        logging.warning(words, count, different, count)
+        text = "%d images, but only %d are different: intervals and p take them for %d"
+        logging.warning(text, count, different, count)
     examined = timesteps_by_log_snr(model.denoiser.schedule, timesteps)
     key = keys.stream(jax.random.key(seed), "scored noise")
     return prepared, prepared.scored_set(examined, key)

@@ -14,8 +14,8 @@ _FAILED: list[int] = []  # exit codes; the last one counts
 
 def run_as_module_of(package: str) -> bool:
     """Whether Python is about to run a module of this package (`python -m PACKAGE.NAME`)."""
-    words = sys.orig_argv
-    return sys.argv[:1] == ["-m"] and words[words.index("-m") + 1].split(".")[0] == package
+    arguments = sys.orig_argv
+    return sys.argv[:1] == ["-m"] and arguments[arguments.index("-m") + 1].split(".")[0] == package
 
 
 def end_silently() -> None:

@@ -68,10 +68,10 @@ class LauncherCommand(click.Command):
             raise click.UsageError(f"{error.message}; images are given by --images=FOLDER", ctx) from None
 
     def _launch(self, **_: Any) -> None:
-        words = options.to_flags(click.get_current_context(), self.own, self.common)
+        flags = options.to_flags(click.get_current_context(), self.own, self.common)
         if hasattr(self.module, "prepare"):  # may start the process again, before any work
             self.module.prepare()
-        sys.exit(self.shell.end(self.shell.launch(self.module.main, [f"{PROGRAM} {self.name}", *words])))
+        sys.exit(self.shell.end(self.shell.launch(self.module.main, [f"{PROGRAM} {self.name}", *flags])))
 
 
 class Commands(click.Group):
@@ -98,8 +98,8 @@ class Commands(click.Group):
             near = difflib.get_close_matches(_dashed(args[0]), self.list_commands(ctx), n=1)
             if not near:
                 raise
-            words = f"{error.message.removesuffix('.')}; did you mean {PROGRAM} {near[0]}"
-            raise click.UsageError(words, ctx) from None
+            message = f"{error.message.removesuffix('.')}; did you mean {PROGRAM} {near[0]}"
+            raise click.UsageError(message, ctx) from None
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Names that go on as typed; no launcher is imported for it, since flags of two would collide."""
@@ -212,8 +212,8 @@ def main() -> None:
 
 def _one_line(error: click.ClickException) -> str:
     """What is wrong and the way out; click itself prints how the command is used, in three lines more."""
-    words, context = error.format_message().removesuffix("."), getattr(error, "ctx", None)
-    return words if ";" in words or context is None else f"{words}; see {context.command_path} --help"
+    message, context = error.format_message().removesuffix("."), getattr(error, "ctx", None)
+    return message if ";" in message or context is None else f"{message}; see {context.command_path} --help"
 
 
 def _print(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -240,10 +240,10 @@ def _required(flag: Any) -> bool:
 
 
 def _value_of(option: str, args: list[str]) -> str | None:
-    for i, word in enumerate(args):
-        if word.startswith(f"{option}="):
-            return word.partition("=")[2]
-        if word == option and i + 1 < len(args) and not args[i + 1].startswith("-"):
+    for i, argument in enumerate(args):
+        if argument.startswith(f"{option}="):
+            return argument.partition("=")[2]
+        if argument == option and i + 1 < len(args) and not args[i + 1].startswith("-"):
             return args[i + 1]
     return None
 

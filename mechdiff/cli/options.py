@@ -104,7 +104,7 @@ def to_flags(context: click.Context, flags: Sequence[Any], common: Sequence[Any]
     """
     values = {name: value for name, value in context.params.items() if _typed(context, name)}
     # Before --set, which is the more exact of the two and so has the last word.
-    words = [
+    arguments = [
         f"--set={short.setting}={values[short.key]}" for short in shortcuts(flags) if short.key in values
     ]
     for flag in [*flags, *common]:
@@ -115,8 +115,8 @@ def to_flags(context: click.Context, flags: Sequence[Any], common: Sequence[Any]
         value = unnamed if value is None else value
         if value is None and flag.name in POSITIONAL and flag.name in context.command.needed:
             raise click.UsageError(f"{POSITIONAL[flag.name]} is missing", context)
-        words += _words(flag.name, value)
-    return words
+        arguments += _arguments(flag.name, value)
+    return arguments
 
 
 def _shortcut_help(short: Shortcut) -> str:
@@ -134,7 +134,7 @@ def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _words(name: str, value: Any) -> list[str]:
+def _arguments(name: str, value: Any) -> list[str]:
     if value is None:
         return []
     if isinstance(value, bool):
@@ -166,10 +166,10 @@ def _option(flag: Any, hidden: bool = False) -> click.Option:
     kind, dashed = flag.flag_type(), flag.name.replace("_", "-")
     untold = flag.default in (None, [], False, "")
     shown = "" if untold else f" [default: {str(flag.default_as_str).strip(QUOTE)}]"
-    words = flag.help.removesuffix(REPEATED)
+    help_text = flag.help.removesuffix(REPEATED)
     if "enum" in kind:
-        words = re.sub(r"^<[^>]*>: ", "", words)  # absl's list of choices; click has its own
-    look: dict[str, Any] = {"help": words + shown, "hidden": hidden or flag.name in POSITIONAL}
+        help_text = re.sub(r"^<[^>]*>: ", "", help_text)  # absl's list of choices; click has its own
+    look: dict[str, Any] = {"help": help_text + shown, "hidden": hidden or flag.name in POSITIONAL}
     if kind == "bool":
         spelled = f"--{dashed}/--no-{dashed}" if flag.default else f"--{dashed}"
         return click.Option([spelled, flag.name], is_flag=True, default=None, **look)

@@ -172,11 +172,11 @@ def _as_array(value: Any) -> AnyArray:
 
 
 def _described(config: UNetConfig) -> str:
-    words = {
+    text = {
         "label": f"one of {config.classes} classes" if config.classes else "a class embedding",
         "image": f"an image of {config.condition_channels} channels",
     }
-    return " and ".join(words[name] for name in takes(config))
+    return " and ".join(text[name] for name in takes(config))
 
 
 def _checked_label(config: UNetConfig, label: Any) -> Rows:

@@ -130,8 +130,8 @@ def draw_increases(theme: Theme, networks: Sequence[NetworkResults]) -> Figure:
             axes.plot([], [], ls="", label=networks[i].name, **look)  # the key's entry
             for y, component in enumerate(order):
                 value = float(increase[i, component])
-                words = f"{networks[i].name}: pooled ΔL/L {style.number(value)} %, {ablation} ablation"
-                gid = inline.told(names[component], words)
+                text = f"{networks[i].name}: pooled ΔL/L {style.number(value)} %, {ablation} ablation"
+                gid = inline.told(names[component], text)
                 axes.plot(value, y + shift, alpha=0.8, gid=gid, **look)
     axes.set(ylim=(len(order) - 0.4, -0.6), xlabel=f"pooled ΔL/L, %, {ablation} ablation; a mark a network")
     axes.set_yticks(range(len(order)), [names[i] for i in order], color=theme.ink, size=style.SMALL)

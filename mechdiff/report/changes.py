@@ -121,15 +121,15 @@ def findings(changed: Changed) -> list[Markup]:
     difference, sure = changed.difference.pooled, changed.p < ALPHA
     rose = int((sure & (difference.estimate > 0)).sum())
     fell = int((sure & (difference.estimate < 0)).sum())
-    words = (
+    sentence = (
         "<b>Significant changes:</b> {} of {} components (Holm p < {:g}); ablation costs more than before "
         "for {}, less for {}."
     )
-    sentences = [Markup(words).format(rose + fell, len(sure), ALPHA, rose, fell)]
+    sentences = [Markup(sentence).format(rose + fell, len(sure), ALPHA, rose, fell)]
     if changed.least_p > ALPHA:
-        words = "With n = {} and {} components no p can fall below {}, whatever changed: take more images."
-        sentences.append(Markup(words).format(difference.n, len(sure), precise(changed.least_p)))
-    words = "<b>{}:</b> <code>{}</code>, from {} to {}: a change of {}, p = {} (Holm)."
+        sentence = "With n = {} and {} components no p can fall below {}, whatever changed: take more images."
+        sentences.append(Markup(sentence).format(difference.n, len(sure), precise(changed.least_p)))
+    sentence = "<b>{}:</b> <code>{}</code>, from {} to {}: a change of {}, p = {} (Holm)."
     for title, index in (
         ("Largest rise", int(difference.estimate.argmax())),
         ("Largest fall", int(difference.estimate.argmin())),
@@ -140,10 +140,10 @@ def findings(changed: Changed) -> list[Markup]:
         first, last = (between(numbers.value(changed.sides[side].pooled, index), " %") for side in (0, -1))
         component, p = changed.difference.components[index], precise(float(changed.p[index]))
         points = between(change, f" {POINTS}")
-        sentences.append(Markup(words).format(title, component, first, last, points, p))
-    words = "<b>Loss without ablation,</b> mean over these images and timesteps: {} before, {} after."
+        sentences.append(Markup(sentence).format(title, component, first, last, points, p))
+    sentence = "<b>Loss without ablation,</b> mean over these images and timesteps: {} before, {} after."
     first, last = (f"{changed.clean[side]:.4g}" for side in (0, -1))
-    return [*sentences, Markup(words).format(first, last)]
+    return [*sentences, Markup(sentence).format(first, last)]
 
 
 def data_of(changed: Changed) -> list[dict]:

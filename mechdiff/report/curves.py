@@ -51,12 +51,12 @@ def _levels(axes: Axes, theme: Theme, model: ExaminedModel, evaluated: list[dict
         x = model.log_snr[np.asarray(row["levels"], int)]
         look = {"color": theme.type_color("head"), "alpha": 1.0 if last else 0.2 + 0.4 * k / len(chosen)}
         test_loss = [_number(value) for value in row["test_loss_by_level"]]
-        words = f"held-out, step {row['step']:,}" if last else "earlier evaluations" if k == 0 else None
-        axes.plot(x, test_loss, "o-" if last else "-", ms=3.2, lw=1.2 if last else 0.9, label=words, **look)
+        label = f"held-out, step {row['step']:,}" if last else "earlier evaluations" if k == 0 else None
+        axes.plot(x, test_loss, "o-" if last else "-", ms=3.2, lw=1.2 if last else 0.9, label=label, **look)
         if last:
             train_loss = [_number(value) for value in row["train_loss_by_level"]]
-            words = f"training images, step {row['step']:,}"
-            axes.plot(x, train_loss, "s--", ms=3, lw=1, color=theme.type_color("skip"), label=words)
+            label = f"training images, step {row['step']:,}"
+            axes.plot(x, train_loss, "s--", ms=3, lw=1, color=theme.type_color("skip"), label=label)
     axes.set(yscale="log", xlabel="log-SNR (clean to the left)", title="denoising loss by timestep")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.invert_xaxis()

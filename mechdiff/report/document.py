@@ -161,7 +161,7 @@ def _each(models: list[ExaminedModel], everyone: list[ExaminedModel], figures: P
         "paper": ranking.PAPER,
         "shown": ranking.SHOWN - ranking.VARIED,
         "varied": ranking.VARIED,
-        "words": style.WORDS,
+        "plurals": style.PLURALS,
         "ceilings": sorted({int(k) for s in models for k in s.attention["tokens"].values}),
         "log": np.log,
         "idle": numbers.idle,

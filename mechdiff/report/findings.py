@@ -9,15 +9,15 @@ from mechdiff.core.text_table import counted
 from mechdiff.report import numbers
 from mechdiff.report.numbers import Agreement, Extent, Value
 from mechdiff.report.ranking import PAPER
-from mechdiff.report.style import WORDS, Number, number
+from mechdiff.report.style import PLURALS, Number, number
 from mechdiff.stats import few_images
 from mechdiff.study.examined_model import ExaminedModel
 
 
 def between(value: Value, unit: str = "") -> Markup:
     """An estimate and its interval: `12.3 % [10.1, 14.9]`."""
-    words = f"{precise(value.estimate)}{unit} [{precise(value.low)}, {precise(value.high)}]"
-    return Markup('<span class="n">{}</span>').format(words)
+    interval = f"{precise(value.estimate)}{unit} [{precise(value.low)}, {precise(value.high)}]"
+    return Markup('<span class="n">{}</span>').format(interval)
 
 
 def precise(value: Number) -> str:
@@ -74,9 +74,9 @@ def _largest(model: ExaminedModel) -> Markup | None:
     for increase in model.increases.values():
         index = numbers.largest(increase)
         if index is not None:
-            words = Markup("under {} ablation <code>{}</code>, pooled ΔL/L = {}")
+            sentence = Markup("under {} ablation <code>{}</code>, pooled ΔL/L = {}")
             pooled = between(numbers.value(increase.pooled, index), " %")
-            phrases.append(words.format(increase.ablation, increase.components[index], pooled))
+            phrases.append(sentence.format(increase.ablation, increase.components[index], pooled))
     if not phrases:
         return Markup("No ablation changed any prediction: nothing was tested.")
     return Markup("<b>Largest effect of a single component,</b> of either sign: {}.").format(
@@ -89,11 +89,13 @@ def _parts(model: ExaminedModel) -> Markup | None:
     if not means:
         return None
     items = [
-        Markup("{} {} (n = {})").format(WORDS.get(component_type, component_type), between(mean, " %"), count)
+        Markup("{} {} (n = {})").format(
+            PLURALS.get(component_type, component_type), between(mean, " %"), count
+        )
         for component_type, (count, mean) in means.items()
     ]
-    words = Markup("<b>By component type:</b> mean pooled ΔL/L under {} ablation: {}.")
-    return words.format(model.lead.ablation, Markup("; ").join(items))
+    sentence = Markup("<b>By component type:</b> mean pooled ΔL/L under {} ablation: {}.")
+    return sentence.format(model.lead.ablation, Markup("; ").join(items))
 
 
 def _precision(model: ExaminedModel) -> list[Markup]:
@@ -102,13 +104,13 @@ def _precision(model: ExaminedModel) -> list[Markup]:
         precision.statement(model.sweep, increase.pooled, increase.precision_error)
         for increase in model.increases.values()
     ]
-    words = Markup("<b>Precision</b> under {} ablation: {}.")
-    return [words.format(name, line) for name, line in zip(model.increases, lines, strict=True) if line]
+    sentence = Markup("<b>Precision</b> under {} ablation: {}.")
+    return [sentence.format(name, line) for name, line in zip(model.increases, lines, strict=True) if line]
 
 
 def _grid(increase: Effects) -> Markup:
     raised, lowered = numbers.significant_cells(increase)
-    words = (
+    sentence = (
         "<b>Map, {} ablation:</b> {} of {} component × timestep cells are significant (max-T, p < {:g} in "
         "the family of {}): {} raise the loss, {} lower it. {}"
     )
@@ -119,19 +121,19 @@ def _grid(increase: Effects) -> Markup:
         else ""
     )
     significant, family = raised + lowered, increase.p.size
-    return Markup(words).format(
+    return Markup(sentence).format(
         increase.ablation, significant, family, numbers.ALPHA, family, raised, lowered, tail
     )
 
 
 def _spread(model: ExaminedModel) -> Markup:
     increase = model.lead
-    words = (
+    sentence = (
         "<b>Concentration:</b> under {} ablation, the effective number of components (exp of the entropy of "
         "their shares of pooled |ΔL/L|) is {}, of {} whose ablation changed a prediction."
     )
     active = int((~increase.idle).sum())
-    return Markup(words).format(increase.ablation, between(numbers.value(increase.effective)), active)
+    return Markup(sentence).format(increase.ablation, between(numbers.value(increase.effective)), active)
 
 
 def _hidden(model: ExaminedModel) -> Markup | None:
@@ -143,7 +145,7 @@ def _hidden(model: ExaminedModel) -> Markup | None:
     varied = active[(increase.rms.estimate - np.abs(increase.pooled.estimate))[active].argmax()]
     quantiles = increase.quantiles.estimate
     rare = active[(quantiles[:, -1] - quantiles[:, 1])[active].argmax()]
-    words = (
+    sentence = (
         "<b>Variation,</b> {} ablation: <code>{}</code> varies most over timesteps, root mean square of ΔL/L "
         "{} at a mean of {}; <code>{}</code> most over images: the loss rises on {} of them; median "
         "{}, 95 % quantile {}."
@@ -156,7 +158,7 @@ def _hidden(model: ExaminedModel) -> Markup | None:
     raised = Markup('<span class="n">{:.0f} % [{:.0f}, {:.0f}]</span>').format(
         *(100 * share for share in (hurt.estimate, hurt.low, hurt.high))
     )
-    return Markup(words).format(increase.ablation, names[0], rms, mean, names[1], raised, median, highest)
+    return Markup(sentence).format(increase.ablation, names[0], rms, mean, names[1], raised, median, highest)
 
 
 def _attention(model: ExaminedModel) -> Markup | None:
@@ -165,7 +167,7 @@ def _attention(model: ExaminedModel) -> Markup | None:
         return None
     heads = numbers.attention_extremes(data)
     clean, noisy = numbers.attention_ends(data)
-    words = (
+    sentence = (
         "<b>Attention:</b> averaged over heads, H / ln Nk is {} at the least noisy timestep and {} at the "
         "most noisy; over all timesteps the most focused head is <code>{}</code> ({}), the most diffuse "
         "<code>{}</code> ({})."
@@ -173,18 +175,18 @@ def _attention(model: ExaminedModel) -> Markup | None:
     sides = [between(clean), between(noisy)]
     for word in ("focused", "diffuse"):
         sides += [heads[word][0], between(heads[word][1])]
-    return Markup(words).format(*sides)
+    return Markup(sentence).format(*sides)
 
 
 def agreements(pairs: list[Agreement], ablation: str) -> list[Markup]:
     """Agreement of the rankings of components between models."""
-    words = (
+    sentence = (
         "<b>{} and {}</b> ({}): the rank correlation of pooled ΔL/L over components is Spearman ρ = {} under "
         "{} ablation, over {} components; {} of the top {} are the same (n ≥ {} images, or people where they "
         "are known, n = 1 seed a side)."
     )
     return [
-        Markup(words).format(
+        Markup(sentence).format(
             item.first, item.second, item.relation, between(item.value), ablation,
             item.components, item.shared, min(numbers.TOP, item.components), item.n,
         )
@@ -194,12 +196,12 @@ def agreements(pairs: list[Agreement], ablation: str) -> list[Markup]:
 
 def ranges(spans: list[Extent], paper: bool) -> list[Markup]:
     """The ranges of pooled ΔL/L over components; with `paper` also that of the paper's abstract."""
-    words = (
+    sentence = (
         "<b>Range over components, {} ({} ablation):</b> pooled ΔL/L from {} (<code>{}</code>) to {} "
         "(<code>{}</code>); n = {} images, n = 1 seed."
     )
     sentences = [
-        Markup(words).format(
+        Markup(sentence).format(
             item.model.name,
             item.increase.ablation,
             between(item.low, " %"),

@@ -30,9 +30,9 @@ def mark(component: str, ablation: str = "") -> str:
     return SEPARATOR.join(("mark", component, ablation))
 
 
-def told(component: str, words: str) -> str:
+def told(component: str, text: str) -> str:
     """The gid of an artist that stands for a component and has a hover text."""
-    return SEPARATOR.join(("told", component, words))
+    return SEPARATOR.join(("told", component, text))
 
 
 def cells(statistic: str, rows: list[int]) -> str:

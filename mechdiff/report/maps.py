@@ -119,8 +119,8 @@ def _labels(axes: Axes, theme: Theme, increase: EffectGrid, order: list, edges: 
         x = -1.68 * inch
         line = {"color": theme.type_color(component_type), "lw": 2.2, "solid_capstyle": "butt"}
         axes.plot([x, x], [low + 0.1, high - 0.1], transform=across, clip_on=False, **line)
-        words = style.WORDS.get(component_type, component_type)
-        short = words if (high - low) * ROW > 0.075 * len(words) else component_type
+        label = style.PLURALS.get(component_type, component_type)
+        short = label if (high - low) * ROW > 0.075 * len(label) else component_type
         layout = {"rotation": 90, "ha": "right", "va": "center", "transform": across}
         color = theme.type_color(component_type)
         axes.text(x - 0.08 * inch, (low + high) / 2, short, size=style.SMALL, color=color, **layout)
@@ -139,5 +139,5 @@ def _scale(figure: Figure, theme: Theme, largest: float, size: tuple[float, floa
     hatch = {"facecolor": "none", "edgecolor": theme.muted, "hatch": "/////"}
     key.add_patch(PathPatch(Path.unit_rectangle(), lw=0.5, **hatch))
     key.axis("off")
-    words = f"not significant\n(max-T p ≥ {ALPHA:g})"
-    figure.text((LEFT + 3.15) / width, 0.4 / height, words, size=style.SMALL, va="center", linespacing=1.3)
+    note = f"not significant\n(max-T p ≥ {ALPHA:g})"
+    figure.text((LEFT + 3.15) / width, 0.4 / height, note, size=style.SMALL, va="center", linespacing=1.3)

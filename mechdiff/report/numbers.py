@@ -81,10 +81,10 @@ def training_seeds(models: Sequence[ExaminedModel]) -> str:
     if any(model.config.data.name == "unknown" for model in models):
         return ""
     distinct = sorted({model.config.seed for model in models})
-    words = f"training {'seed' if len(distinct) == 1 else 'seeds'} {', '.join(map(str, distinct))}"
+    text = f"training {'seed' if len(distinct) == 1 else 'seeds'} {', '.join(map(str, distinct))}"
     if len(distinct) == len(models):
-        return words
-    return f"{words}: those of one seed are states of one training or variants, not replicates"
+        return text
+    return f"{text}: those of one seed are states of one training or variants, not replicates"
 
 
 def largest(increase: Effects) -> int | None:

@@ -22,13 +22,13 @@ def sentence(table: xr.Dataset | None) -> Markup:
     """What a table of `backups.interaction_table` shows; None: not examined, as in older results."""
     if table is None:
         return Markup("<b>Pairs of components</b> (one makes up for the other's removal): not examined.")
-    words = (
+    sentence = (
         "<b>Pairs of components,</b> zero ablation: all {} pairs of the {} likeliest candidates by gradients "
         "were run, on {} images{}. {}"
     )
     candidates = {*table.a.values.tolist(), *table.b.values.tolist()}
     pairs, images = table.sizes["pair"], table.sizes["image"]
-    return Markup(words).format(pairs, len(candidates), images, backups.few(table), _listed(table))
+    return Markup(sentence).format(pairs, len(candidates), images, backups.few(table), _listed(table))
 
 
 def _listed(table: xr.Dataset) -> Markup:
@@ -45,20 +45,20 @@ def _listed(table: xr.Dataset) -> Markup:
     items = [_group(members, table) for members in groups]
     items += [_item(named.isel(pair=i)) for i in left[:SHOWN]]
     more = f"; and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
-    words = "Pairs that interact by more than {:g} % of the loss, each by its own 95 % interval: {}{}."
-    return Markup(words).format(backups.MIN_INTERACTION, Markup("; ").join(items), more)
+    sentence = "Pairs that interact by more than {:g} % of the loss, each by its own 95 % interval: {}{}."
+    return Markup(sentence).format(backups.MIN_INTERACTION, Markup("; ").join(items), more)
 
 
 def _group(members: tuple[str, ...], table: xr.Dataset) -> Markup:
     codes = [Markup("<code>{}</code>").format(name) for name in members]
     inside = table.a.isin(members) & table.b.isin(members)
     costs = table.joint.values[inside.values]
-    words = (
+    sentence = (
         "of {} and {} any one may go and no two: each alone costs less than {:g} %, two together {} to {} %"
     )
     first = Markup(", ").join(codes[:-1])
     least, most = precise(costs.min()), precise(costs.max())
-    return Markup(words).format(first, codes[-1], backups.MIN_INTERACTION, least, most)
+    return Markup(sentence).format(first, codes[-1], backups.MIN_INTERACTION, least, most)
 
 
 def _item(pair: xr.Dataset) -> Markup:
@@ -72,10 +72,10 @@ def _item(pair: xr.Dataset) -> Markup:
     if pair.named.item() == backups.BACKUP:
         costlier = float(pair.single_a) >= float(pair.single_b)
         first, second = names if costlier else names[::-1]
-        words = "<code>{}</code> makes up for {} % of what ablating <code>{}</code> costs (interaction {})"
-        return Markup(words).format(second, shown, first, between(interaction, " %"))
+        sentence = "<code>{}</code> makes up for {} % of what ablating <code>{}</code> costs (interaction {})"
+        return Markup(sentence).format(second, shown, first, between(interaction, " %"))
     less = Markup("the sum, by {} % of the smaller cost").format(shown)
     if least > 100:  # the loss of one makes the other's a gain
         less = Markup("ablating the costlier alone")
-    words = "ablating <code>{}</code> and <code>{}</code> costs less than {} (interaction {})"
-    return Markup(words).format(names[0], names[1], less, between(interaction, " %"))
+    sentence = "ablating <code>{}</code> and <code>{}</code> costs less than {} (interaction {})"
+    return Markup(sentence).format(names[0], names[1], less, between(interaction, " %"))

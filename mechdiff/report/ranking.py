@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from mechdiff.analysis.effects import Effects
 from mechdiff.report import inline, style
-from mechdiff.report.style import MARKERS, WORDS, Theme
+from mechdiff.report.style import MARKERS, PLURALS, Theme
 
 SHOWN = 15
 VARIED = 3  # of those shown: not the largest on average, but the most varied over timesteps or images
@@ -109,9 +109,9 @@ def draw_range(theme: Theme, rows: list[Row], limits: tuple[float, float], paper
     low, high = min(limits[0], -1.5), max(2 * limits[1], 1.3 * PAPER[1] if paper else 0)
     if paper:
         axes.axvspan(*PAPER, color=theme.muted, alpha=0.16, lw=0)
-        words = f"paper's abstract\n{PAPER[0]:g} % to {PAPER[1]:g} %"
+        text = f"paper's abstract\n{PAPER[0]:g} % to {PAPER[1]:g} %"
         layout = {"ha": "center", "va": "bottom", "color": theme.muted}
-        axes.text(np.sqrt(PAPER[0] * PAPER[1]), -0.62, words, size=style.SMALL, **layout)
+        axes.text(np.sqrt(PAPER[0] * PAPER[1]), -0.62, text, size=style.SMALL, **layout)
     for y, row in enumerate(rows):
         _strip(axes, theme, row.increase, y)
     axes.set(ylim=(len(rows) - 0.45, -0.6), xlabel=f"pooled ΔL/L, %{' (ours)' if paper else ''}")
@@ -154,7 +154,7 @@ def draw_agreement(
     for component_type, indices in types:
         x, x_errors = _bars(first, pairs[indices, 0])
         y, y_errors = _bars(second, pairs[indices, 1])
-        label = WORDS.get(component_type, component_type)
+        label = PLURALS.get(component_type, component_type)
         look = {"color": theme.type_color(component_type), "ms": 4, "mew": 0, "label": label}
         marker = MARKERS.get(component_type, "o")
         axes.errorbar(x, y, yerr=y_errors, xerr=x_errors, fmt=marker, elinewidth=0.7, **look)

@@ -230,9 +230,9 @@ def _key(figure: Figure, axes: Axes, paint: Paint, bottom: float, quantity: str)
         (lambda x: Circle((x, y), 0.14), "time injection", 3.1),
         (lambda x: Circle((x, y), 0.14, linestyle=":"), "dotted: nothing changed", 0),
     )
-    for shape_at, words, width in shapes:
+    for shape_at, text, width in shapes:
         shape = shape_at(x)
         shape.set(facecolor=paint.theme.paper, edgecolor=paint.theme.muted, linewidth=0.8)
         axes.add_patch(shape)
-        axes.text(x + 0.4, y, words, size=style.SMALL, va="center_baseline")
+        axes.text(x + 0.4, y, text, size=style.SMALL, va="center_baseline")
         x += width

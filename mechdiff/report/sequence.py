@@ -31,9 +31,9 @@ def draw_sequence(theme: Theme, increase: EffectGrid, largest: float, quantity: 
         x, y = 0.05 + wide * column, height - tall * (line + 1)
         axes.add_patch(Rectangle((x, y), wide - 0.08, tall - 0.07, **paint.fill(name)))
         ink = style.readable_on(paint.color(name)) if name not in paint.idle else theme.ink
-        words = name if len(name) <= 20 else f"{name[:9]}…{name[-9:]}"
+        label = name if len(name) <= 20 else f"{name[:9]}…{name[-9:]}"
         text = {"size": style.SMALL, "ha": "center", "va": "center_baseline", "color": ink}
-        axes.text(x + wide / 2 - 0.04, y + 0.31, words, **text)
+        axes.text(x + wide / 2 - 0.04, y + 0.31, label, **text)
         value = "no change" if name in paint.idle else short(paint.value[name])
         axes.text(x + wide / 2 - 0.04, y + 0.13, value, **text)
     bar = figure.add_axes((0.05 / width, 0.3 / height, 3.4 / width, 0.09 / height))

@@ -66,7 +66,7 @@ def plot_component(measured: Effects, component: str, title: str) -> Plot:
     """Relative loss increase of one component over log-SNR, with its interval at every timestep."""
     index = measured.components.index(component)
     pooled = measured.pooled
-    words = (
+    text = (
         f"pooled {pooled.estimate[index]:.1f} % [{pooled.low[index]:.1f}, {pooled.high[index]:.1f}], "
         f"n = {measured.n} images"
     )
@@ -79,11 +79,11 @@ def plot_component(measured: Effects, component: str, title: str) -> Plot:
         axes.fill_between(measured.log_snr, cells.low[index], cells.high[index], color=color, alpha=0.2, lw=0)
         axes.plot(measured.log_snr, cells.estimate[index], "o-", color=color, ms=3.5, lw=1.2)
         axes.set(xlabel="log-SNR (clean to the left)", ylabel="relative loss increase, %")
-        axes.set_title(f"{component}: {title}\n{words}", fontsize=8)
+        axes.set_title(f"{component}: {title}\n{text}", fontsize=8)
         axes.invert_xaxis()
         return figure
 
-    return Plot(draw, f"{component} over log-SNR: {words}")
+    return Plot(draw, f"{component} over log-SNR: {text}")
 
 
 def plot_map(measured: Effects, title: str) -> Plot:

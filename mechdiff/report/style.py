@@ -84,7 +84,7 @@ TYPES = {  # component type -> what one is called
     "class": "class injection",
     "condition": "condition channels",
 }
-WORDS = {
+PLURALS = {
     "res": "residual branches",
     "head": "attention heads",
     "skip": "skip tensors",

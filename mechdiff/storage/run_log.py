@@ -195,12 +195,12 @@ class _PlainLines(_Bar):
         now = time.monotonic()
         if msg != "" and now >= self._due:  # tqdm sends "" to clear a bar
             self._due = now + PLAIN_SECONDS
-            words = msg or str(self)
+            line = msg or str(self)
             for unknown in (f", ?{self.unit}/s", ", ? left"):  # as tqdm writes what it does not know yet
-                words = words.replace(unknown, "")
+                line = line.replace(unknown, "")
             # tqdm holds its lock meanwhile: an error in the clock's thread would keep it, and the run hang.
             with contextlib.suppress(BrokenPipeError):
-                print(words, file=sys.stderr, flush=True)
+                print(line, file=sys.stderr, flush=True)
 
 
 def _line(record: dict) -> bytes:

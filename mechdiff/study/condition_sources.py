@@ -63,14 +63,14 @@ def condition_of(
       DataError: a class or a condition image that is missing or ambiguous.
     """
     takes = conditions.taken(denoiser.network)
-    entries, words = {}, []
+    entries, descriptions = {}, []
     if takes.classes:
-        entries["label"], said = _labels(denoiser, images, rows, sources)
-        words.append(said)
+        entries["label"], description = _labels(denoiser, images, rows, sources)
+        descriptions.append(description)
     if takes.channels:
-        entries["image"], said = _condition_images(denoiser, images, rows, sources, preprocessing)
-        words.append(said)
-    return (entries if len(entries) > 1 else next(iter(entries.values()))), tuple(words)
+        entries["image"], description = _condition_images(denoiser, images, rows, sources, preprocessing)
+        descriptions.append(description)
+    return (entries if len(entries) > 1 else next(iter(entries.values()))), tuple(descriptions)
 
 
 def _labels(

@@ -82,7 +82,7 @@ def examine(
     print_memory_forecast(denoiser, config)
     images = inputs(denoiser, trained, record)
     checked = load_check.check(denoiser, images, record, seed)
-    print(f"{name}: {checked.words}", file=sys.stderr, flush=True)
+    print(f"{name}: {checked.summary}", file=sys.stderr, flush=True)
     files.ensure_writable(folder)
     facts = {"inputs": images.label, "seed": seed, "trained_on": trained.data.name}
     about = {

@@ -68,7 +68,7 @@ class LoadCheck:
         return "unlike its record" if beyond else "as recorded"
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """The verdict in one sentence."""
         mean = (
             f"clean loss {np.mean(self.loss):.4g} on {self.images} images at {len(self.timesteps)} timesteps"
@@ -91,8 +91,8 @@ class LoadCheck:
         return "; ".join([*parts, *self.notes])
 
     def to_dict(self) -> dict:
-        """JSON-ready, with `verdict` and `words`."""
-        return dataclasses.asdict(self) | {"verdict": self.verdict, "words": self.words}
+        """JSON-ready, with the verdict; the summary is called `words` there, as in records of before."""
+        return dataclasses.asdict(self) | {"verdict": self.verdict, "words": self.summary}
 
 
 def check(

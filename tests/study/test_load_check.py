@@ -87,7 +87,7 @@ def test_a_network_as_good_as_its_record_is_told_so():
         better, of_guess=better.of_guess / 2
     )  # as that of a network that has learned
     assert better.verdict == "as recorded" and abs(better.ratio - 1) < 4 * better.ratio_error
-    assert "of that in its record" in better.words and "preprocessing" not in better.words
+    assert "of that in its record" in better.summary and "preprocessing" not in better.summary
 
 
 @pytest.mark.parametrize("scale", [0.5, 2.0])
@@ -95,13 +95,13 @@ def test_a_network_unlike_its_record_is_told_so(scale):
     checked = load_check.check(Wiener(np.float32(SPREAD)), GIVEN, record(scale))
     checked = dataclasses.replace(checked, of_guess=checked.of_guess / 2)
     assert checked.ratio == pytest.approx(1 / scale, rel=0.2)
-    assert checked.verdict == "unlike its record" and "of another kind" in checked.words
+    assert checked.verdict == "unlike its record" and "of another kind" in checked.summary
 
 
 def test_a_misread_network_is_no_better_than_a_guess():
     checked = load_check.check(Wiener(np.float32(20.0)), GIVEN, record())
     assert checked.of_guess > 1.5 and checked.verdict == "no better than a guess"
-    assert "noise schedule, prediction, range of values" in checked.words
+    assert "noise schedule, prediction, range of values" in checked.summary
 
 
 @jax.tree_util.register_dataclass

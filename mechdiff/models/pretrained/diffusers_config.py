@@ -22,7 +22,7 @@ from mechdiff.models.pretrained.options import (
 
 WHAT = "UNet2DModel"
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "relu": "relu", "gelu": "gelu", "mish": "mish"}
-WORDS = listed(choice(kind="the name of a kind of block"))
+BLOCK_TYPES = listed(choice(kind="the name of a kind of block"))
 TABLE = {  # defaults of diffusers 0.42; they have not changed since 0.0.4
     "sample_size": Option(None, optional(listed(integer()))),
     "in_channels": Option(3, integer()),
@@ -32,9 +32,9 @@ TABLE = {  # defaults of diffusers 0.42; they have not changed since 0.0.4
     "time_embedding_dim": Option(None, optional(integer())),
     "freq_shift": Option(0, integer(0)),
     "flip_sin_to_cos": Option(True, boolean()),
-    "down_block_types": Option(("DownBlock2D", *("AttnDownBlock2D",) * 3), WORDS),
+    "down_block_types": Option(("DownBlock2D", *("AttnDownBlock2D",) * 3), BLOCK_TYPES),
     "mid_block_type": Option("UNetMidBlock2D", anything(), ("UNetMidBlock2D", None)),
-    "up_block_types": Option((*("AttnUpBlock2D",) * 3, "UpBlock2D"), WORDS),
+    "up_block_types": Option((*("AttnUpBlock2D",) * 3, "UpBlock2D"), BLOCK_TYPES),
     "block_out_channels": Option((224, 448, 672, 896), listed(integer())),
     "layers_per_block": Option(2, integer()),
     "mid_block_scale_factor": Option(1, number()),

@@ -6,7 +6,7 @@ from typing import Any
 from mechdiff.models.pretrained.configs import option_names
 
 WAY_OUT = "write it as a JAX function and wrap that (mechdiff.models.traced)"
-NETWORKS = (  # words that only their config has, and what they are
+NETWORKS = (  # options that only their config has, and what they are
     (("first_stage_config", "cond_stage_config", "unet_config"), "a latent diffusion model"),
     (("sigma_sample_density", "augment_wrapper", "self_attn_depths"), "a network of k-diffusion"),
 )
@@ -15,8 +15,8 @@ NETWORKS = (  # words that only their config has, and what they are
 def unsupported(config: Mapping[str, Any]) -> str:
     """The unsupported network that a config describes, and the way out; empty if it is none of these."""
     names = option_names(config)
-    for words, what in NETWORKS:
-        options = [word for word in words if word in names]
+    for telling, what in NETWORKS:
+        options = [option for option in telling if option in names]
         if options:
             return f"{what} (by its option {options[0]}), which is not read; {WAY_OUT}"
     return ""

@@ -197,15 +197,15 @@ def listed(item: Type, *, text: bool = False, also: tuple = (), empty: bool = Fa
     return Type(f"a list, each {item.expected}{more}", read)
 
 
-def choice(*words: str | None, kind: str = "") -> Type:
-    """One of some words (None: null), which `Option.only` holds it to; `kind` is what they are called."""
+def choice(*values: str | None, kind: str = "") -> Type:
+    """One of some texts (None: null), which `Option.only` holds it to; `kind` is what they are called."""
 
     def read(value):
         if value is None or isinstance(value, str):
             return value
         raise ValueError
 
-    return Type(kind or f"one of {', '.join(_shown(word) for word in words)}", read)
+    return Type(kind or f"one of {', '.join(_shown(value) for value in values)}", read)
 
 
 def optional(kind: Type) -> Type:

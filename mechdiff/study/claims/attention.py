@@ -88,7 +88,7 @@ def _from_controls(networks: Sequence[NetworkResults], controls: Sequence[Networ
     """Divergence of CelebA's networks from those of each control data set, in words: a difference that is as
     large between other data sets is not a property of natural images or of faces."""
     natural, _ = across_seeds.natural_and_simple(networks)
-    words = []
+    clauses = []
     for data in across_seeds.CONTROLS:
         side = [network for network in across_seeds.final_snapshots(controls) if network.data == data]
         if len(side) < small_samples.MIN_SEEDS or not across_seeds.comparable([*natural, *side]):
@@ -96,8 +96,8 @@ def _from_controls(networks: Sequence[NetworkResults], controls: Sequence[Networ
         heads = [str(name) for name in natural[0].attention["head"].values]
         entropies = (np.array([_mean_entropy(network) for network in group]) for group in (natural, side))
         result = network_divergence.compare(*entropies, matching.layers_of(heads))
-        words.append(f"from {len(side)} networks of {data} images {result.pooled:.3f} (p {result.p:.2g})")
-    return f"; beside the claim, CelebA's differ {' and '.join(words)}" if words else ""
+        clauses.append(f"from {len(side)} networks of {data} images {result.pooled:.3f} (p {result.p:.2g})")
+    return f"; beside the claim, CelebA's differ {' and '.join(clauses)}" if clauses else ""
 
 
 def _mean_entropy(network: NetworkResults) -> Float[np.ndarray, "head t"]:
@@ -151,7 +151,7 @@ def roles(networks: Sequence[NetworkResults]) -> Finding:
     having, total = np.count_nonzero(named[0] + named[1]), len(named[0] + named[1])
     p = max(*(result.p_profiles for result in results), float(scipy.stats.binom.sf(having - 1, total, ALPHA)))
     heads = _roles(natural[0]).sizes["component"]
-    words = []
+    clauses = []
     for name, result, counts in zip(("CelebA", "synthetic faces"), results, named, strict=True):
         text = (
             f"{name}: selectivity of matched heads correlates {result.profiles:.2f} between seeds, "
@@ -159,12 +159,12 @@ def roles(networks: Sequence[NetworkResults]) -> Finding:
         )
         if any(counts):
             text += f", matches share it in {result.labels:.0%}, by chance {result.chance_labels:.0%}"
-        words.append(text)
+        clauses.append(text)
     interval = small_samples.jackknife_interval(excess, natural, simple, estimate)
     least, negligible = min(len(natural), len(simple)), bool(interval[1] < margins.ROLES)
     images = _roles(natural[0]).sizes.get("image")
     return Finding(
-        estimate, interval, p, least, "; ".join(words),
+        estimate, interval, p, least, "; ".join(clauses),
         negligible=negligible, p_alone=True, images=images, people=None if images is None else 0,
     )  # fmt: skip
 
@@ -219,8 +219,8 @@ def entropy(networks: Sequence[NetworkResults]) -> Finding:
         f"{int((added[:, 0] < 0).sum())} of {len(rho)}"
     )
     for summary in (apart.by_data, apart.by_start):
-        words = summary(networks, added[:, 0], digits=2)
-        because += f"; {words}" if words else ""
+        text = summary(networks, added[:, 0], digits=2)
+        because += f"; {text}" if text else ""
     because += _other_ablations(networks)
     return Finding(estimate, interval, p, len(rho), because, above=False)
 
@@ -229,7 +229,7 @@ def _other_ablations(networks: Sequence[NetworkResults]) -> str:
     """The claim's estimate under the ablations that don't decide it, in words, and in either data set."""
     lead = across_seeds.lead_ablation(networks[0].sweep)
     units = min(network.units.effective for network in networks)
-    words = []
+    clauses = []
     for ablation in map(str, networks[0].sweep["ablation"].values):
         if ablation == lead or not all(_swept(network, ablation) for network in networks):
             continue
@@ -238,8 +238,8 @@ def _other_ablations(networks: Sequence[NetworkResults]) -> str:
         ends = f" [{low:.2f}, {high:.2f}], p {p:.2g}" if np.isfinite(p) else ""
         by_data = apart.by_data(networks, added[:, 0], digits=2)
         sides = f" ({by_data})" if by_data else ""
-        words.append(f"by {ablation} instead of {lead} ablation {mean:.2f}{ends}{sides}")
-    return f"; {'; '.join(words)}" if words else ""
+        clauses.append(f"by {ablation} instead of {lead} ablation {mean:.2f}{ends}{sides}")
+    return f"; {'; '.join(clauses)}" if clauses else ""
 
 
 def _swept(network: NetworkResults, ablation: str) -> bool:

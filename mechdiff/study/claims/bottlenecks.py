@@ -73,19 +73,19 @@ def _beyond_controls(
     visible: Bool[np.ndarray, "ablation component"],
 ) -> tuple[float, list[str]]:
     """The largest p of the threshold and of each control that the study holds; a phrase on each control."""
-    p, words = [p_threshold], []
+    p, clauses = [p_threshold], []
     for name, values in (
         ("untrained networks", _untrained(networks, tested, visible)),
         ("the 95th percentile of random channel sets of the same size", _random(networks, tested, visible)),
     ):
         if values is None:
-            words.append(f"against {name}: not testable here, the study holds none")
+            clauses.append(f"against {name}: not testable here, the study holds none")
             continue
         mean, _, p_control = over_seeds(increases - values)
         p.append(p_control)
-        p_words = f" (p {p_control:.2g})" if np.isfinite(p_control) else ""
-        words.append(f"{mean:.1f} points above {name}{p_words}")
-    return float(np.max(p)) if np.isfinite(p).all() else np.nan, words
+        p_text = f" (p {p_control:.2g})" if np.isfinite(p_control) else ""
+        clauses.append(f"{mean:.1f} points above {name}{p_text}")
+    return float(np.max(p)) if np.isfinite(p).all() else np.nan, clauses
 
 
 def _untrained(
@@ -137,14 +137,14 @@ def _random(
 def _counts(ablations: Sequence[str], visible: Bool[np.ndarray, "ablation component"]) -> str:
     """How many components each ablation changes; it does not test the others."""
     total = visible.shape[1]
-    words = [
+    clauses = [
         f"{ablation} changes {int(changed.sum())} of {total}"
         for ablation, changed in zip(ablations, visible, strict=True)
         if not changed.all()
     ]
-    if not words:
+    if not clauses:
         return f"every ablation changes all {total} components"
-    return "components that an ablation doesn't change don't count: " + ", ".join(words)
+    return "components that an ablation doesn't change don't count: " + ", ".join(clauses)
 
 
 def _tested(chosen: Sequence[str], share: float) -> str:
@@ -156,5 +156,5 @@ def _tested(chosen: Sequence[str], share: float) -> str:
 
 def _apart(networks: Sequence[NetworkResults], increases: Float[np.ndarray, " network"]) -> str:
     summaries = (summary(networks, increases, unit=" %") for summary in (apart.by_data, apart.by_start))
-    words = "; ".join(filter(None, summaries))
-    return f" ({words})" if words else ""
+    text = "; ".join(filter(None, summaries))
+    return f" ({text})" if text else ""

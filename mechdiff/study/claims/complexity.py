@@ -87,15 +87,15 @@ def examine(networks: Sequence[NetworkResults], controls: Sequence[NetworkResult
 def _beside(measure: Measure, networks: Sequence[NetworkResults], controls: Sequence[NetworkResults]) -> str:
     """The measure in networks of control data, in words; empty where there are too few, or they are not
     comparable."""
-    words = []
+    clauses = []
     for data in across_seeds.CONTROLS:
         side = [network for network in across_seeds.final_snapshots(controls) if network.data == data]
         if len(side) < small_samples.MIN_SEEDS or not across_seeds.comparable([networks[0], *side]):
             continue
         values = measure.of(side)
         if values is not None:
-            words.append(f"{float(np.exp(values[0].mean())):.1f} in {len(side)} networks of {data} images")
-    return f"; beside the claim, {', '.join(words)}" if words else ""
+            clauses.append(f"{float(np.exp(values[0].mean())):.1f} in {len(side)} networks of {data} images")
+    return f"; beside the claim, {', '.join(clauses)}" if clauses else ""
 
 
 def measures(networks: Sequence[NetworkResults]) -> list[Measure]:
@@ -129,19 +129,19 @@ def _gate(networks: Sequence[NetworkResults], controls: Sequence[NetworkResults]
             "a measure must first rise on the ladder of synthetic faces, which takes at least "
             f"{small_samples.MIN_SEEDS} networks of each complexity; there are {counts}"
         )
-    words = []
+    clauses = []
     for measure in measures(networks):
         values = [value for rung in rungs if (value := measure.of(rung)) is not None]
         if len(values) < len(rungs):
             continue
         rises, p = spread.ordered([value[0] for value in values], measure.pseudo, measure.sizes)
         shown = ", ".join(f"{np.exp(value[0].mean()):.1f}" for value in values)
-        words.append(f"{measure.name} {shown} (p {p:.3f}{_beside(measure, networks, controls)})")
+        clauses.append(f"{measure.name} {shown} (p {p:.3f}{_beside(measure, networks, controls)})")
         if rises and p < ALPHA:
             return measure, f"at complexity {_listed(RUNGS)} it is {shown} (p {p:.3f})"
     raise NotTestable(
         f"no measure rises on the ladder, complexity {_listed(RUNGS)}, as one of complexity must: "
-        f"{'; '.join(words)}"
+        f"{'; '.join(clauses)}"
     )
 
 

@@ -122,7 +122,7 @@ def verdict(finding: Finding, p_adjusted: float) -> str:
 
 
 def _claim(question: Question, finding: Finding | str, p_adjusted: float, counts: tuple[int, int]) -> Claim:
-    words = {name: getattr(question, name) for name in ("id", "statement", "estimand", "paper_value")}
+    texts = {name: getattr(question, name) for name in ("id", "statement", "estimand", "paper_value")}
     images, people = counts
     if isinstance(finding, str):
         empty = {"estimate": np.nan, "interval": (np.nan, np.nan), "p": np.nan, "n_seeds": 0}
@@ -136,7 +136,7 @@ def _claim(question: Question, finding: Finding | str, p_adjusted: float, counts
             )
         images = images if finding.images is None else finding.images
         people = people if finding.people is None else finding.people
-    return Claim(**words, **facts, n_images=images, n_people=people, p_adjusted=float(p_adjusted))
+    return Claim(**texts, **facts, n_images=images, n_people=people, p_adjusted=float(p_adjusted))
 
 
 def table(claims: Sequence[Claim]) -> str:
