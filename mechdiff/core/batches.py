@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from mechdiff.core import ranges
+
 
 class Batch(NamedTuple):
     """Items that are computed together.
@@ -32,10 +34,15 @@ class Batch(NamedTuple):
 def batches(count: int, size: int) -> Iterator[Batch]:
     """Yields items 0 to `count - 1` in batches of `size`.
 
+    Raises:
+      ConfigError: a size that is no whole number above 0; of a negative one there would be no batches, and
+        results would stay empty.
+
     Example:
       >>> [(batch.indices.tolist(), batch.span) for batch in batches(5, 3)]
       [([0, 1, 2], slice(0, 3, None)), ([3, 4, 3], slice(3, 5, None))]
     """
+    size = ranges.whole("block", size, 1, meaning="how many at once")
     for start in range(0, count, size):
         span = slice(start, min(start + size, count))
         yield Batch(filled(span, size), span)

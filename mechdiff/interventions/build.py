@@ -162,8 +162,10 @@ def random_subsets(
       Members of the sets, `(count, components)`, and the stack of interventions: gates `(count, units)`, the
       rest shared (`STACKED`).
     Raises:
-      ConfigError: `size` is not between 1 and the number of selected components.
+      ConfigError: `count` is no whole number above 0, or `size` none between 1 and the number of selected
+        components.
     """
+    count, size = ranges.whole("count", count, 1), ranges.whole("size", size)
     chosen = list(select(identity, what).values())
     if not 1 <= size <= len(chosen):
         raise ConfigError(f"subset size {size} is out of range; 1 to {len(chosen)} components are selected")

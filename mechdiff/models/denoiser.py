@@ -236,7 +236,8 @@ class Denoiser:
         collection: str = CAPTURED,
     ) -> tuple[Features, dict[str, Any]]:
         """`predict`, and intermediate values: collection `sites`, `patterns`, `attention` (`Examinable`), or
-        `streams`, the feature map that leaves each stage."""
+        `streams`, the feature map that leaves each stage; errors as of `predict`."""
+        x_t, t = check_inputs(self, x_t, t)
         output, values = forward(
             self.unet, self.params, intervention, x_t, t, condition=condition, capture=(collection,)
         )

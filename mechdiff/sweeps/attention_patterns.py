@@ -98,8 +98,9 @@ def replace_pattern(
         traced function the keys are the sites of its named patterns, with their axes.
       kept: weight of the heads' own patterns; 1 changes nothing.
     Raises:
-      ConfigError: a component that is not a head, or a site without a pattern.
+      ConfigError: a component that is not a head, a site without a pattern, or a weight that is not finite.
     """
+    kept = ranges.finite("kept", kept)
     named = any(site_type(site) == PATTERN for site in patterns)
     gate = {site: np.ones(np.shape(identity.gate[site]), np.float32) for site in patterns}
     for name, (site, (start, stop)) in select(identity, what).items():

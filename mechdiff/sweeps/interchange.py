@@ -89,7 +89,8 @@ class PairSet:
         `labeled(...)`; None: nothing.
 
     Raises:
-      ConfigError: an unknown factor, none or one twice, or no pairs.
+      ConfigError: an unknown factor, none or one twice, no whole number of pairs above 0, or a complexity
+        that is not 0 to 4.
 
     Example:
       >>> PairSet(jax.random.key(0), factors=("glasses",), count=4).complexity
@@ -104,8 +105,8 @@ class PairSet:
 
     def __post_init__(self):
         check_factors(self.factors)
-        if self.count < 1:
-            raise ConfigError(f"pairs={self.count}: at least one pair of faces is needed")
+        ranges.whole("pairs", self.count, 1, meaning="how many pairs of faces")
+        ranges.within("complexity", ranges.whole("complexity", self.complexity), 0, 4)
 
     def at(
         self, factor: str, size: int, timesteps: Int[np.ndarray, " timesteps"], channels: int = 3

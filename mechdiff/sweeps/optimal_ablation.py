@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from jaxtyping import Float
 
-from mechdiff.core import keys
+from mechdiff.core import keys, ranges
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
@@ -54,14 +54,15 @@ def optimal_replacements(
         noise, fresh in every step; the choice between candidates is made under one draw per image, that of
         `activation_means`.
       chosen: components that don't overlap; all of the network if None.
-      steps: of Adam, each on the next `batch` images.
-      batch: images in one program, which keeps what the gradient needs of (components + 1) x batch forward
-        passes.
+      steps: of Adam, at least 1, each on the next `batch` images.
+      batch: images in one program, at least 1, which keeps what the gradient needs of (components + 1) x
+        batch forward passes.
     Returns:
       site -> `(timesteps, *site)`; the mean where nothing was chosen.
     Raises:
-      ConfigError: components that overlap.
+      ConfigError: components that overlap, no steps, or no images in a batch.
     """
+    steps, batch = ranges.whole("steps", steps, 1), ranges.whole("batch", batch, 1)
     chosen = chosen_components(denoiser, chosen)
     _check_apart(chosen)
     stacked = leave_one_out(denoiser.identity, chosen)[1]
@@ -182,13 +183,15 @@ def _best(
     points: Sequence[PyTree],
     batch: EvalBatch,
 ) -> PyTree:
-    """For every component the point with the least mean loss, the first one of equal ones."""
+    """For every component the point with the least mean loss, the first one of equal ones; one from which
+    Adam ran away to no finite loss is none."""
     losses = []
     for point in points:
         replaced = dataclasses.replace(stacked, replacement=candidates.replacement(point))
         losses.append(engine.measure(replaced, batch).loss.mean(axis=1, dtype=np.float64))
+    finite = np.where(np.isfinite(losses), losses, np.inf)  # NaN would be the least of all to NumPy
     best = jax.tree.map(np.copy, points[0])
-    for component, which in zip(chosen, np.argmin(losses, axis=0), strict=True):
+    for component, which in zip(chosen, np.argmin(finite, axis=0), strict=True):
         target, source = best[component.site], points[which][component.site]
         axis = engine.denoiser.unit_axis(component.site)
         gates = np.arange(*component.index)

@@ -18,7 +18,7 @@ from mechdiff.core.types import PyTree
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.build import leave_one_out
 from mechdiff.interventions.components import Component
-from mechdiff.models.denoiser import Examinable
+from mechdiff.models.denoiser import Examinable, chosen_components
 from mechdiff.sweeps.coords import component_coords
 from mechdiff.sweeps.execution.provenance import provenance
 from mechdiff.sweeps.in_memory import sweep_in_memory
@@ -46,7 +46,7 @@ def as_gates(values: Sequence[float]) -> Float32[np.ndarray, " gates"]:
 def scaling_curves(
     denoiser: Examinable,
     eval_set: EvalSet,
-    chosen: Sequence[Component],
+    chosen: Sequence[Component] | None = None,
     gate_values: Sequence[float] = GATE_VALUES,
     *,
     ablation: str = "zero",
@@ -59,6 +59,7 @@ def scaling_curves(
     Args:
       eval_set: images in [-1, 1]; image i has the noise of `image_noise(key, i)`, as in
         `ablation.ablation_sweep`.
+      chosen: components; all of the network if None.
       gate_values: finite.
       ablation, replacements: what takes the place of the share that is scaled down, as in
         `ablation.ablation_sweep`: for ablations other than `zero` site -> `(timesteps, *site)` or a source.
@@ -70,7 +71,7 @@ def scaling_curves(
       ConfigError: no gate values, ones that are not finite or not different, or an ablation without its
         replacements.
     """
-    values = as_gates(gate_values)
+    values, chosen = as_gates(gate_values), chosen_components(denoiser, chosen)
     ablated = leave_one_out(denoiser.identity, chosen)[1]
 
     def scaled(gate):

@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int
 
-from mechdiff.core import devices
+from mechdiff.core import devices, ranges
 from mechdiff.core.batches import Batch, batches
 from mechdiff.core.config import Precision
 from mechdiff.core.errors import ConfigError
@@ -55,15 +55,16 @@ def sequential_sweep(
       rule: when a component is decided.
       folder: where results are kept.
       chosen: components; all of the network if None.
-      block: images between two looks.
+      block: images between two looks, at least 1.
       rows: interventions x images in one program; 0: chosen by memory.
       precision: of matrix products, see `core.devices`. The error of a reduced one is measured on a part of
         the first images, and no sign is decided within it.
 
     Raises:
-      ConfigError: fewer than 32 images.
+      ConfigError: fewer than 32 images, or a block that is no whole number above 0.
     """
     check_count(eval_set.count)
+    block = ranges.whole("block", block, 1, meaning="images between two looks")
     chosen = chosen_components(denoiser, chosen)
     devices.warn_of(precision)
     with devices.multiplying(precision):

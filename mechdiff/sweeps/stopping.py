@@ -27,11 +27,11 @@ class StoppingRule:
     Attributes:
       width: in percent of the clean loss, above 0; an interval this narrow is certain enough, wherever it
         lies.
-      confidence: coverage of the intervals at any time.
+      confidence: coverage of the intervals at any time, in (0, 1).
       joint: whether `confidence` is that of all intervals together (Bonferroni), or of each.
 
     Raises:
-      ConfigError: a width that is not positive and finite.
+      ConfigError: a width that is not positive and finite, or a confidence outside (0, 1).
 
     Example:
       >>> StoppingRule(2.0).of_each(10)
@@ -47,6 +47,8 @@ class StoppingRule:
             raise ConfigError(
                 f"width={self.width} must be a finite number above 0, in percent of the clean loss"
             )
+        if not 0 < self.confidence < 1:  # shared among many components, one below 0 would look like one above
+            raise ConfigError(f"confidence={self.confidence} must lie between 0 and 1; 0.95 is usual")
 
     def of_each(self, intervals: int) -> float:
         """Confidence of each of `intervals` intervals."""

@@ -151,7 +151,7 @@ def test_errors_name_the_way_out(model, images):
     with pytest.raises(ConfigError, match=r"expected one integer timestep"):
         check_inputs(model.denoiser, images, 0.5)
     with pytest.raises(ConfigError, match=r"out of range; integers in \[0, "):
-        check_inputs(model.denoiser, images, 10_000)
+        model.denoiser.captured(model.denoiser.identity, images, np.full(6, 10_000))
     with pytest.raises(ConfigError, match=r"2 images, but mid.block0.res is patched from 1"):
         model.patch("mid.block0.res", images[:1]).sample(2, steps=2)
 

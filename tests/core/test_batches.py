@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechdiff.core.batches import batches
+from mechdiff.core.errors import ConfigError
 
 
 @given(st.integers(0, 40), st.integers(1, 12))
@@ -18,3 +19,10 @@ def test_every_item_is_in_one_batch_and_repeats_weigh_nothing(count, size):
         result[batch.span] += 1
         total += batch.weights @ np.ones(size)
     assert (result == 1).all() and total == pytest.approx(count)
+
+
+@pytest.mark.parametrize("size", [0, -2])
+def test_a_size_that_makes_no_batches_is_refused(size):
+    """Of -2 there would be none, and results would stay NaN."""
+    with pytest.raises(ConfigError, match=f"block={size}"):
+        list(batches(4, size))

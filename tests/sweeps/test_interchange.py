@@ -120,6 +120,13 @@ def test_an_unknown_factor_is_one_line_with_the_closest():
         interchange.PairSet(KEY, ("hairstyle",))
 
 
+@pytest.mark.parametrize("setting", [{"count": 0}, {"complexity": 9}])
+def test_pairs_that_can_not_be_drawn_are_refused(setting):
+    ((name, value),) = setting.items()
+    with pytest.raises(ConfigError, match=f"{name.replace('count', 'pairs')}={value}"):
+        interchange.PairSet(KEY, ("glasses",), **setting)
+
+
 def test_faces_of_gray_networks_are_gray_as_files_are():
     """To half a level of 8 bits, to which Pillow rounds."""
     pairs = interchange.PairSet(KEY, ("glasses",), 2)

@@ -1,6 +1,7 @@
 """Optimal fills: no worse than mean or zero where they were sought, better where better is possible."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -111,6 +112,28 @@ def test_the_gradient_is_the_slope_of_each_components_own_loss_and_of_no_other()
     rise = (losses(0.05) - losses(-0.05)) / 0.1
     np.testing.assert_allclose(rise[1], (slope[site][:, 0] * way[:, 0]).sum(), rtol=0.02)
     np.testing.assert_allclose(rise[[0, 2, 3]], 0, atol=1e-5)
+
+
+def test_a_descent_that_ran_away_is_not_chosen(monkeypatch):
+    """NumPy takes NaN for the least of all losses."""
+    site = CHOSEN[0].site
+    start = {site: np.ones((2, 1, 1, 4), np.float32)}
+    points = [start, {site: start[site] / 2}, {site: start[site] * np.nan}]
+    candidates = optimal_ablation._Candidates({site: np.ones((1, 1, 4))}, {site: np.ones((1, 1, 4))})
+    loss = lambda replaced: np.full((1, 3), replaced.replacement[site].mean())
+    engine, batch = Engine(DENOISER), EvalSet(IMAGES, LEVELS, KEY).batch(0)
+    monkeypatch.setattr(engine, "measure", lambda replaced, _: SimpleNamespace(loss=loss(replaced)))
+    stacked = leave_one_out(DENOISER.identity, CHOSEN[:1])[1]
+    component = dataclasses.replace(CHOSEN[0], index=(0, 4))
+    best = optimal_ablation._best(engine, stacked, [component], candidates, points, batch)
+    np.testing.assert_array_equal(best[site], points[1][site])
+
+
+@pytest.mark.parametrize("setting", [{"steps": 0}, {"batch": 0}])
+def test_a_descent_without_steps_or_images_is_refused(setting):
+    ((name, value),) = setting.items()
+    with pytest.raises(ConfigError, match=f"{name}={value} is too small"):
+        optimal_ablation.optimal_replacements(DENOISER, EvalSet(IMAGES, LEVELS, KEY), **setting)
 
 
 def test_components_that_overlap_are_refused():

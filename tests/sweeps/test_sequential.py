@@ -210,3 +210,5 @@ def test_bad_requests_are_refused(certify, tmp_path):
     _, _, run = certify
     with pytest.raises(ConfigError, match="width=0"):
         run(tmp_path, width=0)
+    with pytest.raises(ConfigError, match="confidence=-1 must lie between 0 and 1"):
+        StoppingRule(2.0, confidence=-1)  # shared among 3 components, that is 0.33 of each

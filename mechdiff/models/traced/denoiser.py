@@ -28,7 +28,7 @@ from mechdiff.interventions.gates import CAPTURED
 from mechdiff.interventions.record import Intervention, in_window
 from mechdiff.models.attention_stats import attention_statistics
 from mechdiff.models.blocks import ATTENTION
-from mechdiff.models.denoiser import Label, check_timesteps
+from mechdiff.models.denoiser import Label, check_inputs
 from mechdiff.models.traced.edits import GateEdits, leaves_of, per_turn, tempered
 from mechdiff.models.traced.interpreter import Plan, evaluate
 from mechdiff.models.traced.sites import Site, in_order
@@ -147,10 +147,10 @@ class TracedDenoiser:
           t: one timestep per row, int in [0, T); a single one serves all rows.
           condition: argument of the function after the time, if it takes a condition.
         Raises:
-          ConfigError: a condition that is missing or not taken; an intervention of another network; timesteps
-            that are not integers in [0, T).
+          ConfigError: a condition that is missing or not taken; an intervention of another network; images
+            or timesteps that `check_inputs` refuses.
         """
-        t = check_timesteps(t, len(x_t), self.schedule.steps)
+        x_t, t = check_inputs(self, x_t, t)
         output, _ = _run(self.network, self, intervention, x_t, t, condition, frozenset())
         return self.network.parameterization.to_eps(self.schedule, x_t, t, output)
 
@@ -169,7 +169,10 @@ class TracedDenoiser:
           collection: `sites`: activations before their gates act; `patterns`: values whose name ends in
             `pattern`, after temperature and before replacement, heads first after rows; `attention`: their
             statistics, over a square grid of positions if they form one, else over a single row of them.
+        Raises:
+          ConfigError: as `predict`.
         """
+        x_t, t = check_inputs(self, x_t, t)
         patterns = [name for site in self.network.sites for name in site.names if site_type(name) == PATTERN]
         sites = None if collection == CAPTURED else patterns
         known = {name: site for site in self.network.sites for name in site.names}

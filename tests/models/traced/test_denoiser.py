@@ -368,12 +368,17 @@ def test_bad_interventions_get_one_line(denoiser, change, message):
 
 
 @pytest.mark.parametrize(
-    ("t", "message"),
-    [(T - 3, "t from -1 to 12 is out of range"), (T + 5, "t from 7 to 20 is out of range")],
+    ("x", "t", "message"),
+    [
+        (X, T - 3, "t from -1 to 12 is out of range"),
+        (X, T + 5, "t from 7 to 20 is out of range"),
+        (np.moveaxis(np.asarray(X), -1, 1), T, "channels come last"),
+    ],
 )
-def test_timesteps_that_are_none_get_one_line(denoiser, t, message):
+@pytest.mark.parametrize("method", ["predict", "captured"])
+def test_inputs_that_are_none_get_one_line(denoiser, method, x, t, message):
     with pytest.raises(ConfigError, match=message):
-        denoiser.predict(denoiser.identity, X, t)
+        getattr(denoiser, method)(denoiser.identity, x, t)
 
 
 def test_a_denoiser_is_shown_in_a_line(denoiser):
