@@ -11,6 +11,7 @@ import jax
 import xarray as xr
 from absl import flags
 
+from mechdiff import stats
 from mechdiff.core import keys
 from mechdiff.core.config import DRAWN, ExperimentConfig, to_dict
 from mechdiff.diffusion.eval_set import EvalSet
@@ -122,6 +123,12 @@ def _chosen(
         what = f"{denoiser.name}: it is examined on {trained.data.name} images, which are drawn"
         print(f"warning: --celeba={choice.celeba} has no effect on {what}", file=sys.stderr, flush=True)
     return choice(denoiser, trained, record)
+
+
+def scored(images: inputs.EvalImages, result: xr.Dataset) -> str:
+    """How many images a result is of, and which; a caution where they are few."""
+    units = stats.units_of(result)
+    return f"{len(images.scored)} images ({images.label}){stats.few_images(units.count, units.effective)}"
 
 
 def save(workdir: Path, name: str, result: xr.Dataset, config: ExperimentConfig, **facts: object) -> None:

@@ -45,28 +45,26 @@ def main(config, workdir):
     pairs = _under_classes(denoiser, trained.data, pairs)
     effects = interchange.interchange_effects(denoiser, timesteps, pairs, folder=workdir / "pieces")
     _opening.save(workdir, "interchange", effects, config, models=[denoiser.name])
-    _, share = interchange.transfer_by_component(effects, seed=config.seed)
+    _, shares = interchange.transfer_by_component(effects, seed=config.seed)
     few = few_images(PAIRS.value)
     print(f"{denoiser.name}: components that carry most of each factor, {PAIRS.value} pairs of faces{few}")
     carriers = {}
-    for factor, estimate, low, high in zip(ONLY.value, share.estimate, share.low, share.high, strict=True):
+    for factor, estimate, low, high in zip(ONLY.value, shares.estimate, shares.low, shares.high, strict=True):
         if np.isnan(estimate).all():
             print(f"{factor:24}changes nothing in these faces")
             carriers[factor] = []
             continue
         most = np.argsort(-np.nan_to_num(estimate, nan=-np.inf))[: TOP.value]
-        phrases = [
-            f"{effects['component'].values[i]} {estimate[i]:.2f}"
-            + (
-                f" [{low[i]:.2f}, {high[i]:.2f}]"
-                if np.isfinite(low[i])
-                else " (few pairs show it: no interval)"
-            )
-            for i in most
-        ]
-        print(f"{factor:24}" + "; ".join(phrases))
         carriers[factor] = effects["component"].values[most].tolist()
+        of_components = zip(carriers[factor], estimate[most], low[most], high[most], strict=True)
+        print(f"{factor:24}" + "; ".join(_share(*numbers) for numbers in of_components))
     return {"folder": workdir, "carriers": carriers}
+
+
+def _share(component, estimate, low, high):
+    """The share of a factor that a component carries, with its interval."""
+    interval = f"[{low:.2f}, {high:.2f}]" if np.isfinite(low) else "(few pairs show it: no interval)"
+    return f"{component} {estimate:.2f} {interval}"
 
 
 def _under_classes(denoiser, data, pairs):

@@ -48,15 +48,12 @@ def main(config, workdir):
     swept = images.with_people(swept)
     _opening.save(workdir, "patterns", swept, config, models=[denoiser.name], inputs=images.label)
     pooled = {source: effects.pooled_interval(swept, source, config.seed) for source in SOURCES.value}
-    rows = []
-    for i in np.argsort(-next(iter(pooled.values())).estimate):
-        row: dict = {"head": str(swept["component"].values[i])}
-        for source, interval in pooled.items():
-            row |= tables.with_interval(source, interval, i)
-        rows.append(row)
-    units = stats.units_of(swept)
-    what = f"{len(images.scored)} images ({images.label}){stats.few_images(units.count, units.effective)}"
-    tables.print_records(f"{denoiser.name}: relative loss increase (%) with patterns replaced, {what}", rows)
+    largest_first = np.argsort(-pooled[SOURCES.value[0]].estimate)
+    rows = tables.interval_rows("head", swept["component"].values, pooled, largest_first)
+    scored = _opening.scored(images, swept)
+    tables.print_records(
+        f"{denoiser.name}: relative loss increase (%) with patterns replaced, {scored}", rows
+    )
     return {"folder": workdir, "heads": rows}
 
 

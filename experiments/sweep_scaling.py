@@ -51,16 +51,10 @@ def main(config, workdir):
     curves = images.with_people(curves)
     _opening.save(workdir, "scaling", curves, config, models=[denoiser.name], inputs=images.label)
     by_gate = curves.rename(gate="ablation")
-    pooled = {gate: effects.pooled_interval(by_gate, gate, config.seed) for gate in gates}
-    rows = []
-    for i, name in enumerate(curves["component"].values):
-        row: dict = {"component": str(name)}
-        for gate, interval in pooled.items():
-            row |= tables.with_interval(f"gate {gate:g}", interval, i)
-        rows.append(row)
-    units = stats.units_of(curves)
-    what = f"{len(images.scored)} images ({images.label}){stats.few_images(units.count, units.effective)}"
-    tables.print_records(f"{denoiser.name}: relative loss increase (%) by gate, {what}", rows)
+    pooled = {f"gate {gate:g}": effects.pooled_interval(by_gate, gate, config.seed) for gate in gates}
+    rows = tables.interval_rows("component", curves["component"].values, pooled)
+    scored = _opening.scored(images, curves)
+    tables.print_records(f"{denoiser.name}: relative loss increase (%) by gate, {scored}", rows)
     return {"folder": workdir, "curves": rows}
 
 

@@ -1,6 +1,7 @@
 """Results in the terminal: the components whose ablation costs most, and tables of records."""
 
 import sys
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,26 @@ def with_interval(name: str, interval: Interval, index: int | tuple[int, ...]) -
     """One number of `interval` and its 95 % interval, as two entries of a record for `print_records`."""
     ends = (float(interval.low[index]), float(interval.high[index]))
     return {name: float(interval.estimate[index]), f"{name}{ENDS}": ends}
+
+
+def interval_rows(
+    kind: str, names: Iterable[object], intervals: Mapping[str, Interval], order: Iterable[int] | None = None
+) -> list[dict[str, Any]]:
+    """Records for `print_records`: of each name the numbers that several intervals have there.
+
+    Args:
+      kind: of the names, such as `head`: title of their column.
+      intervals: title of a column -> its intervals, `[name]`.
+      order: indices of the names, the first row's first; None: all as they are.
+    """
+    labels = [str(name) for name in names]
+    rows = []
+    for i in range(len(labels)) if order is None else order:
+        row: dict[str, Any] = {kind: labels[i]}
+        for title, interval in intervals.items():
+            row |= with_interval(title, interval, i)
+        rows.append(row)
+    return rows
 
 
 def print_records(title: str, rows: list[dict[str, Any]]) -> None:

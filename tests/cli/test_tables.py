@@ -60,8 +60,10 @@ def test_records_of_any_launcher_become_a_table(capsys):
 def test_an_interval_stands_beside_its_number_where_that_is_known(capsys):
     ends = {"low": np.array([0.1, 1.0]), "high": np.array([0.3, 3.0])}
     interval = stats.Interval(estimate=np.array([0.2, np.nan]), **ends, confidence=0.95, n=4)
-    rows = [{"head": f"h{i}"} | tables.with_interval("effect", interval, i) for i in range(2)]
+    rows = tables.interval_rows("head", ["h0", "h1"], {"effect": interval})
     assert rows[0] == {"head": "h0", "effect": 0.2, "effect, 95 %": (0.1, 0.3)}
+    turned = tables.interval_rows("head", ["h0", "h1"], {"effect": interval}, order=[1, 0])
+    assert [row["head"] for row in turned] == ["h1", "h0"] and turned[1] == rows[0]
     tables.print_records("heads", rows)
     lines = [line.replace("\N{NO-BREAK SPACE}", "~").split() for line in capsys.readouterr().out.splitlines()]
     assert lines == [["heads"], ["head", "effect"], ["h0", "0.2", "[0.1,~0.3]"], ["h1", "–"]]
