@@ -9,7 +9,7 @@ from mechdiff.core.config import DataConfig
 from mechdiff.core.errors import ConfigError, DataError
 from mechdiff.data import class_labels, class_names, load
 from mechdiff.data.dataset import Dataset
-from mechdiff.data.synthetic import faces
+from mechdiff.data.factors import sample_factors
 
 N = 24
 rng = np.random.default_rng(0)
@@ -59,7 +59,8 @@ def test_factors_of_synthetic_faces_are_labels_of_their_images():
 
     config = DataConfig(n_train=N, n_test=8, classes="hair_style")
     split = load(config, 8, "test", 3, None)
-    drawn = faces(jax.random.key(3), split.ids, 8).factors
+    of_face = lambda index: sample_factors(jax.random.fold_in(jax.random.key(3), index), 4)
+    drawn = jax.jit(jax.vmap(of_face))(split.ids)
     np.testing.assert_array_equal(class_labels(split, "hair_style", 8), drawn["hair_style"])
     np.testing.assert_array_equal(split.labels["glasses"], drawn["glasses"] == 1)
     halves = class_labels(split, "skin_brightness", 2)

@@ -120,16 +120,13 @@ def test_builders_compose_in_any_order():
     same(single, two)
 
 
-def test_a_thousand_interventions_of_one_shape_are_traced_once(plain):
+def test_interventions_of_one_shape_are_traced_once(plain):
     traced = len(TRACES)
-    changed = 0
-    for i in range(250):
-        name = [NAMES[i % len(NAMES)]]
-        for change in (ablate(IDENTITY, name), set_gate(IDENTITY, name, i / 250), keep_only(IDENTITY, name)):
-            changed += (np.asarray(forward(change)) != plain).any()
+    for i, name in enumerate(NAMES):
+        for change in (ablate(IDENTITY, name), set_gate(IDENTITY, name, i / 50), keep_only(IDENTITY, name)):
+            assert (np.asarray(forward(change)) != plain).any()
         forward(windowed(ablate(IDENTITY, name), i, i + 1))
     assert len(TRACES) == traced
-    assert changed == 750
 
 
 def test_rows_with_their_own_interventions_equal_separate_runs():

@@ -35,6 +35,10 @@ def store(request, tmp_path_factory):
         yield address
 
 
+# Of what is above `objects`, where nothing depends on whose bucket it is.
+of_one_client = pytest.mark.parametrize("store", [s3], ids=["s3"], indirect=True)
+
+
 @pytest.fixture
 def address(store, request):
     return f"{store}/{request.node.originalname}"
@@ -73,6 +77,7 @@ def test_what_is_sent_is_fetched_and_what_is_gone_is_removed(address, tmp_path):
     assert {name for name in here.objects.names("") if not name.startswith("mechdiff-")} == set(expected)
 
 
+@of_one_client
 def test_only_what_is_being_written_is_not_sent(address, tmp_path):
     """Results of a model called `faces.old` are results: they were thrown away with exit 0."""
     here = joined(address, tmp_path / "here")
@@ -94,6 +99,7 @@ def test_only_what_is_being_written_is_not_sent(address, tmp_path):
     assert set(here.sent) == sent
 
 
+@of_one_client
 def test_a_run_killed_while_it_sends_leaves_a_list_of_files_that_are_there(address, tmp_path, monkeypatch):
     here = joined(address, tmp_path / "here")
     (here.folder / "5").mkdir()
@@ -156,6 +162,7 @@ def test_a_second_run_is_kept_out_of_a_locked_folder(address, tmp_path):
             assert (second.folder / "a" / "made").read_text() == "1"
 
 
+@of_one_client
 def test_the_names_of_a_dead_process_of_this_machine_are_free(address, tmp_path, monkeypatch):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
@@ -167,6 +174,7 @@ def test_the_names_of_a_dead_process_of_this_machine_are_free(address, tmp_path,
     assert joined(address, tmp_path / "second").take("locks/a")
 
 
+@of_one_client
 def test_the_names_of_a_silent_process_of_another_machine_are_free_after_its_lease(
     address, tmp_path, monkeypatch
 ):
@@ -189,6 +197,7 @@ def test_a_bucket_that_is_not_there_is_one_line(store, tmp_path):
         joined(f"{scheme}://absent/x", tmp_path / "here")
 
 
+@of_one_client
 def test_a_list_that_leads_outside_is_refused(address, tmp_path):
     here = joined(address, tmp_path / "here")
     here.members.renew({"../../evil": (1, 1)})
@@ -207,6 +216,7 @@ def test_a_plain_folder_is_itself(tmp_path):
         assert folder == tmp_path and exchange.of(folder) is None
 
 
+@of_one_client
 def test_launchers_show_the_address_and_not_the_copy(address, capsys):
     def main(config, workdir):
         (workdir / "page.html").write_text("")
@@ -249,6 +259,7 @@ def test_two_that_fill_one_store_share_its_pieces_and_both_have_all(address, tmp
     assert first == second == {str(i): str(i**2).encode() for i in range(12)}
 
 
+@of_one_client
 def test_a_piece_that_is_never_done_is_computed_once_by_each_and_both_end(address, tmp_path):
     """Such as one whose loss is not finite: it was computed without end, and waited for."""
     mirrors = [joined(address, tmp_path / name) for name in ("first", "second")]
@@ -274,6 +285,7 @@ def test_a_piece_that_is_never_done_is_computed_once_by_each_and_both_end(addres
     assert all(len(set(each)) == len(each) for each in computed)
 
 
+@of_one_client
 def test_a_process_lives_while_it_sends_something_that_takes_long(address, monkeypatch):
     under_way, enough, beats = threading.Event(), threading.Event(), []
     put, renew = objects.Objects.put, ownership.Members.renew
@@ -299,6 +311,7 @@ def test_a_process_lives_while_it_sends_something_that_takes_long(address, monke
     assert len(beats) >= 2
 
 
+@of_one_client
 @pytest.mark.parametrize(
     "failure", [PermissionError("Forbidden: the token has expired"), KeyboardInterrupt()]
 )
@@ -340,6 +353,7 @@ with bucket.local_copy(sys.argv[1], seconds=0.1) as folder:
 """
 
 
+@of_one_client
 def test_a_run_goes_on_where_another_that_shares_it_is_killed(address, tmp_path):
     there = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
     other = subprocess.Popen([sys.executable, "-c", PROGRAM, address], **there)
@@ -366,6 +380,7 @@ def test_a_run_goes_on_where_another_that_shares_it_is_killed(address, tmp_path)
     assert whole == [str(i**2).encode() for i in range(20)]
 
 
+@of_one_client
 def test_who_follows_sends_nothing_and_has_at_the_end_what_the_other_has(address, tmp_path):
     first, second = (joined(address, tmp_path / name) for name in ("first", "second"))
     (first.folder / "4").write_text("step 4")
@@ -385,6 +400,7 @@ def test_who_follows_sends_nothing_and_has_at_the_end_what_the_other_has(address
     assert {name for name in first.objects.names("") if not name.startswith("mechdiff-")} == set(expected)
 
 
+@of_one_client
 def test_one_that_fails_while_it_follows_sends_nothing(address, tmp_path):
     first, second = (joined(address, tmp_path / name) for name in ("first", "second"))
     with pytest.raises(KeyboardInterrupt), second.following():

@@ -11,7 +11,7 @@ from mechdiff.models.pretrained.flag_words import flags_among
 from mechdiff.models.pretrained.shell_changes import DECLARING, OUTPUT, changed
 from mechdiff.models.pretrained.shell_words import length_of_array, split, unquoted
 
-MAX_LENGTH = 2**20  # characters of a variable, which may be made of itself
+MAX_LENGTH = 2**17  # characters of a variable, which may be made of itself; Linux passes no longer argument
 ASSIGNED = re.compile(r"([A-Za-z_]\w*)\+?=(.*)", re.DOTALL)
 VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?:\[[@*]\])?(?::?[-=]([^}]*))?\})")
 UTILITIES = re.compile(  # programs of a script that train and sample nothing
