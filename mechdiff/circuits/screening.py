@@ -86,7 +86,7 @@ class _ExactRuns:
         return cls(run, chosen, losses, np.full((many, shape[0]), np.nan))
 
     def sizes(self, which: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-        """Pooled |relative loss increase| of components by their places; no component is run twice."""
+        """Pooled |relative loss increase| of components by their indices; no component is run twice."""
         new = which[np.isnan(self.increase[which, 0])]
         if len(new):
             ran = self.run([self.chosen[i] for i in new])

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mechdiff.core import keys
+from mechdiff.core import keys, ranges
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import PRNGKey, PyTree
 from mechdiff.diffusion.eval_set import EvalSet
@@ -35,8 +35,13 @@ class ReplacementSource(Protocol):
 
     draws: int
 
-    def at(self, t_index: int, images: Int[np.ndarray, " batch"], draw: int) -> PyTree:
-        """Site -> replacement at timestep number `t_index`, with an axis of images if they differ."""
+    def at(self, t_index: int, image_rows: Int[np.ndarray, " batch"], draw: int) -> PyTree:
+        """Site -> replacement at timestep number `t_index`, with an axis of images if they differ.
+
+        Args:
+          image_rows: of the images of the set that are ablated; as many as that axis has.
+          draw: in [0, draws).
+        """
         ...
 
     def digest(self) -> str:
@@ -51,7 +56,7 @@ class Constant:
     values: PyTree
     draws: int = 1
 
-    def at(self, t_index: int, images: Int[np.ndarray, " batch"], draw: int) -> PyTree:
+    def at(self, t_index: int, image_rows: Int[np.ndarray, " batch"], draw: int) -> PyTree:
         """The replacements of one timestep."""
         return replacements_at(self.values, t_index)
 
@@ -79,9 +84,9 @@ class Resample:
         """Donors of one image."""
         return len(self.donors)
 
-    def at(self, t_index: int, images: Int[np.ndarray, " batch"], draw: int) -> PyTree:
+    def at(self, t_index: int, image_rows: Int[np.ndarray, " batch"], draw: int) -> PyTree:
         """The activations of the images' donors."""
-        batch = self.eval_set.batch(t_index, self.donors[draw, images])
+        batch = self.eval_set.batch(t_index, self.donors[draw, image_rows])
         return of_batch(self.denoiser, batch, collection=self.collection)
 
     def digest(self) -> str:
@@ -106,10 +111,10 @@ class Noise:
     key: PRNGKey
     draws: int = 1
 
-    def at(self, t_index: int, images: Int[np.ndarray, " batch"], draw: int) -> PyTree:
+    def at(self, t_index: int, image_rows: Int[np.ndarray, " batch"], draw: int) -> PyTree:
         """Gaussian activations, one of each site for every image."""
         mean, deviation = replacements_at(self.means, t_index), replacements_at(self.deviations, t_index)
-        return _gaussian(mean, deviation, self.key, int(self.timesteps[t_index]), draw, images)
+        return _gaussian(mean, deviation, self.key, int(self.timesteps[t_index]), draw, image_rows)
 
     def digest(self) -> str:
         """Digest of the moments and the key."""
@@ -178,6 +183,7 @@ def noise_replacements(
     draws: int = 1,
 ) -> Noise:
     """Replacements of `noise` ablation, with the moments of `eval_set`: reference images, other than those
-    that are scored."""
+    that are scored; ConfigError for less than one draw."""
+    draws = ranges.whole("draws", draws, 1)
     means, deviations = activation_moments(denoiser, eval_set)
     return Noise(means, deviations, eval_set.timesteps, keys.stream(eval_set.key, "noise fills"), draws)

@@ -18,17 +18,13 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float
 
+from mechdiff.core import ranges
 from mechdiff.core.batches import batches
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PyTree
 from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
 from mechdiff.interventions.build import set_temperature, tempered_site
-from mechdiff.interventions.components import (
-    HEAD,
-    Component,
-    head_site,
-    site_type,
-)
+from mechdiff.interventions.components import HEAD, Component, head_site, site_type
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.attention_stats import AttentionStatistics
 from mechdiff.models.blocks import ATTENTION
@@ -137,9 +133,10 @@ def temperature_effects(
       restored the norm (1 where not matched), dims `temperature, component, t, image`; `clean_loss`, dims `t,
       image`.
     Raises:
-      ConfigError: no heads, patterns that are unnamed or invalid, or outputs of heads without names where
-        their norms are to be matched.
+      ConfigError: no temperatures or one twice, no heads, patterns that are unnamed or invalid, or outputs of
+        heads without names where their norms are to be matched.
     """
+    ranges.distinct("temperatures", tuple(values))
     heads = heads_of(denoiser, heads)
     check_patterns(denoiser, eval_set)
     if matched:

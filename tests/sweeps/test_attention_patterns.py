@@ -171,6 +171,8 @@ def test_what_is_no_head_or_no_pattern_is_refused():
     uniform = attention_patterns.constant_patterns(UNET, "uniform")
     with pytest.raises(ConfigError, match="not an attention head"):
         attention_patterns.replace_pattern(IDENTITY, ["mid.block0.res"], uniform)
+    with pytest.raises(ConfigError, match="temperatures: none is given"):
+        temperature.temperature_effects(DENOISER, EvalSet(np.zeros((1, 8, 8, 3), np.float32), [5], KEY), ())
     with pytest.raises(ConfigError, match="kept=nan: expected a finite number"):
         attention_patterns.replace_pattern(IDENTITY, ["mid.attn0.head0"], uniform, kept=np.nan)
     with pytest.raises(ConfigError, match="closest: uniform"):

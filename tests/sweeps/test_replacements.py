@@ -114,6 +114,8 @@ def test_no_image_is_its_own_donor_nor_has_one_twice(seed, count, data):
 def test_more_donors_than_other_images_are_refused():
     with pytest.raises(ConfigError, match="5 donors from 5 images"):
         derangements(KEY, 5, 5)
+    with pytest.raises(ConfigError, match="draws=0 is too small"):
+        noise_replacements(DENOISER, EvalSet(IMAGES, LEVELS, KEY), draws=0)
     with pytest.raises(ConfigError, match="draws=8"):
         SweepConfig(ablations=("resample",), images=8, draws=8)
 
