@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from mechdiff.core import keys
+from mechdiff.core import keys, ranges
 from mechdiff.core.types import AnyArray, DenoiseFn, Images, PRNGKey, PyTree, StepFn, Timesteps
 from mechdiff.diffusion.process import image_noise, log_alpha_bar, posterior, predict_eps, predict_x0
 from mechdiff.diffusion.schedules import NoiseSchedule, increasing_timesteps
@@ -91,12 +91,23 @@ class Sampler:
       timesteps: those visited, increasing, in [0, T), concrete; None: all. See `schedules.ddim_timesteps`.
       clip: each prediction of x_0 is clipped to [-clip, clip]; True is 1, the range of images; False or 0:
         not at all.
+
+    Raises:
+      ConfigError: a clip below 0, with which all images would be the same, or one that is not finite.
     """
 
     schedule: NoiseSchedule
     step_fn: StepFn = ddim_step
     timesteps: TimestepSequence | None = None
     clip: bool | float = True
+
+    def __post_init__(self):
+        check_clip(self.clip)
+
+
+def check_clip(clip: float) -> None:
+    """Refuses a clip that is not finite or below 0; ConfigError."""
+    ranges.at_least("clip", ranges.finite("clip", clip), 0)
 
 
 def sample(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from mechdiff.core import ranges
 from mechdiff.core.errors import ConfigError, shorten, unknown
 from mechdiff.core.types import AnyArray
 from mechdiff.interventions.record import Intervention
@@ -81,11 +82,14 @@ def component_ranges(site: str, count: int) -> dict[str, tuple[int, int]]:
 def channel_group_ranges(site: str, width: int, count: int) -> dict[str, tuple[int, int]]:
     """At most `count` groups of a site's `width` gates, as equal as can be: name -> `(start, stop)`.
 
+    Raises:
+      ConfigError: a count that is no whole number above 0.
+
     Example:
       >>> channel_group_ranges("mid.block0.res", 8, 3)
       {'mid.block0.res.0-2': (0, 2), 'mid.block0.res.2-5': (2, 5), 'mid.block0.res.5-8': (5, 8)}
     """
-    count = min(count, width)
+    count = min(ranges.whole("channel_groups", count, 1), width)
     edges = [width * i // count for i in range(count + 1)]
     return {f"{site}.{low}-{high}": (low, high) for low, high in itertools.pairwise(edges)}
 

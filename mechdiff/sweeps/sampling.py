@@ -18,7 +18,7 @@ from mechdiff.core import devices, ranges
 from mechdiff.core.config import SweepConfig
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import PRNGKey, PyTree, StepFn
-from mechdiff.diffusion.samplers import TimestepSequence, ddim_step
+from mechdiff.diffusion.samplers import TimestepSequence, check_clip, ddim_step
 from mechdiff.diffusion.schedules import increasing_timesteps
 from mechdiff.interventions.build import needs_replacements
 from mechdiff.interventions.components import Component
@@ -45,7 +45,7 @@ class SampleSet:
       clip: of predicted images, as for `samplers.sample`; None: that of the network's config.
 
     Raises:
-      ConfigError: fewer than two samples, or no whole number.
+      ConfigError: fewer than two samples, or no whole number; a clip that `samplers.Sampler` refuses.
 
     Example:
       >>> import jax
@@ -62,6 +62,8 @@ class SampleSet:
 
     def __post_init__(self):
         ranges.whole("samples", self.count, 2, meaning="how many, for a distance between sets")
+        if self.clip is not None:
+            check_clip(self.clip)
 
 
 SETTINGS = SweepConfig(ablations=("zero",), image_block=8)  # default of sampling sweeps

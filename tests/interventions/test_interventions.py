@@ -322,6 +322,7 @@ def acting(intervention):
     (lambda: windowed(IDENTITY, -1, 5), r"window \[-1, 5\) is empty or negative"),
     (lambda: random_subsets(jax.random.key(0), IDENTITY, ".*", 1, 0), r"subset size 0 is out of range"),
     (lambda: random_subsets(jax.random.key(0), IDENTITY, ".*", -1, 1), r"count=-1 is too small"),
+    (lambda: components(UNET, channel_groups=-1), r"channel_groups=-1 is too small"),
     (lambda: component_at(components(UNET), "mid.block0.rs"), r"unknown component 'mid.block0.rs'; closest"),
 ])  # fmt: skip
 def test_errors_are_one_line_that_names_the_value_and_the_way_out(call, message):

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from mechdiff.core import containers
+from mechdiff.core import containers, ranges
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import PyTree
 
@@ -73,8 +73,8 @@ def tree_bytes(tree: PyTree) -> int:
 
 def images_at_once(wanted: int, bytes_of_one: int) -> int:
     """How many images to compute at once on all devices together: `wanted`, halved until they fit into
-    `FREE_SHARE` of the free memory; at least one."""
-    room, count = FREE_SHARE * available_bytes(), wanted
+    `FREE_SHARE` of the free memory; at least one. ConfigError if fewer than one are `wanted`."""
+    room, count = FREE_SHARE * available_bytes(), ranges.whole("block", wanted, 1, meaning="images at once")
     while count > 1 and count * bytes_of_one > room:
         count = math.ceil(count / 2)
     return count

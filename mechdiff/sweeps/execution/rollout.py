@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from mechdiff.core import devices
+from mechdiff.core import devices, ranges
 from mechdiff.core.devices import ALL, IMAGES
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import AnyArray, Images, PRNGKey, PyTree, StepFn
@@ -52,14 +52,13 @@ def first_step_inside(timesteps: TimestepSequence, window: Window) -> int:
     """The first step of a rollout down `timesteps` that is inside a window.
 
     Raises:
-      ConfigError: no timestep lies in the window.
+      ConfigError: no timestep lies in the window, or its bounds are no whole numbers.
     """
+    low, high = (ranges.whole("window", bound, meaning="bounds of t") for bound in window)
     down = np.sort(np.asarray(timesteps))[::-1]
-    inside = np.flatnonzero((down >= window[0]) & (down < window[1]))
+    inside = np.flatnonzero((down >= low) & (down < high))
     if len(inside) == 0:
-        raise ConfigError(
-            f"window [{window[0]}, {window[1]}) holds none of the {len(down)} timesteps visited"
-        )
+        raise ConfigError(f"window [{low}, {high}) holds none of the {len(down)} timesteps visited")
     return int(inside[0])
 
 

@@ -77,6 +77,8 @@ def test_the_size_of_a_pass_does_not_move_when_memory_does(monkeypatch):
 def test_images_under_way_are_halved_until_they_fit(monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
     assert [memory.images_at_once(16, each) for each in (1, 37, 38, 150, 10**9)] == [16, 16, 8, 4, 1]
+    with pytest.raises(ConfigError, match="block=0 is too small; at least 1"):
+        memory.images_at_once(0, 1)
 
 
 def test_the_user_is_told_before_the_run(capsys):
