@@ -16,15 +16,14 @@ from mechdiff.models.pretrained.command_lines import read_text
 from mechdiff.storage import files
 
 MODEL, DIFFUSION = "model_config", "diffusion_config"  # two files of one network, as DPS and others keep them
+STRUCTURED = (".yaml", ".yml", ".json", ".toml")
 NAMES = (
     "config.json",
     "config.yaml",
     "config.yml",
     "config.toml",
     "flags.txt",
-    f"{MODEL}.yaml",
-    f"{MODEL}.yml",
-    f"{MODEL}.json",
+    *(f"{MODEL}{suffix}" for suffix in STRUCTURED),
 )
 # Other files, if there is just one of them, and those that are something else.
 OTHERS = (r".*\.ya?ml", r".*\.(json|toml)", r"(flags|args|options).*\.(txt|sh)")
@@ -64,9 +63,20 @@ def unread(described_by: Path) -> list[str]:
 
 
 def _second_half(path: Path) -> Path | None:
-    """The file of noise levels that goes with a file of a model; None where there is none."""
-    half = path.with_name(f"{DIFFUSION}{path.suffix}")
-    return half if path.stem == MODEL and half.is_file() else None
+    """The file of noise levels that goes with a file of a model, in whatever format; None where there is none.
+
+    Raises:
+      ConfigError: several.
+    """
+    if path.stem != MODEL:
+        return None
+    halves = [half for suffix in STRUCTURED if (half := path.with_name(f"{DIFFUSION}{suffix}")).is_file()]
+    if len(halves) > 1:
+        raise ConfigError(
+            f"{path.parent} has several files of noise levels ({', '.join(half.name for half in halves)}); "
+            f"keep the one that goes with {path.name}"
+        )
+    return halves[0] if halves else None
 
 
 def _others(folder: Path) -> list[Path]:

@@ -653,10 +653,9 @@ def test_several_configs_are_not_guessed_among(tmp_path):
         configs.config_file(tmp_path)
 
 
-def test_files_of_a_model_and_of_its_noise_levels_are_one_config(tmp_path):
-    (tmp_path / "diffusion_config.yaml").write_text(
-        "steps: 1000\nnoise_schedule: cosine\nclip_denoised: true"
-    )
+@pytest.mark.parametrize("second", ["diffusion_config.yaml", "diffusion_config.yml"])
+def test_files_of_a_model_and_of_its_noise_levels_are_one_config(tmp_path, second):
+    (tmp_path / second).write_text("steps: 1000\nnoise_schedule: cosine\nclip_denoised: true")
     (tmp_path / "model_config.yaml").write_text("num_channels: 32\nlearn_sigma: true")
     path = configs.config_file(tmp_path)
     assert path.name == "model_config.yaml" and configs.unread(path) == []
@@ -664,5 +663,11 @@ def test_files_of_a_model_and_of_its_noise_levels_are_one_config(tmp_path):
         "model": {"num_channels": 32, "learn_sigma": True},
         "diffusion": {"steps": 1000, "noise_schedule": "cosine", "clip_denoised": True},
     }
+    (tmp_path / "diffusion_config.json").write_text("{}")
+    with pytest.raises(
+        MechdiffError, match=r"several files of noise levels \(.*; keep the one that goes with"
+    ):
+        configs.read_config(path)
+    (tmp_path / "diffusion_config.json").unlink()
     (tmp_path / "config.yaml").write_text("num_channels: 32")  # another network's, or of which all is there
-    assert configs.unread(configs.config_file(tmp_path)) == ["model_config.yaml", "diffusion_config.yaml"]
+    assert configs.unread(configs.config_file(tmp_path)) == ["model_config.yaml", second]
