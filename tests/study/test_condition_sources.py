@@ -76,7 +76,7 @@ def test_classes_are_stated_where_the_model_names_none(folder):
 
 
 @pytest.mark.parametrize("labels", [np.array([0, 1, 2, 0, 1, 2]), np.array(FOLDERS * 2)])
-@pytest.mark.parametrize("names", [("images", "labels"), ("x_train", "y_train")])
+@pytest.mark.parametrize("names", [("images", "labels"), ("x_train", "y_train"), ("X", "Labels")])
 def test_labels_of_an_npz_file(tmp_path, labels, names):
     pixels = np.stack([image(number) for number in range(COUNT)])
     np.savez(tmp_path / "a.npz", **dict(zip(names, (pixels, labels), strict=True)))
