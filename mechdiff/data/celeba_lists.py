@@ -1,5 +1,6 @@
 """The lists of CelebA, as text or as CSV: splits, attributes and people of images, by name."""
 
+import codecs
 import csv
 import logging
 import re
@@ -71,10 +72,11 @@ def listed_name(name: str) -> str:
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8-sig", errors="replace")  # some editors put a mark before
-        return text.splitlines()
+        content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} can't be read ({error.strerror})") from error
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # "Unicode text" of spreadsheets
+    return content.decode("utf-16" if wide else "utf-8-sig", errors="replace").splitlines()
 
 
 def _table(path: Path) -> Table:
