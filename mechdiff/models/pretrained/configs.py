@@ -63,7 +63,7 @@ def unread(described_by: Path) -> list[str]:
 
 
 def _second_half(path: Path) -> Path | None:
-    """The file of noise levels that goes with a file of a model, in whatever format; None where there is none.
+    """The file of noise levels that goes with a file of a model, in any format; None where there is none.
 
     Raises:
       ConfigError: several.
