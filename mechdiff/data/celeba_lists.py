@@ -1,6 +1,5 @@
 """The lists of CelebA, as text or as CSV: splits, attributes and people of images, by name."""
 
-import codecs
 import csv
 import logging
 import re
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from mechdiff.core.encodings import decoded
 from mechdiff.core.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png")  # of aligned images; the official lists say .jpg of all of them
@@ -75,8 +75,7 @@ def _lines(path: Path) -> list[str]:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} can't be read ({error.strerror})") from error
-    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # "Unicode text" of spreadsheets
-    return content.decode("utf-16" if wide else "utf-8-sig", errors="replace").splitlines()
+    return decoded(content, errors="replace").splitlines()
 
 
 def _table(path: Path) -> Table:

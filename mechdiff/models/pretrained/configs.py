@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from mechdiff.core.encodings import decoded
 from mechdiff.core.errors import ConfigError, DataError, shorten
 from mechdiff.models.pretrained.command_lines import read_text
 from mechdiff.storage import files
@@ -241,7 +242,7 @@ def _text(path: Path) -> str:
     if path.stat().st_size > MAX_BYTES:
         raise DataError(f"{path}: {path.stat().st_size} bytes; too large for a config")
     try:
-        return path.read_text(encoding="utf-8")
+        return decoded(path.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: can't be read as text ({type(error).__name__})") from None
 
