@@ -59,22 +59,28 @@ def test_one_scheduler_serves_the_whole_pipeline(pipeline, place, monkeypatch):
 
 
 @pytest.mark.parametrize(("weights", "factor"), [(None, 1), ("ema", 2)])
-def test_averages_in_a_folder_of_their_own_are_named_and_chosen(pipeline, weights, factor):
+@pytest.mark.parametrize("other", ["unet", "train/unet"])
+def test_averages_in_a_folder_of_their_own_are_named_and_chosen(pipeline, weights, factor, other):
     averaged(pipeline)
     raw = bias(pretrained.read(pipeline / "unet"))
     (pipeline / "ema").mkdir()
     (pipeline / "unet_ema").rename(pipeline / "ema" / "unet")
+    (pipeline / other).parent.mkdir(exist_ok=True)
+    (pipeline / "unet").rename(pipeline / other)
     model = pretrained.read(pipeline, Stated(weights=weights))
     np.testing.assert_array_equal(bias(model), factor * raw)
     assert model.diffusion == DIFFUSION
     assert any("unet/ (" in note and "--weights=" in note for note in model.notes)
-    assert any("ema/unet/ beside it" in note for note in pretrained.read(pipeline / "unet").notes)
+    if other == "unet":
+        assert any("ema/unet/ beside it" in note for note in pretrained.read(pipeline / "unet").notes)
 
 
 SEVERAL = [  # prefixes of two networks in one file, what is stated, and by which factor the read one differs
     (("generator.", "generator_ema."), "raw", 1),
     (("generator.", "generator_ema."), "ema", 2),
     (("G.", "ema_G."), "raw", 1),
+    (("myNet.", "myNetEMA."), "raw", 1),
+    (("myNet.", "myNetEMA."), "ema", 2),
     (("model.", "target_model."), "raw", 1),
     (("generator.", "generator_ema."), None, "; say which: --weights=raw or --weights=ema"),
     (
@@ -83,7 +89,11 @@ SEVERAL = [  # prefixes of two networks in one file, what is stated, and by whic
         "under 'student.' and 'teacher.'; keep one of them in a file of its own",
     ),
     (("ema_0.999.", "ema_0.9999."), "ema", "'ema_0.999.' and 'ema_0.9999.'; keep one of them in a file of"),
-    (("teacher.", "student_ema."), "raw", "say which: --weights=ema"),
+    (
+        ("teacher.", "student_ema."),
+        "raw",
+        "say which: --weights=ema, or keep one of them in a file of its own",
+    ),
 ]
 
 
@@ -152,7 +162,7 @@ def test_raw_and_averaged_weights_are_told_apart(pipeline):
 @pytest.mark.parametrize(
     ("raw", "ema"),
     [
-        *(("unet", "ema_unet"), ("unet", "ema"), ("model", "model_ema"), ("", "ema")),
+        *(("unet", "ema_unet"), ("unet", "ema"), ("model", "model_ema"), ("", "ema"), ("unet", "unetEMA")),
         *(("unet_non_ema", "unet"), ("unet_without_ema", "unet"), ("unet-pre-ema", "unet")),
     ],
 )
