@@ -484,6 +484,8 @@ def test_schedules_by_their_signal_are_those_of_diffusers(name, shares):
             "config.yaml has options of a network under a.model, too deep to be read; write them at its top",
         ),
         ("config.yaml", "model: {dim: 8, dim_mults: [1, 2]}", "has options of a network under model, too"),
+        ("config.yaml", "unet: {_class_name: UNet2DModel, block_out_channels: [8]}", "under unet, too deep"),
+        ("config.yaml", "block_out_channels: [8]", "write _class_name: UNet2DModel if they are of that one"),
         (
             "config.yaml",
             "model: {params: {first_stage_config: {a: 1}, unet_config: {params: {model_channels: 32}}}}",
