@@ -23,6 +23,7 @@ read, and must not contradict them.
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,8 +190,9 @@ def _open_images(folder: Path) -> tuple[Path, dict[str, Entry], Callable[[str], 
 
 
 def packs_in(folder: Path) -> list[Path]:
-    """A folder and its sub-folders, those of them that are packs."""
-    children = sorted(child for child in folder.iterdir() if child.is_dir())
+    """A folder and its sub-folders, those of them that are packs. One that may not be entered is none, such
+    as the `lost+found` of a disk."""
+    children = sorted(child for child in folder.iterdir() if child.is_dir() and os.access(child, os.X_OK))
     inner = [child for child in children if child.name not in (*OFFICIAL_FOLDERS, UNPACKED)]
     return [pack for pack in (folder, *inner) if _is_pack(pack)]
 
