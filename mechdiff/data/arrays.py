@@ -76,7 +76,7 @@ def read_labels(path: Path, count: int) -> Shaped[np.ndarray, " count"] | None:
         return None
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-            called = {name.lower(): name for name in reversed(content.files)}  # of two spellings the first
+            called = {name.lower(): name for name in content.files} | {name: name for name in content.files}
             name = next((called[name] for name in LABELS if name in called), "")
             labels = content[name] if name else None
     except ValueError as error:  # of objects

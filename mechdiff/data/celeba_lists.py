@@ -14,8 +14,9 @@ from mechdiff.core.encodings import decoded
 from mechdiff.core.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png")  # of aligned images; the official lists say .jpg of all of them
-MARKS = {"1": True, "-1": False, "0": False, "True": True, "False": False}  # an attribute is there, or not
-MIXED = ({"-1", "0"}, {"1", "True"}, {"1", "False"})  # of which no list uses both
+WORDS = {"True": True, "False": False, "TRUE": True, "FALSE": False}  # the last two of spreadsheets
+MARKS = {"1": True, "-1": False, "0": False, **WORDS}  # an attribute is there, or not
+MIXED = ({"-1", "0"}, *({"1", word} for word in WORDS))  # of which no list uses both
 INDEX = re.compile(r"|unnamed.*|index", re.IGNORECASE)  # names of a column that counts the rows
 MAX_DIGITS = 18  # of a number
 WAY_OUT = "correct it, or download it again"

@@ -169,6 +169,8 @@ def as_table(folder: Path, mark: str, ending: str = ".csv") -> None:
         if mark == ";":  # with the numbers of rows, of which the column has no name
             rows = [[str(number or ""), *row] for number, row in enumerate(rows)]
             rows = [[f'"{field}"'.replace('"-1"', "0.0") for field in row] for row in rows]
+        if mark == "\t" and first:  # as spreadsheets write what is true
+            rows = [[{"1": "TRUE", "-1": "FALSE"}.get(field, field) for field in row] for row in rows]
         (folder / name).unlink()
         (folder / name.lower().replace(".txt", ending)).write_text("\n".join(map(mark.join, rows)))
 

@@ -83,6 +83,10 @@ def test_labels_of_an_npz_file(tmp_path, labels, names):
     chosen = images_from(tmp_path / "a.npz", CLASSES, CONFIG, sources=Sources(names=FOLDERS))
     assert labels_of(chosen) == {number: number % 3 for number in range(COUNT)}
     assert "classes by label" in chosen.label
+    np.savez(tmp_path / "b.npz", images=pixels, Labels=labels[::-1], labels=labels)  # the usual spelling
+    assert labels_of(images_from(tmp_path / "b.npz", CLASSES, CONFIG, sources=Sources(names=FOLDERS))) == {
+        number: number % 3 for number in range(COUNT)
+    }
     for name, values, line in (("ids", labels, "holds no labels"), ("labels", labels[:, None], "of shape")):
         np.savez(tmp_path / "b.npz", images=pixels, **{name: values})
         with pytest.raises(MechdiffError, match=line):
