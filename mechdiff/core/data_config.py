@@ -23,8 +23,10 @@ class Preprocessing:
     channels: Literal["rgb", "gray"] = "rgb"  # that images are read as
     background: Literal["", "black", "white"] = ""  # under transparent pixels; empty: they are refused
     phases: Literal["kept", "random"] = "kept"  # random: same spectrum, no shapes; see `data.scrambled`
+    white: int = 0  # in files of 16 bits; 0: 65535, and files without a pixel above half of it are refused
 
     def __post_init__(self):
+        within("data.preprocessing.white", self.white, 0, 65535)
         side = self.crop.removeprefix("center-")
         if self.crop not in CROPS and (side == self.crop or not side.isdecimal() or int(side) < 1):
             raise ConfigError(unknown("data.preprocessing.crop", self.crop, [*CROPS, "center-140"]))
@@ -40,7 +42,8 @@ class Preprocessing:
         crop = {"none": "no crop", "squash": "squashed to a square"}.get(self.crop, f"{self.crop} crop")
         on = f", transparent pixels over {self.background}" if self.background else ""
         scrambled = ", random phases" if self.phases == "random" else ""
-        return f"{crop}, {self.filter}, {'RGB' if self.channels == 'rgb' else 'gray'}{on}{scrambled}"
+        white = f", white is {self.white} of 16 bits" if self.white else ""
+        return f"{crop}, {self.filter}, {'RGB' if self.channels == 'rgb' else 'gray'}{on}{white}{scrambled}"
 
 
 @dataclass(frozen=True, kw_only=True)

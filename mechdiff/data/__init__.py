@@ -35,6 +35,7 @@ READERS = (
     "celeba_folder",
     "celeba_images",
     "celeba_lists",
+    "celeba_records",
     "tfds",
     "cache",
     "classes",

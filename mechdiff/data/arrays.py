@@ -67,7 +67,7 @@ def _images_among(content: Mapping[str, np.ndarray], path: Path) -> str:
 
 def read_labels(path: Path, count: int) -> Shaped[np.ndarray, " count"] | None:
     """The class of each image of an `.npz` file, whole numbers or names: the array called `labels` (or
-    another of `LABELS`); None where it holds none.
+    another of `LABELS`, in capitals or not); None where it holds none.
 
     Raises:
       DataError: labels that are not one per image, or neither integers nor text.
@@ -76,7 +76,8 @@ def read_labels(path: Path, count: int) -> Shaped[np.ndarray, " count"] | None:
         return None
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-            name = next((name for name in LABELS if name in content.files), "")
+            called = {name.lower(): name for name in content.files} | {name: name for name in content.files}
+            name = next((called[name] for name in LABELS if name in called), "")
             labels = content[name] if name else None
     except ValueError as error:  # of objects
         raise DataError(f"{path} can't be read as arrays ({shorten(str(error))}); save it again") from error

@@ -197,7 +197,7 @@ def _key(source: Source, size: int, preprocessing: Preprocessing) -> dict:
     """Everything that decides the bytes. Settings added later count only where they differ from the defaults,
     so that digests of version 0.1 stay valid."""
     crop = CENTER if preprocessing.crop == "center" else preprocessing.crop
-    later = {name: getattr(preprocessing, name) for name in ("channels", "background", "phases")}
+    later = {name: getattr(preprocessing, name) for name in ("channels", "background", "phases", "white")}
     return {
         "source": source.content,
         "stamp": source.stamp,

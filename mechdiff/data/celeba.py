@@ -23,6 +23,7 @@ read, and must not contradict them.
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,8 @@ from mechdiff.data.celeba_images import (
     open_archive,
     open_folder,
 )
-from mechdiff.data.celeba_lists import read_attributes, read_identities, read_partition, read_people
+from mechdiff.data.celeba_lists import read_attributes, read_identities, read_partition
+from mechdiff.data.celeba_records import read_lists
 from mechdiff.data.dataset import fingerprint
 from mechdiff.data.folder import TABLES, way_out
 
@@ -55,7 +57,7 @@ WAY_OUT = f"data.path must name folders that hold {ARCHIVE} (or {UNPACKED}/), {A
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Pack:
-    """One folder in the official layout; rows in the order of the partition file. Nobody is known: -1."""
+    """One folder in the official layout; rows in the order of the partition file, as in `Lists`."""
 
     folder: Path
     names: tuple[str, ...]
@@ -147,11 +149,10 @@ def find_packs(path: str) -> list[Path]:
 def read_pack(folder: Path) -> Pack:
     """The lists and the directory of one pack, checked against each other."""
     partition_path, attribute_path = find_list(folder, PARTITION), find_list(folder, ATTRIBUTES)
-    names, splits = read_partition(partition_path)
-    attributes, flags_of = read_attributes(attribute_path)
+    lists = read_lists(partition_path, attribute_path, _identities(folder))
     images, entries, read = _open_images(folder)
-    _same_names(set(names), entries.keys(), partition_path, images)
-    _covers(flags_of.keys(), names, attribute_path)
+    _same_names(set(lists.names), entries.keys(), partition_path, images)
+    _check_described(lists.undescribed, attribute_path)
     ordered = sorted(entries.items())
     files = {
         images.name: _sha256(f"{name} {entry.size} {entry.checksum}\n" for name, entry in ordered),
@@ -160,11 +161,11 @@ def read_pack(folder: Path) -> Pack:
     }
     return Pack(
         folder=folder,
-        names=tuple(names),
-        splits=np.array(splits),
-        attributes=attributes,
-        flags=np.array([flags_of[name] for name in names]),
-        people=read_people(_identities(folder), names),
+        names=lists.names,
+        splits=lists.splits,
+        attributes=lists.attributes,
+        flags=lists.flags,
+        people=lists.people,
         read=read,
         content=fingerprint(files),
         stamp=_sha256(f"{name} {entry.modified}\n" for name, entry in ordered),
@@ -189,8 +190,9 @@ def _open_images(folder: Path) -> tuple[Path, dict[str, Entry], Callable[[str], 
 
 
 def packs_in(folder: Path) -> list[Path]:
-    """A folder and its sub-folders, those of them that are packs."""
-    children = sorted(child for child in folder.iterdir() if child.is_dir())
+    """A folder and its sub-folders, those of them that are packs. One that may not be entered is none, such
+    as the `lost+found` of a disk."""
+    children = sorted(child for child in folder.iterdir() if child.is_dir() and os.access(child, os.X_OK))
     inner = [child for child in children if child.name not in (*OFFICIAL_FOLDERS, UNPACKED)]
     return [pack for pack in (folder, *inner) if _is_pack(pack)]
 
@@ -270,8 +272,7 @@ def _same_names(listed: set[str], present: Iterable[str], partition: Path, image
         raise DataError(f"{partition} {lacks}; download it again")
 
 
-def _covers(described: Iterable[str], names: list[str], path: Path):
-    absent = sorted(set(names) - set(described))
+def _check_described(absent: tuple[str, ...], path: Path):
     if absent:
         lacks = f"lacks {len(absent)} images of {PARTITION} (first: {absent[0]})"
         raise DataError(f"{path} {lacks}; download it again")

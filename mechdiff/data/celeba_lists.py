@@ -10,11 +10,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from mechdiff.core.encodings import decoded
 from mechdiff.core.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png")  # of aligned images; the official lists say .jpg of all of them
-MARKS = {"1": True, "-1": False, "0": False, "True": True, "False": False}  # an attribute is there, or not
-MIXED = ({"-1", "0"}, {"1", "True"}, {"1", "False"})  # of which no list uses both
+WORDS = {"True": True, "False": False, "TRUE": True, "FALSE": False}  # the last two of spreadsheets
+MARKS = {"1": True, "-1": False, "0": False, **WORDS}  # an attribute is there, or not
+MIXED = ({"-1", "0"}, *({"1", word} for word in WORDS))  # of which no list uses both
 INDEX = re.compile(r"|unnamed.*|index", re.IGNORECASE)  # names of a column that counts the rows
 MAX_DIGITS = 18  # of a number
 WAY_OUT = "correct it, or download it again"
@@ -71,10 +73,10 @@ def listed_name(name: str) -> str:
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8-sig", errors="replace")  # some editors put a mark before
-        return text.splitlines()
+        content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} can't be read ({error.strerror})") from error
+    return decoded(content, errors="replace").splitlines()
 
 
 def _table(path: Path) -> Table:

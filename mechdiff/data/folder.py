@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 from jaxtyping import Int
@@ -243,22 +243,23 @@ def _walk(folder: Path) -> tuple[list[str], Counter[str]]:
     Each folder is read once: by its own name, and by that of a link only where it lies outside.
     """
     names, other, visited, roots = [], Counter(), set(), [str(folder)]
-    walked = (found for root in roots for found in os.walk(root))  # links wait until the folders are walked
+    walked = (found for root in roots for found in os.walk(root, onerror=_unreadable))
     for parent, folders, entries in walked:
         real = os.path.realpath(parent)
         folders[:] = [] if real in visited else sorted(name for name in folders if not _is_junk(name))
-        inner = [Path(parent) / name for name in folders]
-        roots.extend(str(path) for path in inner if path.is_symlink())
-        entries = [] if real in visited else entries
+        roots.extend(str(link) for name in folders if (link := Path(parent) / name).is_symlink())  # read last
+        entries = [] if real in visited else [name for name in entries if not _is_junk(name)]
         visited.add(real)
         for name in entries:
-            if _is_junk(name):
-                continue
             if name.lower().endswith(IMAGES):
                 names.append((Path(parent) / name).relative_to(folder).as_posix())
             else:
                 other[Path(name).suffix.lower() or "no ending"] += 1
     return sorted(names), other
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise DataError(f"{error.filename} can't be read ({error.strerror}); mend or remove it") from error
 
 
 def _is_junk(name: str) -> bool:
@@ -275,7 +276,7 @@ def _content(path: Path) -> bytes:
             raise DataError(f"{path} is no ordinary file (a pipe, say); remove it from the images")
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path} can't be read ({error.strerror}); mend or remove it") from error
+        _unreadable(error)
 
 
 def _of_array(path: Path) -> ImageFiles:

@@ -1,8 +1,9 @@
 """One encoded image, or one array, to bytes of a network's size: decoded, turned upright, cropped, resized.
 
 Pillow does the work, and the bytes are Pillow's. What a file leaves open is refused by name: transparent
-pixels without a background, colors that need a profile (CMYK, LAB), 32-bit grays, several frames. 16-bit
-grays are rounded to 8 bits. A camera's orientation (EXIF) is applied; color profiles are not.
+pixels without a background, colors that need a profile (CMYK, LAB), 32-bit grays, several frames, and where
+white is in files of 16 bits that are dark. 16-bit grays are rounded to 8 bits. A camera's orientation (EXIF)
+is applied; color profiles are not.
 """
 
 import io
@@ -29,10 +30,13 @@ FEW_BITS = {"L;2": 2, "L;4": 4}  # how Pillow calls grays of a PNG that it scale
 BITS_PER_SAMPLE, WHITE_IS_ZERO = 258, 262  # tags of a TIFF; of the second, PhotometricInterpretation, value 0
 SAMPLE_FORMAT, SIGNED = 339, 2  # another tag, and its value that Pillow ignores in 8 bits
 BLANK = rb"(?:\s|#[^\n]*\n)+"  # or a comment, in a PPM
-PPM_HEAD = re.compile(rb"P6" + BLANK + rb"\d+" + BLANK + rb"\d+" + BLANK + rb"(\d+)\s")  # its largest value
+PPM_HEAD = re.compile(
+    rb"P[36]" + BLANK + rb"\d+" + BLANK + rb"\d+" + BLANK + rb"(\d+)\s"
+)  # its largest value
 SIGNIFICANT = re.compile(rb"\0\0\0[\1-\4]sBIT([\1-\x10]{1,4})")  # of a PNG: bits of each channel that tell
-FOURTEEN_BIT = 16383  # the most in 14 bits; cameras and scanners write 10 to 14 of them in files of 16
-DARK_OF_EIGHT = 64  # 16383 of 65535 in 8 bits, rounded (63 where the lower bits are cut off)
+WHITE = 65535  # of 16 bits
+HALF_OF_WHITE = 32767  # the most in 15 bits; cameras and scanners write 10 to 15 of them in files of 16
+HALF_OF_EIGHT = 128  # the same in 8 bits, rounded (127 where the lower bits are cut off)
 PLAIN = ("1", "L", "P", "RGB", "YCbCr")  # modes that Pillow makes RGB or gray without a loss of meaning
 TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 BACKGROUNDS = {"black": 0, "white": 255}
@@ -51,7 +55,7 @@ def thumbnail(
       DataError: damaged, smaller than `size`, or of a kind that can't be read without a guess.
     """
     name = shorten(name)[1:-1]  # of one line, whatever a file is called
-    image = _opened(encoded, name)
+    image = _opened(encoded, name, preprocessing.white)
     image, original = _converted(image, name, preprocessing), image.size
     image = cropped(image, name, preprocessing.crop)
     if min(image.size) < size:
@@ -92,7 +96,7 @@ def enlarged(
 ) -> Float[np.ndarray, "size size channels"]:
     """One image in [-1, 1] as `thumbnail` makes it; a smaller one is enlarged bilinearly, as networks of
     super-resolution are given it (PyTorch's `interpolate`, `align_corners=False`)."""
-    image = _converted(_opened(encoded, name), name, preprocessing)
+    image = _converted(_opened(encoded, name, preprocessing.white), name, preprocessing)
     image = cropped(image, name, preprocessing.crop)
     if min(image.size) >= size:
         return to_float(thumbnail(encoded, size, name, preprocessing))
@@ -139,8 +143,8 @@ def cropped(image: Image.Image, name: str, crop: str) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-def _opened(encoded: Encoded, name: str) -> Image.Image:
-    """Decoded in full, upright."""
+def _opened(encoded: Encoded, name: str, white: int) -> Image.Image:
+    """Decoded in full, upright. White is that of `Preprocessing`."""
     if isinstance(encoded, np.ndarray):
         return Image.fromarray(encoded[..., 0] if encoded.shape[-1] == 1 else encoded)
     try:
@@ -161,9 +165,14 @@ def _opened(encoded: Encoded, name: str) -> Image.Image:
         ) from error
     if SIGNED in getattr(image, "tag_v2", {}).get(SAMPLE_FORMAT, ()) and image.mode in PLAIN:
         raise DataError(f"image {name} is a TIFF of numbers with a sign; save it with 0 for black")
-    if bits == 16 and image.mode in EIGHT_OF_SIXTEEN:
-        _check_white(name, int(np.asarray(image.convert("RGB")).max()), DARK_OF_EIGHT)
-    if kind == "PNG" and bits in (8, 16) and image.mode not in ("P", "PA"):
+    if bits == 16 and image.mode in EIGHT_OF_SIXTEEN and not white:
+        _check_white(name, int(np.asarray(image.convert("RGB")).max()), HALF_OF_EIGHT, "else scale it")
+    if bits == 16 and image.mode in EIGHT_OF_SIXTEEN and white not in (0, WHITE):
+        raise DataError(
+            f"image {name} has colors of 16 bits, of which the upper 8 are read: data.preprocessing.white="
+            f"{white} is for grays; scale it to the whole range, or save it in 8 bits"
+        )
+    if kind == "PNG" and image.mode not in ("P", "PA") and (bits == 8 or (bits == 16 and not white)):
         _check_significant(name, image, encoded, bits)
     if inverted and image.mode in SIXTEEN_BIT:
         raise DataError(f"image {name} is a TIFF of 16 bits in which 0 is white; save it with 0 for black")
@@ -194,12 +203,13 @@ def _scale_transparent(image: Image.Image) -> None:
         image.info["transparency"] = tuple(value >> 8 for value in color)
 
 
-def _check_white(name: str, brightest: int, most: int) -> None:
-    """Raises DataError if an image of 16 bits has only values of 14."""
+def _check_white(name: str, brightest: int, most: int, stated: str) -> None:
+    """Raises DataError if an image of 16 bits has only values of 15, so that it may be of fewer bits."""
     if 0 < brightest <= most:
         raise DataError(
-            f"image {name} is of 16 bits, but no pixel is above {FOURTEEN_BIT}: where white is, is not "
-            "known; scale it to the whole range, or save it in 8 bits"
+            f"image {name} is of 16 bits, but no pixel is above {HALF_OF_WHITE}: where white is, is not "
+            f"known; state data.preprocessing.white={WHITE} if it is just dark, {stated}, or save it "
+            "in 8 bits"
         )
 
 
@@ -212,20 +222,29 @@ def _check_significant(name: str, image: Image.Image, encoded: bytes, bits: int)
     few = max(match[1][:colors]) if match else bits
     brightest = int(np.asarray(image).reshape(image.height, image.width, -1)[..., :colors].max())
     most = 2**few - 1 if wide or bits == 8 else 2**few >> 8  # of 16, Pillow keeps the upper 8
+    way_out = "save it without sBIT if it is just dark"
+    if bits == 16:
+        way_out = f"state data.preprocessing.white={2**few - 1} ({WHITE} if it is just dark)"
     if few < bits and 0 < brightest <= most:
         raise DataError(
             f"image {name} is of {bits} bits, {few} of them significant (sBIT), to which it is not scaled: "
-            "where white is, is not known; scale it to the whole range"
+            f"where white is, is not known; scale it to the whole range, or {way_out}"
         )
 
 
 def _converted(image: Image.Image, name: str, preprocessing: Preprocessing) -> Image.Image:
     """The image in the channels asked for."""
     if image.mode in SIXTEEN_BIT:
-        wide = np.asarray(image, np.uint16).astype(np.uint32)
-        _check_white(name, int(wide.max()), FOURTEEN_BIT)
+        wide, white = np.asarray(image, np.uint16).astype(np.uint32), preprocessing.white or WHITE
+        if not preprocessing.white:
+            _check_white(name, int(wide.max()), HALF_OF_WHITE, "else its white (4095, say)")
+        if wide.max() > white:
+            raise DataError(
+                f"image {name} has a pixel of {wide.max()}, above data.preprocessing.white={white}; state "
+                "the value that is white in all of them, at least that"
+            )
         opaque = np.where(wide == image.info.get("transparency", -1), 0, 255).astype(np.uint8)
-        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))  # 65535 / 257 = 255
+        image = Image.fromarray(((510 * wide + white) // (2 * white)).astype(np.uint8))  # rounded
         image.putalpha(Image.fromarray(opaque))
     if image.mode in TRANSPARENT or "transparency" in image.info:
         image = _flattened(image.convert("RGBA"), name, preprocessing.background)

@@ -33,7 +33,7 @@ from reference.celeba_packs import (
 from mechdiff import data
 from mechdiff.core.config import DataConfig, Preprocessing, SweepConfig
 from mechdiff.core.errors import DataError
-from mechdiff.data import cache, celeba
+from mechdiff.data import cache, celeba, celeba_records
 from mechdiff.data.cache import load_split, stored
 from mechdiff.data.images import thumbnail
 from mechdiff.study import held_out
@@ -169,6 +169,8 @@ def as_table(folder: Path, mark: str, ending: str = ".csv") -> None:
         if mark == ";":  # with the numbers of rows, of which the column has no name
             rows = [[str(number or ""), *row] for number, row in enumerate(rows)]
             rows = [[f'"{field}"'.replace('"-1"', "0.0") for field in row] for row in rows]
+        if mark == "\t" and first:  # as spreadsheets write what is true
+            rows = [[{"1": "TRUE", "-1": "FALSE"}.get(field, field) for field in row] for row in rows]
         (folder / name).unlink()
         (folder / name.lower().replace(".txt", ending)).write_text("\n".join(map(mark.join, rows)))
 
@@ -177,7 +179,14 @@ def as_table(folder: Path, mark: str, ending: str = ".csv") -> None:
     ("place", "mark"),
     [
         *(("archive", ","), ("flat", ";"), ("nested", "\t"), ("nested", ""), ("mac", ","), ("mac", "")),
-        *(("windows", ","), ("windows", ""), ("png", ", "), ("flat", " ")),
+        *(
+            ("windows", ","),
+            ("windows", ""),
+            ("unicode", "\t"),
+            ("unicode", ""),
+            ("png", ", "),
+            ("flat", " "),
+        ),
     ],
 )
 def test_packs_of_the_mirrors_are_read_alike(pack, tmp_path, mark, place):
@@ -201,9 +210,9 @@ def test_packs_of_the_mirrors_are_read_alike(pack, tmp_path, mark, place):
             path.unlink()
     if mark:
         as_table(folder, mark, ".txt" if mark == " " else ".csv")
-    if place == "windows":  # lists as Excel and Notepad save them
+    if coding := {"windows": "utf-8-sig", "unicode": "utf-16"}.get(place):  # as Excel and Notepad save them
         for path in (*folder.glob("*.txt"), *folder.glob("*.csv")):
-            path.write_text(path.read_text(), encoding="utf-8-sig", newline="\r\n")
+            path.write_text(path.read_text(), encoding=coding, newline="\r\n")
     for split in data.SPLITS:
         expected, read = load(pack, split), load(folder, split)
         assert by_id(read) == by_id(expected)
@@ -483,8 +492,9 @@ def test_a_image_that_vanished_is_named(tmp_path):
 # ---- cache
 
 
-def test_images_are_decoded_once(pack, tmp_path, monkeypatch):
+def test_lists_are_read_once_and_images_decoded_once(pack, tmp_path, monkeypatch):
     first = load(pack, folder=tmp_path)
+    monkeypatch.setattr(celeba_records, "read_partition", None)  # a call would raise TypeError
     load(pack, "test", folder=tmp_path)
     monkeypatch.setattr(cache, "thumbnail", None)  # a call would raise TypeError
     assert isinstance(load(pack, "test", folder=tmp_path).images, np.memmap)
@@ -495,6 +505,9 @@ def test_images_are_decoded_once(pack, tmp_path, monkeypatch):
     for other in ({"size": 8}, {"split": "validation"}):  # of other splits nothing is decoded
         with pytest.raises(TypeError):
             load(pack, folder=tmp_path, **other)
+    os.utime(pack / celeba.PARTITION, (0, 0))  # another file, for all that is known
+    with pytest.raises(TypeError):
+        celeba.open_source(str(pack))
 
 
 def test_the_metadata_says_how_it_was_made(pack, tmp_path):

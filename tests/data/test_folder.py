@@ -1,7 +1,9 @@
 """Folders of images: what is read, how they are split, and one line for everything that is wrong."""
 
+import errno
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from mechdiff import data
 from mechdiff.core.config import DataConfig
 from mechdiff.core.errors import ConfigError, DataError
 from mechdiff.data import folder
+from mechdiff.data.celeba import PARTITION
+from mechdiff.data.celeba_folder import celeba_folder
 from mechdiff.data.classes import class_labels
 from mechdiff.data.collection import open_collection
 
@@ -250,6 +254,25 @@ def test_a_file_that_can_not_be_used_is_named(spoil, why, tmp_path):
     spoil(tmp_path)
     with pytest.raises(DataError, match=why):
         load(tmp_path)
+
+
+def test_folders_that_may_not_be_entered_are_named_unless_they_are_of_the_system(tmp_path, monkeypatch):
+    """The `lost+found` of a disk was looked at for CelebA; images in other folders were left out unsaid."""
+    for name in ("cats", "dogs", "lost+found"):
+        write(tmp_path / name, range(3))
+    (tmp_path / "lost+found" / PARTITION).write_text("")
+    may = lambda path: Path(path).name not in ("dogs", "lost+found")
+    monkeypatch.setattr(os, "access", lambda path, _: may(path))
+    assert celeba_folder(tmp_path) is None
+
+    def entries(path, read=os.scandir):
+        if not may(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(os, "scandir", entries)
+    with pytest.raises(DataError, match=r"dogs can't be read \(Permission denied\); mend or remove it"):
+        folder.list_images(tmp_path)
 
 
 def test_places_without_images_are_named(tmp_path):

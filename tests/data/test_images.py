@@ -173,6 +173,21 @@ def test_sixteen_bits_are_rounded_not_clipped(form):
     np.testing.assert_array_equal(pixels, np.round(wide.astype(np.float64) / 257).astype(np.uint8))
 
 
+@pytest.mark.parametrize("white", [65535, 32767, 4095])
+def test_the_white_of_grays_of_sixteen_bits_is_stated(white):
+    """Grays of 12 bits, say, or of 16 that are just dark: the file doesn't tell."""
+    few = RNG.integers(0, 4096, (8, 8), np.uint16)
+    few[0, 0] = 4095
+    with pytest.raises(DataError, match=r"no pixel is above 32767: .* data.preprocessing.white=65535 if it"):
+        thumbnail(png(few), 8, "x")
+    pixels = thumbnail(png(few), 8, "x", Preprocessing(channels="gray", white=white))[..., 0]
+    np.testing.assert_array_equal(pixels, np.floor(few.astype(float) * 255 / white + 0.5).astype(np.uint8))
+    with pytest.raises(DataError, match=r"has a pixel of 4095, above data.preprocessing.white=4094"):
+        thumbnail(png(few), 8, "x", Preprocessing(white=4094))
+    with pytest.raises(ConfigError, match=r"data.preprocessing.white=65536 is out of range; 0 to 65535"):
+        Preprocessing(white=65536)
+
+
 def test_a_transparent_gray_of_sixteen_bits_is_told_by_its_own_value():
     """Pillow's own conversion clips at 255: the image becomes white."""
     wide = RNG.integers(1, 65536, (8, 8), np.uint16)
@@ -206,9 +221,12 @@ def test_a_png_is_held_to_the_bits_that_it_calls_significant(bits):
     whole = RNG.integers(1, 2**bits, (8, 8)).astype(f"u{bits // 8}")
     whole[0, 0] = 2**bits - 1
     image = lambda values: with_chunk(png(values), b"sBIT", bytes([bits - 1]))
+    way_out = "data.preprocessing.white=32767 " if bits == 16 else "without sBIT"
     pixels = thumbnail(image(whole), 8, "x", gray)[..., 0]
     np.testing.assert_array_equal(pixels, np.round(whole / (2 ** (bits - 8) + 1 if bits > 8 else 1)))
-    with pytest.raises(DataError, match=f"image x is of {bits} bits, {bits - 1} of them significant"):
+    with pytest.raises(
+        DataError, match=f"image x is of {bits} bits, {bits - 1} of them significant.* {way_out}"
+    ):
         thumbnail(image(whole >> 1), 8, "x", gray)
 
 
@@ -221,9 +239,14 @@ def test_sixteen_bits_of_other_formats_are_asked_about_too(comment):
 
     np.testing.assert_allclose(thumbnail(ppm(wide), 8, "x"), wide / 257, atol=0.51)
     np.testing.assert_allclose(thumbnail(tiff_of_sixteen_bits(wide), 8, "x"), wide / 257, atol=1)
-    for encode in (ppm, tiff_of_sixteen_bits):
-        with pytest.raises(DataError, match="image x is of 16 bits, but no pixel is above 16383"):
-            thumbnail(encode(wide >> 2), 8, "x")
+    plain = lambda values: f"P3\n8 8\n65535\n{' '.join(map(str, values.reshape(-1)))}".encode()
+    for encode in (ppm, plain, tiff_of_sixteen_bits):
+        with pytest.raises(DataError, match="image x is of 16 bits, but no pixel is above 32767"):
+            thumbnail(encode(wide >> 1), 8, "x")
+        dark = thumbnail(encode(wide >> 2), 8, "x", Preprocessing(white=65535))
+        np.testing.assert_allclose(dark, (wide >> 2) / 257, atol=1)
+        with pytest.raises(DataError, match=r"colors of 16 bits.*white=16383 is for grays"):
+            thumbnail(encode(wide >> 2), 8, "x", Preprocessing(white=16383))
 
 
 def tiff_of_sixteen_bits(image: np.ndarray, white_is_zero: bool = False) -> bytes:
@@ -322,10 +345,10 @@ def png_of_sixteen_bits(image: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
-def test_colors_of_fourteen_bits_in_sixteen_are_not_taken_for_dark_ones():
+def test_colors_of_fifteen_bits_in_sixteen_are_not_taken_for_dark_ones():
     wide = RNG.integers(0, 65536, (8, 8, 3), np.uint16)
     np.testing.assert_array_equal(thumbnail(png_of_sixteen_bits(wide), 8, "x"), wide >> 8)
-    with pytest.raises(DataError, match="image x is of 16 bits, but no pixel is above 16383"):
-        thumbnail(png_of_sixteen_bits(wide >> 2), 8, "x")
+    with pytest.raises(DataError, match="image x is of 16 bits, but no pixel is above 32767"):
+        thumbnail(png_of_sixteen_bits(wide >> 1), 8, "x")
     black = np.zeros((8, 8, 3), np.uint16)
     assert not thumbnail(png_of_sixteen_bits(black), 8, "x").any()

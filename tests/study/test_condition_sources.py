@@ -76,13 +76,17 @@ def test_classes_are_stated_where_the_model_names_none(folder):
 
 
 @pytest.mark.parametrize("labels", [np.array([0, 1, 2, 0, 1, 2]), np.array(FOLDERS * 2)])
-@pytest.mark.parametrize("names", [("images", "labels"), ("x_train", "y_train")])
+@pytest.mark.parametrize("names", [("images", "labels"), ("x_train", "y_train"), ("X", "Labels")])
 def test_labels_of_an_npz_file(tmp_path, labels, names):
     pixels = np.stack([image(number) for number in range(COUNT)])
     np.savez(tmp_path / "a.npz", **dict(zip(names, (pixels, labels), strict=True)))
     chosen = images_from(tmp_path / "a.npz", CLASSES, CONFIG, sources=Sources(names=FOLDERS))
     assert labels_of(chosen) == {number: number % 3 for number in range(COUNT)}
     assert "classes by label" in chosen.label
+    np.savez(tmp_path / "b.npz", images=pixels, Labels=labels[::-1], labels=labels)  # the usual spelling
+    assert labels_of(images_from(tmp_path / "b.npz", CLASSES, CONFIG, sources=Sources(names=FOLDERS))) == {
+        number: number % 3 for number in range(COUNT)
+    }
     for name, values, line in (("ids", labels, "holds no labels"), ("labels", labels[:, None], "of shape")):
         np.savez(tmp_path / "b.npz", images=pixels, **{name: values})
         with pytest.raises(MechdiffError, match=line):

@@ -56,13 +56,18 @@ def read(folder: Path | str, stated: Stated | None = None) -> Imported | Importe
             raise ConfigError(f"{source.described_by} describes {unsupported}")
     for where, options in inner:
         told = any(layout.recognizes(options) for layout in (ddim, edm, adm))
-        told = told or not options.keys().isdisjoint(lucidrains.TELLING)
+        told = told or not options.keys().isdisjoint((*lucidrains.TELLING, diffusers.TELLING))
         if "_class_name" not in config and told:
             raise ConfigError(
                 f"{source.described_by} has options of a network under {shorten(where)[1:-1]}, too deep to "
                 "be read; write them at its top level"
             )
     name = config.get("_class_name")
+    if name is None and diffusers.TELLING in config:
+        raise ConfigError(
+            f"{place.described_by} has options of diffusers, but not which class they are of; write "
+            f"_class_name: {diffusers.WHAT} if they are of that one"
+        )
     shown = shorten(name)[1:-1] if isinstance(name, str) else "no model known here"
     raise ConfigError(
         f"{source.described_by} describes {shown}; supported: diffusers' UNet2DModel (_class_name), "

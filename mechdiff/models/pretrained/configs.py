@@ -11,20 +11,20 @@ from typing import Any
 
 import yaml
 
+from mechdiff.core.encodings import decoded
 from mechdiff.core.errors import ConfigError, DataError, shorten
 from mechdiff.models.pretrained.command_lines import read_text
 from mechdiff.storage import files
 
 MODEL, DIFFUSION = "model_config", "diffusion_config"  # two files of one network, as DPS and others keep them
+STRUCTURED = (".yaml", ".yml", ".json", ".toml")
 NAMES = (
     "config.json",
     "config.yaml",
     "config.yml",
     "config.toml",
     "flags.txt",
-    f"{MODEL}.yaml",
-    f"{MODEL}.yml",
-    f"{MODEL}.json",
+    *(f"{MODEL}{suffix}" for suffix in STRUCTURED),
 )
 # Other files, if there is just one of them, and those that are something else.
 OTHERS = (r".*\.ya?ml", r".*\.(json|toml)", r"(flags|args|options).*\.(txt|sh)")
@@ -64,9 +64,20 @@ def unread(described_by: Path) -> list[str]:
 
 
 def _second_half(path: Path) -> Path | None:
-    """The file of noise levels that goes with a file of a model; None where there is none."""
-    half = path.with_name(f"{DIFFUSION}{path.suffix}")
-    return half if path.stem == MODEL and half.is_file() else None
+    """The file of noise levels that goes with a file of a model, in any format; None where there is none.
+
+    Raises:
+      ConfigError: several.
+    """
+    if path.stem != MODEL:
+        return None
+    halves = [half for suffix in STRUCTURED if (half := path.with_name(f"{DIFFUSION}{suffix}")).is_file()]
+    if len(halves) > 1:
+        raise ConfigError(
+            f"{path.parent} has several files of noise levels ({', '.join(half.name for half in halves)}); "
+            f"keep the one that goes with {path.name}"
+        )
+    return halves[0] if halves else None
 
 
 def _others(folder: Path) -> list[Path]:
@@ -231,7 +242,7 @@ def _text(path: Path) -> str:
     if path.stat().st_size > MAX_BYTES:
         raise DataError(f"{path}: {path.stat().st_size} bytes; too large for a config")
     try:
-        return path.read_text(encoding="utf-8")
+        return decoded(path.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: can't be read as text ({type(error).__name__})") from None
 

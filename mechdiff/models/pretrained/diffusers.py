@@ -21,6 +21,7 @@ STEM = "diffusion_pytorch_model"
 WEIGHTS = f"{STEM}.safetensors"
 STATED = ("weights", "noise_schedule", "noise_steps", "beta_start", "beta_end", "prediction", "condition")
 STATED += ("null_class",)
+TELLING = "block_out_channels"  # an option of diffusers' networks alone, should their class be absent
 
 MODULES = {  # ours -> theirs, inside a stage
     "time_dense": "time_emb_proj",

@@ -86,7 +86,8 @@ def _trained_class(config: Mapping[str, Any]) -> str:
     """The class of the network in the options of EDM's trainer, such as `EDMPrecond`; else empty."""
     arguments = config.get(ARGUMENTS)
     name = arguments.get(CLASS) if isinstance(arguments, Mapping) else None
-    return name.rpartition(".")[2] if isinstance(name, str) and name.startswith("training.") else ""
+    kind = name.rpartition(".")[2] if isinstance(name, str) else ""
+    return kind if kind.endswith("Precond") or str(name).startswith("training.") else ""
 
 
 def _options_of_network(config: Mapping[str, Any]) -> Mapping[str, Any]:

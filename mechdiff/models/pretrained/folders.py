@@ -111,10 +111,12 @@ def _networks(folder: Path) -> list[Path]:
 
 
 def _in_folders_of_kinds(folder: Path, described: list[Path]) -> list[Path]:
-    """Networks one folder deeper, in one called raw or averaged that describes none: `ema/unet/`."""
-    kinds = [path for path in sorted(folder.glob("*")) if named(path.name) and path not in described]
-    inner = [path for kind in kinds for path in sorted(kind.glob("*")) if _may_hold(path.name)]
-    return [path for path in inner if any((path / name).is_file() for name in NAMES)]
+    """Networks one folder deeper, in one called raw or averaged that describes none: `ema/unet/`; and those
+    of the same name in other folders, `train/unet/`, which are then the other kind."""
+    places = [path for path in sorted(folder.glob("*/*")) if path.parent not in described]
+    networks = [path for path in places if any((path / name).is_file() for name in NAMES)]
+    of_kinds = {path.name for path in networks if named(path.parent.name) and _may_hold(path.name)}
+    return [path for path in networks if path.name in of_kinds]
 
 
 def _may_hold(name: str) -> bool:

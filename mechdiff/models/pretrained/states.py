@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mechdiff.core.errors import CheckpointError, ConfigError, shorten
-from mechdiff.models.pretrained.averages import OTHER, check_stated, kind_of, named, unaveraged
+from mechdiff.models.pretrained.averages import OTHER, check_stated, kind_of, named, spaced, unaveraged
 from mechdiff.models.pretrained.nameless_averages import with_names
 from mechdiff.models.pretrained.tensors import PICKLES, State, index_of
 
@@ -97,7 +97,10 @@ def _chosen(prefixes: list[str], weights: str | None, path: Path) -> str:
         flags = " or ".join(
             f"--weights={kind}" for kind, alone in singly.items() if alone and kind != weights
         )
-        way_out = f"say which: {flags}" if flags else "keep one of them in a file of its own"
+        alone = "keep one of them in a file of its own"
+        way_out = f"say which: {flags}" if flags else alone
+        if flags and not all(singly.values()):
+            way_out += f", or {alone}"
         raise CheckpointError(f"{path} holds several networks, under {names}; {way_out}")
     return choices[0] if choices else prefixes[0]
 
@@ -106,7 +109,7 @@ def _raw(prefix: str, averaged: list[str]) -> bool:
     """Whether tensors beside averages are the raw ones: under a wrapper, or the averages' name without that
     word (`generator` beside `generator_ema`)."""
     return all(map(wraps, prefix.split(".")[:-1])) or any(
-        prefix.strip(".") == unaveraged(other).strip(".") for other in averaged
+        spaced(prefix).strip(".") == unaveraged(other).strip(".") for other in averaged
     )
 
 

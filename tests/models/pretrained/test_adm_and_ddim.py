@@ -231,10 +231,13 @@ def test_the_same_flags_in_any_spelling_are_the_same_network(tmp_path):
         "python image_sample.py $MODEL_FLAGS \\\n --timestep_respacing 250 --num-samples=8",
     }
     for name, text in spellings.items():
-        (tmp_path / name).write_text(text)
-        config = configs.read_config(configs.config_file(tmp_path))
-        assert adm.unet_config(adm.flags(config, arrays["state"], Stated())) == expected, name
+        for encoding in ("utf-8", "utf-8-sig", "utf-16"):  # the last two of Windows
+            (tmp_path / name).write_text(text, encoding)
+            config = configs.read_config(configs.config_file(tmp_path))
+            assert adm.unet_config(adm.flags(config, arrays["state"], Stated())) == expected, name
         (tmp_path / name).unlink()
+    (tmp_path / "flags.txt").write_text("--noise_schedule=cosine --num_channels=32", "utf-8-sig")
+    assert configs.read_config(tmp_path / "flags.txt")["noise_schedule"] == "cosine"  # it was lost
 
 
 @pytest.mark.parametrize("name", ["upsample_heads", "half_multiplier", "new_order", "rescaled"])

@@ -153,8 +153,9 @@ def test_arguments_that_the_tensors_bear_out_are_read_and_the_rest_is_said(
         "encoder_type": "standard", "decoder_type": "standard", "resample_filter": [1, 1],
     }  # fmt: skip
     others = {"use_fp16": True, "dropout": 0.13, "label_dropout": 0}
-    of_class = {"class_name": "training.networks.EDMPrecond"}
-    trained = {"network_kwargs": of_class | told | others, "batch_size": 512, "loss_kwargs": {"P_mean": -1.2}}
+    folder = {"edm_adm": "training.networks", "edm_ddpmpp": "models"}[name]  # of EDM; of a fork
+    of_class = {"class_name": f"{folder}.EDMPrecond"}
+    trained = {"network_kwargs": of_class | told | others, "betas": [], "loss_kwargs": {"P_mean": -1.2}}
     for config in ({"sigma_data": 0.5, "precond": "edm"} | told | others, trained):
         written(tmp_path, name, config)
         model = pretrained.read(tmp_path)

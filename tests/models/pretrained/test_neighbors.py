@@ -59,22 +59,28 @@ def test_one_scheduler_serves_the_whole_pipeline(pipeline, place, monkeypatch):
 
 
 @pytest.mark.parametrize(("weights", "factor"), [(None, 1), ("ema", 2)])
-def test_averages_in_a_folder_of_their_own_are_named_and_chosen(pipeline, weights, factor):
+@pytest.mark.parametrize("other", ["unet", "train/unet"])
+def test_averages_in_a_folder_of_their_own_are_named_and_chosen(pipeline, weights, factor, other):
     averaged(pipeline)
     raw = bias(pretrained.read(pipeline / "unet"))
     (pipeline / "ema").mkdir()
     (pipeline / "unet_ema").rename(pipeline / "ema" / "unet")
+    (pipeline / other).parent.mkdir(exist_ok=True)
+    (pipeline / "unet").rename(pipeline / other)
     model = pretrained.read(pipeline, Stated(weights=weights))
     np.testing.assert_array_equal(bias(model), factor * raw)
     assert model.diffusion == DIFFUSION
     assert any("unet/ (" in note and "--weights=" in note for note in model.notes)
-    assert any("ema/unet/ beside it" in note for note in pretrained.read(pipeline / "unet").notes)
+    if other == "unet":
+        assert any("ema/unet/ beside it" in note for note in pretrained.read(pipeline / "unet").notes)
 
 
 SEVERAL = [  # prefixes of two networks in one file, what is stated, and by which factor the read one differs
     (("generator.", "generator_ema."), "raw", 1),
     (("generator.", "generator_ema."), "ema", 2),
     (("G.", "ema_G."), "raw", 1),
+    (("myNet.", "myNetEMA."), "raw", 1),
+    (("myNet.", "myNetEMA."), "ema", 2),
     (("model.", "target_model."), "raw", 1),
     (("generator.", "generator_ema."), None, "; say which: --weights=raw or --weights=ema"),
     (
@@ -83,7 +89,11 @@ SEVERAL = [  # prefixes of two networks in one file, what is stated, and by whic
         "under 'student.' and 'teacher.'; keep one of them in a file of its own",
     ),
     (("ema_0.999.", "ema_0.9999."), "ema", "'ema_0.999.' and 'ema_0.9999.'; keep one of them in a file of"),
-    (("teacher.", "student_ema."), "raw", "say which: --weights=ema"),
+    (
+        ("teacher.", "student_ema."),
+        "raw",
+        "say which: --weights=ema, or keep one of them in a file of its own",
+    ),
 ]
 
 
@@ -152,7 +162,7 @@ def test_raw_and_averaged_weights_are_told_apart(pipeline):
 @pytest.mark.parametrize(
     ("raw", "ema"),
     [
-        *(("unet", "ema_unet"), ("unet", "ema"), ("model", "model_ema"), ("", "ema")),
+        *(("unet", "ema_unet"), ("unet", "ema"), ("model", "model_ema"), ("", "ema"), ("unet", "unetEMA")),
         *(("unet_non_ema", "unet"), ("unet_without_ema", "unet"), ("unet-pre-ema", "unet")),
     ],
 )
@@ -474,6 +484,8 @@ def test_schedules_by_their_signal_are_those_of_diffusers(name, shares):
             "config.yaml has options of a network under a.model, too deep to be read; write them at its top",
         ),
         ("config.yaml", "model: {dim: 8, dim_mults: [1, 2]}", "has options of a network under model, too"),
+        ("config.yaml", "unet: {_class_name: UNet2DModel, block_out_channels: [8]}", "under unet, too deep"),
+        ("config.yaml", "block_out_channels: [8]", "write _class_name: UNet2DModel if they are of that one"),
         (
             "config.yaml",
             "model: {params: {first_stage_config: {a: 1}, unet_config: {params: {model_channels: 32}}}}",
@@ -653,10 +665,9 @@ def test_several_configs_are_not_guessed_among(tmp_path):
         configs.config_file(tmp_path)
 
 
-def test_files_of_a_model_and_of_its_noise_levels_are_one_config(tmp_path):
-    (tmp_path / "diffusion_config.yaml").write_text(
-        "steps: 1000\nnoise_schedule: cosine\nclip_denoised: true"
-    )
+@pytest.mark.parametrize("second", ["diffusion_config.yaml", "diffusion_config.yml"])
+def test_files_of_a_model_and_of_its_noise_levels_are_one_config(tmp_path, second):
+    (tmp_path / second).write_text("steps: 1000\nnoise_schedule: cosine\nclip_denoised: true")
     (tmp_path / "model_config.yaml").write_text("num_channels: 32\nlearn_sigma: true")
     path = configs.config_file(tmp_path)
     assert path.name == "model_config.yaml" and configs.unread(path) == []
@@ -664,5 +675,11 @@ def test_files_of_a_model_and_of_its_noise_levels_are_one_config(tmp_path):
         "model": {"num_channels": 32, "learn_sigma": True},
         "diffusion": {"steps": 1000, "noise_schedule": "cosine", "clip_denoised": True},
     }
+    (tmp_path / "diffusion_config.json").write_text("{}")
+    with pytest.raises(
+        MechdiffError, match=r"several files of noise levels \(.*; keep the one that goes with"
+    ):
+        configs.read_config(path)
+    (tmp_path / "diffusion_config.json").unlink()
     (tmp_path / "config.yaml").write_text("num_channels: 32")  # another network's, or of which all is there
-    assert configs.unread(configs.config_file(tmp_path)) == ["model_config.yaml", "diffusion_config.yaml"]
+    assert configs.unread(configs.config_file(tmp_path)) == ["model_config.yaml", second]
