@@ -20,7 +20,7 @@ from scipy import special
 
 from mechdiff import stats
 from mechdiff.analysis.roles import feature_variances, image_features, selectivity, target_groups
-from mechdiff.analysis.roles.role_effects import mean_images
+from mechdiff.analysis.roles.role_effects import MIN_VARIANCE, mean_images
 from mechdiff.core.types import Images, PRNGKey, PyTree
 from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.build import temperatures as temperatures_of
@@ -96,13 +96,15 @@ def temperature_effects_on_roles(
     Returns:
       Dataset with `effect`, dims `head, temperature, target, t, image`: E_f of ablating the head, against the
       prediction with its temperature. `loss` with the temperature and without ablation, dims `head,
-      temperature, t, image`, NaN at temperature 1.
+      temperature, t, image`, NaN at temperature 1. Targets that don't vary, such as the color of gray images,
+      are left out.
     """
     chosen = select(denoiser.identity, [str(name) for name in tempered["component"].values])
     values, timesteps = [float(value) for value in tempered["temperature"].values], tempered["t"].values
     gates = tempered["gate"].mean("image").transpose("t", "component", "temperature").values
     eval_set = EvalSet(np.asarray(images, np.float32), timesteps, key, condition)
     variances = feature_variances(eval_set.images)
+    varies = [place for place, (value, _) in enumerate(variances.values()) if value > MIN_VARIANCE]
     engine = engine or Engine(denoiser)
     stacks = [_rows(denoiser.identity, chosen, values, of_heads) for of_heads in gates]
     sizes = {"head": len(chosen), "tempered": len(values), "temperature": 1 + len(values)}
@@ -133,12 +135,12 @@ def temperature_effects_on_roles(
     coords = {
         "head": list(chosen),
         "temperature": np.array([1.0, *values])[order],
-        "target": list(variances),
+        "target": [list(variances)[place] for place in varies],
         "t": timesteps,
         "image": np.arange(eval_set.count),
     }
     dims, five_dims = ("head", "temperature", "t", "image"), ("head", "temperature", "target", "t", "image")
-    variables = {"effect": (five_dims, effect[:, order]), "loss": (dims, loss[:, order])}
+    variables = {"effect": (five_dims, effect[:, order][:, :, varies]), "loss": (dims, loss[:, order])}
     return xr.Dataset(variables, coords, provenance(denoiser))
 
 
@@ -157,7 +159,7 @@ def _effects_of_ablation(
     read = read.astype(np.float64)
     without = read[:, 0].copy()
     read[:, 0] = clean
-    variance = np.array([value for value, _ in variances.values()])
+    variance = np.array([value if value > MIN_VARIANCE else np.nan for value, _ in variances.values()])
     ends = np.cumsum([count for _, count in variances.values()])[:-1]
     squares = np.split((read - without[:, None]) ** 2, ends, axis=-1)
     return np.stack([square.sum(-1) for square in squares], axis=2) / variance[:, None]
