@@ -213,6 +213,7 @@ def main() -> None:
 def _one_line(error: click.ClickException) -> str:
     """What is wrong and the way out; click itself prints how the command is used, in three lines more."""
     words, context = error.format_message().removesuffix("."), getattr(error, "ctx", None)
+    words = " ".join(words.split())  # choices that are missing are listed in lines
     return words if ";" in words or context is None else f"{words}; see {context.command_path} --help"
 
 

@@ -35,7 +35,7 @@ def load_trained(folder: str | Path) -> tuple[ExperimentConfig, PyTree, Interven
     """
     folder = shipped.find(model_folder(folder))
     _refuse_foreign(folder)
-    _refuse_results(folder)
+    refuse_results(folder)
     params, config, record = exported.load_model(folder)
     if IMPORTED_FUNCTION in config:
         layout = config[IMPORTED_FUNCTION]["layout"]
@@ -82,7 +82,7 @@ def _refuse_foreign(folder: Path) -> None:
         )
 
 
-def _refuse_results(folder: Path) -> None:
+def refuse_results(folder: Path) -> None:
     """Refuses the folder of an examination or of a training that is not finished, with what to do."""
     if (folder / checksums.NAME).exists():
         return

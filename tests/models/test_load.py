@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+import mechdiff
 from mechdiff.core.errors import CheckpointError
 from mechdiff.models.load import load_denoiser, model_folder, name_of, steps_of
 from mechdiff.storage.exported import export_model
@@ -45,6 +46,7 @@ def test_a_folder_of_another_program_is_refused_with_the_way_in(tmp_path):
         load_denoiser(tmp_path)
 
 
+@pytest.mark.parametrize("read", [load_denoiser, mechdiff.load])
 @pytest.mark.parametrize(
     ("inside", "model", "way_out"),
     [
@@ -59,12 +61,12 @@ def test_a_folder_of_another_program_is_refused_with_the_way_in(tmp_path):
     ],
 )
 def test_a_folder_of_results_or_of_half_a_training_is_refused_with_what_to_do(
-    inside, model, way_out, tmp_path
+    inside, model, way_out, read, tmp_path
 ):
     (tmp_path / inside).parent.mkdir(parents=True)
     (tmp_path / inside).touch()
     with pytest.raises(CheckpointError, match=re.escape(way_out.format(folder=tmp_path))):
-        load_denoiser(tmp_path / model)
+        read(tmp_path / model)
 
 
 def test_name_of_shows_the_step(run):
