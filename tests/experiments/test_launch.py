@@ -127,6 +127,7 @@ def test_workdir_is_where_the_flag_says(launch, tmp_path):
             OSError(errno.ENOSPC, "full", "/big/file"),
             "error: /big/file: the disk is full; free some space or",
         ),
+        (OSError(errno.ENOSPC, "full"), "error: a file or stdout: the disk is full; free some space or"),
         (
             PermissionError(errno.EACCES, "no", "/root/x"),
             "error: /root/x: permission denied; change its permissions or choose another path",
