@@ -48,7 +48,7 @@ BY_ZERO = "it replaces by zero"  # for `idle`
 OF_NETWORKS = ("unet", "train", "diffusion")  # sections of settings that training alone reads
 SEED_ALONE = dict.fromkeys(("data", "sweep", *OF_NETWORKS), "of the settings it follows the seed alone")
 NO_SETTINGS = dict.fromkeys(("seed", *SEED_ALONE), "it follows no settings")
-PREPROCESSING, CLASSES = "data.preprocessing.", "data.classes"
+PREPROCESSING, CLASSES, IMAGES = "data.preprocessing.", "data.classes", "sweep.images"
 STUDIES = ("reproduce", "study", "examine")  # launchers that read the settings of section study
 OF_STUDIES = f"it is for {', '.join(STUDIES[:-1])} and {STUDIES[-1]}"
 
@@ -125,15 +125,25 @@ def settings_given() -> list[str]:
 
 def check_settings(module: ModuleType, script: str) -> None:
     """Refuses --set of what has no effect in a launcher: of the settings or sections that it calls `idle`
-    (name -> what to do instead), of studies elsewhere, of training where a trained network is examined."""
+    (name -> what to do instead), of studies elsewhere, of training where a trained network is examined.
+    Where it has `least_images`, fewer are refused too."""
     launcher = _name(module)
     instead = getattr(module, "idle", {}) | ({} if launcher in STUDIES else {"study": OF_STUDIES})
     for word, name in zip(FLAGS.set or (), settings_given(), strict=True):
         idle = next((idle for idle in instead if name == idle or name.startswith(f"{idle}.")), None)
-        if idle and word != "sweep.ablations=zero":
+        if idle and word != f"sweep.ablations={FLAGS.ablation if 'ablation' in FLAGS else 'zero'}":
             raise flags.Error(f"--set={word} has no effect in {launcher}: {instead[idle]}")
+        if name == IMAGES:
+            _check_count(word, getattr(module, "least_images", 1))
     if {"model", "before"} & {flag.name for flag in of(module, script)}:
         check_examining(launcher)
+
+
+def _check_count(word: str, least: int) -> None:
+    """Refuses fewer images than a launcher takes, which may be more than the setting itself allows."""
+    number = word.partition("=")[2].strip()
+    if number.removeprefix("-").isdecimal() and int(number) < least:
+        raise flags.Error(f"{IMAGES} (-n)={number} is too small; at least {least} tell how sure an effect is")
 
 
 def check_examining(launcher: str) -> None:

@@ -44,6 +44,7 @@ FOLLOWED = "it follows -n, --timesteps, --ablations, --seed and data.preprocessi
 BACKGROUND = "data.preprocessing.background"  # what is followed of the settings of data
 OF_DATA = [f"data.{each.name}" for each in dataclasses.fields(DataConfig) if each.name != "preprocessing"]
 OF_DATA += [f"data.preprocessing.{each.name}" for each in dataclasses.fields(Preprocessing)]
+least_images = 2
 idle = dict.fromkeys(
     (
         *(name for name in OF_DATA if name != BACKGROUND),

@@ -28,11 +28,11 @@ MODEL = flags.DEFINE_multi_string("model", None, _flags.MODEL_HELP, required=Tru
 CELEBA = flags.DEFINE_string("celeba", None, _flags.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _flags.IMAGES_HELP)
 MATCHED = flags.DEFINE_boolean("matched", True, "Hold the norm of a head's output.")
+least_images = 2
 idle = {"sweep.ablations": _flags.BY_ZERO}
 
 
 def main(config, workdir):
-    stats.weights.check_units(config.sweep.images)
     _opening.check_names([load.name_of(model) for model in MODEL.value])
     use_all_cores()
     results, rows, inputs, units = {}, [], {}, []

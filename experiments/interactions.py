@@ -32,11 +32,11 @@ COMPONENTS = flags.DEFINE_string("components", ".*", "Regular expression of thei
 TOP = flags.DEFINE_integer("top", 20, "Pairs of the largest scores that are run exactly.", lower_bound=1)
 AUDIT = flags.DEFINE_integer("audit", 20, "Other pairs that are run exactly, at random.", lower_bound=0)
 NUMBERS = ("a", "b", "score", "estimate", "low", "high", "p", "single_a", "single_b", "audited")
+least_images = 2
 idle = {"sweep.ablations": _flags.BY_ZERO}
 
 
 def main(config, workdir):
-    stats.weights.check_units(config.sweep.images)
     use_all_cores()
     files.ensure_writable(workdir)
     if not config.sweep.reference_images:

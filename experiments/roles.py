@@ -38,6 +38,7 @@ FRESH = flags.DEFINE_integer(
     lower_bound=1,
     upper_bound=ranges.MAX_RANDOM,
 )
+least_images = 2
 idle = {"sweep.ablations": _flags.BY_ZERO}
 
 

@@ -40,13 +40,12 @@ def _widest(denoiser):
     return max(gate.shape[-1] for gate in denoiser.identity.gate.values())
 
 
+least_images = 2
 idle = {"sweep.ablations": "give --ablation=NAME"}
 
 
 def main(config, workdir):
     _opening.check_names([load.name_of(model) for model in MODEL.value])
-    if not EVERY.value:
-        stats.weights.check_units(config.sweep.images)
     use_all_cores()
     config = dataclasses.replace(config, sweep=dataclasses.replace(config.sweep, ablations=(ABLATION.value,)))
     screens, inputs, largest, intervals, few = {"trained": {}, "untrained": {}}, {}, {}, {}, {}

@@ -18,7 +18,6 @@ the others too: the same command goes on.
 from absl import flags
 
 from mechdiff.cli import tables
-from mechdiff.core import ranges
 from mechdiff.core.config import to_dict
 from mechdiff.core.devices import use_all_cores
 from mechdiff.models.load import name_of
@@ -32,10 +31,11 @@ MODEL = flags.DEFINE_string("model", None, _flags.MODEL_HELP, required=True)
 CELEBA = flags.DEFINE_string("celeba", None, _flags.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _flags.IMAGES_HELP)
 
+least_images = 2
+
 
 def main(config, workdir):
     use_all_cores()
-    ranges.at_least("sweep.images (-n)", config.sweep.images, 2)
     exchange.check_shared(files.ensure_writable(workdir))
     name = name_of(MODEL.value)
     manifest.write(workdir, manifest.run_manifest(to_dict(config), models=[name]))

@@ -23,12 +23,12 @@ IMAGES = flags.DEFINE_string("images", None, _flags.IMAGES_HELP)
 SOURCES = flags.DEFINE_list(
     "sources", list(attention_patterns.PATTERN_SOURCES), "What takes the place of a pattern."
 )
+least_images = 2
 idle = _flags.all_but(*_opening.FOLLOWED) | {"sweep.ablations": "give --sources=LIST"}
 
 
 def main(config, workdir):
     attention_patterns.check_sources(SOURCES.value)
-    stats.weights.check_units(config.sweep.images)
     use_all_cores()
     denoiser, _, images, eval_set = _opening.opened(
         _opening.without_references(config),

@@ -23,6 +23,7 @@ CELEBA = flags.DEFINE_string("celeba", None, _flags.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _flags.IMAGES_HELP)
 COMPONENTS = flags.DEFINE_string("components", ".*", "Regular expression of their names.")
 GATES = flags.DEFINE_list("gates", [str(value) for value in scaling.GATE_VALUES], "Gates to try.")
+least_images = 2
 idle = _flags.all_but(*_opening.FOLLOWED) | {"sweep.ablations": _flags.BY_ZERO}
 
 
@@ -34,7 +35,6 @@ def main(config, workdir):
             f"--gates={','.join(GATES.value)}: {error}; give numbers such as 0,0.5,1,2"
         ) from None
     gates = scaling.as_gates(gates)
-    stats.weights.check_units(config.sweep.images)
     use_all_cores()
     denoiser, _, images, eval_set = _opening.opened(
         _opening.without_references(config),

@@ -10,6 +10,7 @@ of which the mean over images is used here. Entropies are normalized, H / ln Nk.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,18 +20,19 @@ from scipy import special
 
 from mechdiff import stats
 from mechdiff.analysis.roles import feature_variances, image_features, selectivity, target_groups
-from mechdiff.analysis.roles.role_effects import mean_images
+from mechdiff.analysis.roles.role_effects import MIN_VARIANCE, mean_images
 from mechdiff.core.types import Images, PRNGKey, PyTree
-from mechdiff.diffusion.eval_set import EvalBatch
+from mechdiff.diffusion.eval_set import EvalSet
 from mechdiff.interventions.build import temperatures as temperatures_of
 from mechdiff.interventions.build import tempered_site
 from mechdiff.interventions.components import select
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable
 from mechdiff.stats import Interval
+from mechdiff.storage import digests, pieces
 from mechdiff.sweeps.execution.engine import Engine
 from mechdiff.sweeps.execution.passes import PassOutputs
-from mechdiff.sweeps.execution.provenance import provenance
+from mechdiff.sweeps.execution.provenance import provenance, result_key, store
 
 MIN_ENTROPY_RANGE = 0.02  # of normalized entropy, for a slope
 MIN_HEADS = 3  # with a slope, for their mean
@@ -77,6 +79,7 @@ def temperature_effects_on_roles(
     key: PRNGKey,
     engine: Engine | None = None,
     condition: PyTree = None,
+    folder: Path | None = None,
 ) -> xr.Dataset:
     """Role effects of heads at several temperatures of their own softmax, and at temperature 1.
 
@@ -87,39 +90,57 @@ def temperature_effects_on_roles(
       key: of their noise.
       engine: of the denoiser, to reuse its compiled programs.
       condition: what each image is conditioned on, leaves `(images, ...)`; None: nothing.
+      folder: what is measured is kept here too, so that an interrupted run can go on; None: nothing is kept
+        on disk.
 
     Returns:
       Dataset with `effect`, dims `head, temperature, target, t, image`: E_f of ablating the head, against the
       prediction with its temperature. `loss` with the temperature and without ablation, dims `head,
-      temperature, t, image`, NaN at temperature 1.
+      temperature, t, image`, NaN at temperature 1. Targets that don't vary, such as the color of gray images,
+      are left out.
     """
     chosen = select(denoiser.identity, [str(name) for name in tempered["component"].values])
     values, timesteps = [float(value) for value in tempered["temperature"].values], tempered["t"].values
     gates = tempered["gate"].mean("image").transpose("t", "component", "temperature").values
-    images, index = np.asarray(images, np.float32), np.arange(len(images))
-    variances = feature_variances(images)
+    eval_set = EvalSet(np.asarray(images, np.float32), timesteps, key, condition)
+    variances = feature_variances(eval_set.images)
+    varies = [place for place, (value, _) in enumerate(variances.values()) if value > MIN_VARIANCE]
     engine = engine or Engine(denoiser)
-    count = len(chosen)
-    effect = np.empty((count, 1 + len(values), len(variances), len(timesteps), len(images)), np.float32)
-    loss = np.full((count, 1 + len(values), len(timesteps), len(images)), np.nan, np.float32)
-    for t_index, t in enumerate(timesteps):
-        stacked = _rows(denoiser.identity, chosen, values, gates[t_index])
-        (read, losses), clean = engine.reduce(
-            stacked, EvalBatch(images, index, int(t), key, condition), TargetsAndLoss()
-        )
-        read = read.reshape(count, 1 + len(values), *read.shape[1:])
-        effect[:, :, :, t_index] = _effects_of_ablation(read, clean, variances)
-        loss[:, 1:, t_index] = losses.reshape(count, 1 + len(values), -1)[:, 1:]
+    stacks = [_rows(denoiser.identity, chosen, values, of_heads) for of_heads in gates]
+    sizes = {"head": len(chosen), "tempered": len(values), "temperature": 1 + len(values)}
+    sizes |= {"target": len(variances), "t": len(timesteps), "image": eval_set.count}
+
+    def compute(piece: pieces.Piece) -> dict[str, np.ndarray]:
+        t_index = piece["t"].start
+        (read, losses), clean = engine.reduce(stacks[t_index], eval_set.batch(t_index), TargetsAndLoss())
+        rows = len(chosen), 1 + len(values)
+        effect = _effects_of_ablation(read.reshape(*rows, *read.shape[1:]), clean, variances)
+        return {"effect": effect[:, :, :, None], "loss": losses.reshape(*rows, 1, -1)[:, 1:]}
+
+    path = None
+    if folder is not None:
+        path = store(folder, result_key(denoiser, eval_set, tempered_roles=digests.digest_arrays(stacks)))
+    empty = pieces.unfilled(
+        {
+            "effect": ("head", "temperature", "target", "t", "image"),
+            "loss": ("head", "tempered", "t", "image"),
+        },
+        sizes,
+    )
+    title = f"effects of heads of {denoiser.name}, tempered"
+    measured = pieces.filled(empty, pieces.singles(t=len(timesteps)), compute, path, title)
+    effect = measured["effect"]
+    loss = np.pad(measured["loss"], [(0, 0), (1, 0), (0, 0), (0, 0)], constant_values=np.nan)
     order = np.argsort([1.0, *values])
     coords = {
         "head": list(chosen),
         "temperature": np.array([1.0, *values])[order],
-        "target": list(variances),
+        "target": [list(variances)[place] for place in varies],
         "t": timesteps,
-        "image": index,
+        "image": np.arange(eval_set.count),
     }
     dims, five_dims = ("head", "temperature", "t", "image"), ("head", "temperature", "target", "t", "image")
-    variables = {"effect": (five_dims, effect[:, order]), "loss": (dims, loss[:, order])}
+    variables = {"effect": (five_dims, effect[:, order][:, :, varies]), "loss": (dims, loss[:, order])}
     return xr.Dataset(variables, coords, provenance(denoiser))
 
 
@@ -138,7 +159,7 @@ def _effects_of_ablation(
     read = read.astype(np.float64)
     without = read[:, 0].copy()
     read[:, 0] = clean
-    variance = np.array([value for value, _ in variances.values()])
+    variance = np.array([value if value > MIN_VARIANCE else np.nan for value, _ in variances.values()])
     ends = np.cumsum([count for _, count in variances.values()])[:-1]
     squares = np.split((read - without[:, None]) ** 2, ends, axis=-1)
     return np.stack([square.sum(-1) for square in squares], axis=2) / variance[:, None]

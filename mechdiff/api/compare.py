@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +143,10 @@ def compare(
     """
     before, after = _model(before), _model(after)
     paired_sweeps.check_comparable(before, after)
+    if before.denoiser.digests() == after.denoiser.digests():
+        logging.warning(
+            "%s and %s are the same network: no effect changes from one to the other", before.name, after.name
+        )
     models = [before, after]
     swept_before, swept_after = paired_sweeps.swept(models, images, before, settings, background)
     return compared(swept_before, swept_after, paired_sweeps.common_unet([before, after]))

@@ -121,6 +121,7 @@ def _of_folder(folder: Path, name: str, stated: dict[str, Any]) -> Model:
             raise ConfigError(f"{', '.join(stated)} can't be stated of {folder}: its config says it")
         denoiser, config, record = exported.load_denoiser(folder, name)
         return Model(denoiser, denoiser.identity, config=config, record=record, origin=str(folder))
+    exported.refuse_results(folder)
     try:
         statement = pretrained.Stated(**stated)
     except TypeError as error:

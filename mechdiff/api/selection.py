@@ -32,7 +32,7 @@ def listed(what: What) -> str | list[str | Component]:
             raise ConfigError(f"a table of {', '.join(map(str, what))}: components need a column 'name'")
         what = what[columns[0]]
     chosen = list(what) if isinstance(what, Iterable) else []
-    if not chosen:
+    if not chosen or not all(isinstance(item, str | Component) for item in chosen):
         raise ConfigError(
             f"components {shorten(what)}: expected a name, a regular expression, or a list of names; "
             "model.components() shows them"

@@ -10,6 +10,7 @@ units at once from products of a random vector with the Jacobian. They are *scre
 import dataclasses
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mechdiff.core import devices, keys
 from mechdiff.core.batches import batches
@@ -29,10 +30,13 @@ from mechdiff.interventions.build import ablate
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable, chosen_components
+from mechdiff.storage import digests, pieces
 from mechdiff.sweeps.activations import replacements_at
 from mechdiff.sweeps.coords import component_coords
 from mechdiff.sweeps.execution import footprint, memory
-from mechdiff.sweeps.execution.provenance import provenance
+from mechdiff.sweeps.execution.provenance import component_keys, provenance, result_key, store
+from mechdiff.sweeps.in_memory import IMAGES as T_IMAGE
+from mechdiff.sweeps.in_memory import in_blocks
 
 MAX_QUICK_CALLS = 8  # a program that is called no more often takes longer to compile than to run
 
@@ -119,6 +123,7 @@ def gate_scores(
     replacements: PyTree = None,
     expansion: Expansion | None = None,
     block: int = 8,
+    folder: Path | None = None,
 ) -> xr.Dataset:
     """Predicted loss increase of ablating each component, image by image.
 
@@ -133,6 +138,8 @@ def gate_scores(
       ablation: `zero`, or another one with `replacements`, site -> `(timesteps, *site)`.
       expansion: its order, point and random vectors; None: `Expansion()`.
       block: images in one program.
+      folder: what is measured is kept here too, so that an interrupted run can go on; None: nothing is kept
+        on disk.
 
     Returns:
       Dataset with `score`, its parts `first` (-g) and `second` (+-C; 0 where the order is `first`), in units
@@ -147,26 +154,31 @@ def gate_scores(
     timesteps, count = eval_set.timesteps, eval_set.count
     membership = _membership(denoiser.identity, chosen)
     passes = _Passes.of(denoiser, eval_set, expansion, block)
-    first = np.empty((len(chosen), len(timesteps), count), np.float32)
-    second, loss = np.zeros_like(first), np.empty(first.shape[1:], np.float32)
-    for t_index in range(len(timesteps)):
+
+    def compute(t_index: int, places: Int[np.ndarray, " block"]) -> dict[str, np.ndarray]:
         values = None if ablation == "zero" else replacements_at(replacements or {}, t_index)
         point = _point(denoiser, chosen, ablation, values, at_identity)
-        for batch in batches(count, passes.block):
-            losses, *derivatives = passes.run(point, eval_set.batch(t_index, batch.indices))
-            gradient, products = (np.asarray(derivative) @ membership for derivative in derivatives)
-            loss[t_index, batch.span] = losses[: batch.count]
-            first[:, t_index, batch.span] = -gradient[: batch.count].T
-            if curved:
-                squares = (products[:, : batch.count] ** 2).mean(0).T
-                second[:, t_index, batch.span] = squares if at_identity else -squares
-    dims = ("component", "t", "image")
+        losses, *derivatives = passes.run(point, eval_set.batch(t_index, places))
+        gradient, products = (np.asarray(derivative) @ membership for derivative in derivatives)
+        second = (products**2).mean(0).T if curved else np.zeros_like(gradient.T)
+        second = -second if curved and not at_identity else second
+        return {"clean_loss": np.asarray(losses), "second": second, "first": -gradient.T}
+
+    path = None
+    if folder is not None:
+        values = None if ablation == "zero" else digests.digest_arrays(replacements)
+        decisive = {"gate_scores": component_keys(denoiser, chosen), "replacements": values}
+        decisive |= dataclasses.asdict(expansion) | {"ablation": ablation, "block": passes.block}
+        path = store(folder, result_key(denoiser, eval_set, **decisive))
+    dims, sizes = ("component", *T_IMAGE), {"component": len(chosen), "t": len(timesteps), "image": count}
+    empty = pieces.unfilled({"clean_loss": T_IMAGE, "second": dims, "first": dims}, sizes)
+    parts = in_blocks(empty, compute, passes.block, path, f"scoring components of {denoiser.name}")
     return xr.Dataset(
         {
-            "score": (dims, first + second),
-            "first": (dims, first),
-            "second": (dims, second),
-            "clean_loss": (dims[1:], loss),
+            "score": (dims, parts["first"] + parts["second"]),
+            "first": (dims, parts["first"]),
+            "second": (dims, parts["second"]),
+            "clean_loss": (T_IMAGE, parts["clean_loss"]),
         },
         coords=component_coords(denoiser, chosen, timesteps, count),
         attrs={**provenance(denoiser), "ablation": ablation, **dataclasses.asdict(expansion)},

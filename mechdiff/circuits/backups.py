@@ -18,6 +18,7 @@ simulated tables of 16 images, .02 of pairs; where none interacted, none was.
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import scipy
@@ -40,15 +41,22 @@ BACKUP, COMMON = "backup", "common"  # what pairs are called: positive and negat
 
 
 def candidates(
-    denoiser: Examinable, eval_set: EvalSet, chosen: Sequence[Component], count: int
+    denoiser: Examinable,
+    eval_set: EvalSet,
+    chosen: Sequence[Component],
+    count: int,
+    folder: Path | None = None,
 ) -> tuple[Component, ...]:
     """The `count` components of `chosen` with the best rank by integrated gradients or at the identity.
+
+    Args:
+      folder: as of `verified_backups`.
 
     Returns:
       Components, the best first; the two rankings alternate, integrated gradients first.
     """
-    path = integrated_gradients(denoiser, eval_set, chosen=chosen)
-    point = gate_scores(denoiser, eval_set, chosen=chosen)
+    path = integrated_gradients(denoiser, eval_set, chosen=chosen, folder=folder)
+    point = gate_scores(denoiser, eval_set, chosen=chosen, folder=folder)
     clean = point.clean_loss.mean("image")
     sizes = [np.abs((scores.score.mean("image") / clean).mean("t").values) for scores in (path, point)]
     ranks = np.stack([scipy.stats.rankdata(-size, method="ordinal") for size in sizes])
@@ -65,6 +73,7 @@ def verified_backups(
     count: int = 8,
     seed: int = 0,
     people: Int[np.ndarray, " image"] | None = None,
+    folder: Path | None = None,
 ) -> xr.Dataset:
     """Runs all pairs of the `count` best candidates of `chosen` under zero ablation.
 
@@ -72,6 +81,8 @@ def verified_backups(
       eval_set: images on which pairs are run.
       others: images on which candidates are chosen; other ones, so that the choice does not bias p.
       people: number of the person in each image of `eval_set`; then people are resampled and flipped.
+      folder: what is measured is kept here too, so that an interrupted run can go on; None: nothing is kept
+        on disk.
 
     Returns:
       The variables of `pair_effects` and `interaction_table`.
@@ -85,8 +96,8 @@ def verified_backups(
     """
     if min(len(chosen), count) < 2:
         raise ConfigError(f"{len(chosen)} components, count={count}: a pair takes two; give 2 or more")
-    picked = candidates(denoiser, others, chosen, count)
-    exact = pair_effects(denoiser, eval_set, list(itertools.combinations(picked, 2)))
+    picked = candidates(denoiser, others, chosen, count, folder)
+    exact = pair_effects(denoiser, eval_set, list(itertools.combinations(picked, 2)), folder)
     return interaction_table(exact, people, seed)
 
 

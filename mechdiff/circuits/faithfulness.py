@@ -34,7 +34,7 @@ from mechdiff.models.denoiser import Examinable
 from mechdiff.stats import Units, equal_weights, units_from
 from mechdiff.storage import digests, labelled
 from mechdiff.sweeps.execution.engine import Engine
-from mechdiff.sweeps.execution.provenance import provenance, result_key, store
+from mechdiff.sweeps.execution.provenance import component_keys, provenance, result_key, store
 from mechdiff.sweeps.in_memory import block_losses
 from mechdiff.sweeps.replacements import ReplacementSource, as_source
 
@@ -196,7 +196,7 @@ class CircuitEvaluator:
             self.eval_set,
             fills=self._source.digest() if self._source else None,  # an old name, by which losses are found
             ablation=self.ablation,
-            components=self.names,
+            components=component_keys(self.denoiser, self.chosen),
         )
 
     @functools.cached_property

@@ -9,14 +9,14 @@ what happens between the points taken: where two copies of a signal saturate a n
 import dataclasses
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from mechdiff.core.batches import batches
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import PyTree
 from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
@@ -24,9 +24,13 @@ from mechdiff.interventions.build import ablate
 from mechdiff.interventions.components import Component
 from mechdiff.interventions.record import Intervention
 from mechdiff.models.denoiser import Examinable, chosen_components
+from mechdiff.storage import digests, pieces
 from mechdiff.sweeps.activations import replacements_at
 from mechdiff.sweeps.coords import component_coords
-from mechdiff.sweeps.execution.provenance import provenance
+from mechdiff.sweeps.execution.provenance import component_keys, provenance, result_key, store
+from mechdiff.sweeps.in_memory import IMAGES, in_blocks
+
+DIMS = ("component", *IMAGES)
 
 
 @functools.partial(jax.jit, static_argnames=("steps",))
@@ -62,6 +66,7 @@ def integrated_gradients(
     replacements: PyTree = None,
     steps: int = 8,
     block: int = 8,
+    folder: Path | None = None,
 ) -> xr.Dataset:
     """Share of each of `chosen` in L(without all of them) - L, image by image.
 
@@ -69,7 +74,9 @@ def integrated_gradients(
     of `steps` equal parts.
 
     Args:
-      steps: gradients taken; all other arguments as in `attribution.gate_scores`.
+      steps: gradients taken.
+      folder: what is measured is kept here too, so that an interrupted run can go on; None: nothing is kept
+        on disk. All other arguments as in `attribution.gate_scores`.
 
     Returns:
       Dataset with `score`, in units of the denoising loss, dims `component, t, image`.
@@ -81,20 +88,26 @@ def integrated_gradients(
         raise ConfigError(f"steps={steps} must be at least 1; 8 are usual")
     chosen = chosen_components(denoiser, chosen)
     timesteps, count = eval_set.timesteps, eval_set.count
-    score = np.empty((len(chosen), len(timesteps), count), np.float32)
-    for t_index in range(len(timesteps)):
+
+    def compute(t_index: int, places: Int[np.ndarray, " block"]) -> dict[str, np.ndarray]:
         values = None if ablation == "zero" else replacements_at(replacements or {}, t_index)
         ablated = ablate(denoiser.identity, chosen, ablation, values)
         end = dataclasses.replace(ablated, gate=dict(denoiser.identity.gate))
-        for batch in batches(count, block):
-            eval_batch = eval_set.batch(t_index, batch.indices)
-            shares = jax.device_get(_shares(denoiser, steps, ablated.gate, end, eval_batch))
-            score[:, t_index, batch.span] = [
-                shares[component.site][: batch.count, slice(*component.index)].sum(axis=-1)
-                for component in chosen
-            ]
+        batch = eval_set.batch(t_index, places)
+        shares = jax.device_get(_shares(denoiser, steps, ablated.gate, end, batch))
+        of_each = [shares[component.site][:, slice(*component.index)].sum(axis=-1) for component in chosen]
+        return {"score": np.stack(of_each)}
+
+    path = None
+    if folder is not None:
+        values = None if ablation == "zero" else digests.digest_arrays(replacements)
+        decisive = {"integrated": component_keys(denoiser, chosen), "replacements": values, "steps": steps}
+        path = store(folder, result_key(denoiser, eval_set, **decisive, ablation=ablation, block=block))
+    sizes = {"component": len(chosen), "t": len(timesteps), "image": count}
+    empty, title = pieces.unfilled({"score": DIMS}, sizes), f"integrating gradients of {denoiser.name}"
+    score = in_blocks(empty, compute, block, path, title)["score"]
     return xr.Dataset(
-        {"score": (("component", "t", "image"), score)},
+        {"score": (DIMS, score)},
         coords=component_coords(denoiser, chosen, timesteps, count),
         attrs={**provenance(denoiser), "ablation": ablation, "steps": steps},
     )

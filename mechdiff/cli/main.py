@@ -213,6 +213,7 @@ def main() -> None:
 def _one_line(error: click.ClickException) -> str:
     """What is wrong and the way out; click itself prints how the command is used, in three lines more."""
     message, context = error.format_message().removesuffix("."), getattr(error, "ctx", None)
+    message = " ".join(message.split())  # choices that are missing are listed in lines
     return message if ";" in message or context is None else f"{message}; see {context.command_path} --help"
 
 

@@ -20,6 +20,7 @@ from mechdiff.storage.mismatch import check_shapes
 IMPORTED_FUNCTION = "function"  # key in the config of an imported function (`pretrained.ImportedFunction`)
 IMPORTED = "imported"  # key in the record of an imported network: `Imported.facts`
 FOREIGN = ("model_index.json", *configs.NAMES)  # files by which others describe their networks
+RESULTS = ("subjects", "cells")  # folders of results by model, which the report reads
 SNAPSHOTS = "snapshots"  # folder of a training run with the steps that `train.keep` names
 
 
@@ -34,6 +35,7 @@ def load_trained(folder: str | Path) -> tuple[ExperimentConfig, PyTree, Interven
     """
     folder = shipped.find(model_folder(folder))
     _refuse_foreign(folder)
+    refuse_results(folder)
     params, config, record = exported.load_model(folder)
     if IMPORTED_FUNCTION in config:
         layout = config[IMPORTED_FUNCTION]["layout"]
@@ -77,6 +79,22 @@ def _refuse_foreign(folder: Path) -> None:
         raise CheckpointError(
             f"{folder} is no exported model; if it is another program's network, import it first: mechdiff "
             f"import {folder} --to=FOLDER, then --model=FOLDER (mechdiff.load in Python reads it as it is)"
+        )
+
+
+def refuse_results(folder: Path) -> None:
+    """Refuses the folder of an examination or of a training that is not finished, with what to do."""
+    if (folder / checksums.NAME).exists():
+        return
+    if (folder / "subject.json").is_file() or any((folder / name).is_dir() for name in RESULTS):
+        home = folder.parent.parent if (folder / "subject.json").is_file() else folder
+        raise CheckpointError(
+            f"{folder} holds results of models, and is none; mechdiff report --workdir={home} shows them; to "
+            "go on, name the model that they are of, and give this folder as --workdir"
+        )
+    if (folder / "checkpoints").is_dir():
+        raise CheckpointError(
+            f"{folder} is a training that is not finished; start mechdiff train --workdir={folder} again"
         )
 
 

@@ -76,8 +76,10 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
     """
     path = Path(path)
     data = data.encode() if isinstance(data, str) else data
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with plain_errors(path):
+        if not path.name:  # "." or "/", beside which nothing can be written
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             with aside.open("wb") as file:
                 file.write(data)

@@ -187,12 +187,19 @@ def circuit_evaluators(
 
 
 def pairs(
-    examined: DenoiserAndImages, config: ExperimentConfig, timesteps: Sequence[int], noise: PRNGKey
+    examined: DenoiserAndImages,
+    config: ExperimentConfig,
+    timesteps: Sequence[int],
+    noise: PRNGKey,
+    folder: Path | None = None,
 ) -> xr.Dataset:
     """Pairs of the `study.pairs` likeliest components, see `backups.verified_backups`.
 
     Candidates are chosen on as many reference images or, if there are none, on images that the pairs are not
     run on.
+
+    Args:
+      folder: as of `backups.verified_backups`.
 
     Raises:
       ConfigError: fewer than 4 images, or people, where there are no reference images.
@@ -213,4 +220,5 @@ def pairs(
         count=config.study.pairs,
         seed=config.seed,
         people=images.scored_people,
+        folder=folder,
     )

@@ -50,7 +50,7 @@ def entropy_links(
     Args:
       images, eval_set: the scored images, and these at their timesteps.
       config: of the sweep whose effects are taken; zero ablation is among its ablations.
-      folder: of sweeps; finished pieces are reused.
+      folder: of sweeps and other measurements; finished pieces are reused.
       matched: temperatures act at matched norm of a head's output.
 
     Raises:
@@ -62,10 +62,17 @@ def entropy_links(
     swept = ablation_sweep(denoiser, eval_set, folder, config=config, chosen=heads)
     attention = images.with_people(attention.sel(head=[head.name for head in heads]))
     names, stacked = leave_one_out(denoiser.identity, heads)
-    effect = roles.role_effects(denoiser, eval_set, stacked, names)
-    tempered = temperature.temperature_effects(denoiser, eval_set, heads=heads, matched=matched)
+    effect = roles.role_effects(denoiser, eval_set, stacked, names, folder=folder)
+    tempered = temperature.temperature_effects(
+        denoiser, eval_set, heads=heads, matched=matched, folder=folder
+    )
     moved = entropy_causality.temperature_effects_on_roles(
-        denoiser, tempered, images.scored, eval_set.key, condition=images.scored_condition
+        denoiser,
+        tempered,
+        images.scored,
+        eval_set.key,
+        condition=images.scored_condition,
+        folder=folder,
     )
     size = entropy_correlation.effect_size(*effects.losses(swept, "zero"))
     selectivity = entropy_correlation.max_selectivity(effect)

@@ -79,8 +79,9 @@ def examine(
     """
     denoiser, trained, record = load_denoiser(model, name)
     check_stated(record, name)
-    print_memory_forecast(denoiser, config)
+    timesteps_by_log_snr(denoiser.schedule, config.timesteps)  # may refuse, before images are evaluated
     images = inputs(denoiser, trained, record)
+    print_memory_forecast(denoiser, config)  # a line that errors about images should not follow
     checked = load_check.check(denoiser, images, record, seed)
     print(f"{name}: {checked.summary}", file=sys.stderr, flush=True)
     files.ensure_writable(folder)

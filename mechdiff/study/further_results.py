@@ -60,7 +60,9 @@ def run_study(examined: DenoiserAndImages, config: ExperimentConfig, folder: Pat
             role_results.head_roles, fewer, config, timesteps, noise, folder / "pieces"
         )
     if study.pairs:
-        makers["pairs"] = functools.partial(circuit_results.pairs, fewer, config, timesteps, noise)
+        makers["pairs"] = functools.partial(
+            circuit_results.pairs, fewer, config, timesteps, noise, folder / "pieces"
+        )
     for name, make in makers.items():
         labelled.save_once(folder / f"{name}.zarr", _key(examined, config, name), make)
     with locks.lock(folder, wait=True):

@@ -29,7 +29,7 @@ from mechdiff.sweeps import precision
 from mechdiff.sweeps.coords import component_coords
 from mechdiff.sweeps.execution import memory
 from mechdiff.sweeps.execution.engine import Engine
-from mechdiff.sweeps.execution.provenance import provenance, result_key, store
+from mechdiff.sweeps.execution.provenance import component_keys, provenance, result_key, store
 from mechdiff.sweeps.in_memory import block_losses
 from mechdiff.sweeps.replacements import ReplacementSource, as_source
 
@@ -128,7 +128,7 @@ class _Plan:
             self.eval_set,
             replacements={name: source.digest() for name, source in self.replacements.items()},
             ablations=self.config.ablations,
-            components=[component.name for component in self.chosen],
+            components=component_keys(self.denoiser, self.chosen),
         )
 
     @property

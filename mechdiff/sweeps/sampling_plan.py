@@ -20,7 +20,7 @@ from mechdiff.interventions.record import Intervention
 from mechdiff.storage import digests, labelled, work_sharing
 from mechdiff.sweeps import precision
 from mechdiff.sweeps.execution import engine, footprint, memory, rollout
-from mechdiff.sweeps.execution.provenance import provenance, result_key
+from mechdiff.sweeps.execution.provenance import component_keys, provenance, result_key
 from mechdiff.sweeps.execution.rollout import Rollout, Window, zero_replacements
 
 
@@ -85,7 +85,7 @@ class SamplingPlan:
             samples=self.samples,
             fills=digests.digest_arrays(self.replacements),
             kinds=self.config.ablations,
-            components=[component.name for component in self.chosen],
+            components=component_keys(self.sampler.denoiser, self.chosen),
             **({} if condition is None else {"condition": digests.digest_arrays(condition)}),
         )
 

@@ -30,7 +30,7 @@ from mechdiff.models.denoiser import Examinable, chosen_components
 from mechdiff.storage import labelled, run_log
 from mechdiff.sweeps import precision
 from mechdiff.sweeps.execution.engine import Engine
-from mechdiff.sweeps.execution.provenance import provenance, result_key, store
+from mechdiff.sweeps.execution.provenance import component_keys, provenance, result_key, store
 from mechdiff.sweeps.stopping import MIN_IMAGES, SequentialResult, StoppingRule, interim_result
 
 
@@ -112,7 +112,7 @@ class _Run:
         return result_key(
             self.denoiser,
             self.eval_set,
-            components=[component.name for component in self.chosen],
+            components=component_keys(self.denoiser, self.chosen),
             rule=[self.rule.width, self.rule.of_each(len(self.chosen)), self.block],
             **({"precision": self.precision} if self.reduced else {}),
         )

@@ -10,16 +10,16 @@ This definition is ours.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mechdiff.core import ranges
-from mechdiff.core.batches import batches
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import Images, PyTree
 from mechdiff.diffusion.eval_set import EvalBatch, EvalSet
@@ -29,10 +29,13 @@ from mechdiff.interventions.record import Intervention
 from mechdiff.models.attention_stats import AttentionStatistics
 from mechdiff.models.blocks import ATTENTION
 from mechdiff.models.denoiser import Examinable
+from mechdiff.storage import digests, pieces
 from mechdiff.sweeps.attention_patterns import check_patterns, heads_of
 from mechdiff.sweeps.coords import component_coords
-from mechdiff.sweeps.execution.provenance import provenance
+from mechdiff.sweeps.execution.provenance import provenance, result_key, store
+from mechdiff.sweeps.in_memory import IMAGES, in_blocks
 
+MEASURED = ("gate", "entropy", "change", "loss")  # of each setting, on every image
 Sites = dict[str, Array]  # site -> activations, rows first
 
 
@@ -116,6 +119,7 @@ def temperature_effects(
     heads: Sequence[Component] | None = None,
     matched: bool = True,
     block: int = 16,
+    folder: Path | None = None,
 ) -> xr.Dataset:
     """Denoising loss with the entropy of one head changed by a temperature, image by image.
 
@@ -128,6 +132,8 @@ def temperature_effects(
       heads: all of the network if None.
       matched: with gates that hold the norm of the head's output, image by image.
       block: images at once.
+      folder: what is measured is kept here too, so that an interrupted run can go on; None: nothing is kept
+        on disk.
     Returns:
       Dataset with `loss`, `change`, the head's `entropy` (nats) under its temperature and the `gate` that
       restored the norm (1 where not matched), dims `temperature, component, t, image`; `clean_loss`, dims `t,
@@ -144,22 +150,25 @@ def temperature_effects(
     settings = [(value, head) for value in values for head in heads]
     leaves = [set_temperature(denoiser.identity, [head], value).temperature for value, head in settings]
     stacked = {site: np.stack([leaf[site] for leaf in leaves]) for site in leaves[0]}
-    timesteps, total = eval_set.timesteps, eval_set.count
-    shape = (len(settings), len(timesteps), total)
-    arrays = {name: np.ones(shape, np.float32) for name in ("loss", "change", "entropy", "gate")}
-    clean = np.empty(shape[1:], np.float32)
-    for t_index in range(len(timesteps)):
-        for batch in batches(total, min(block, total)):
-            eval_batch, real = eval_set.batch(t_index, batch.indices), slice(batch.count)
-            loss, outcome = _tempered(denoiser, stacked, eval_batch, matched=matched)
-            clean[t_index, batch.span] = loss[real]
-            for name, rows in _by_setting(outcome, [head for _, head in settings], stacked).items():
-                arrays[name][:, t_index, batch.span] = rows[:, real]
-    dims, shape = ("temperature", "component", "t", "image"), (len(values), len(heads), *shape[1:])
+    timesteps, total, block = eval_set.timesteps, eval_set.count, min(block, eval_set.count)
+
+    def compute(t_index: int, places: Int[np.ndarray, " block"]) -> dict[str, np.ndarray]:
+        loss, outcome = _tempered(denoiser, stacked, eval_set.batch(t_index, places), matched=matched)
+        rows = _by_setting(outcome, [head for _, head in settings], stacked)
+        return {"gate": np.ones_like(rows["loss"]), **rows, "clean_loss": np.asarray(loss)}
+
+    path = None
+    if folder is not None:
+        acting = [digests.digest_arrays(stacked), [[head.site, *head.index] for head in heads]]
+        path = store(folder, result_key(denoiser, eval_set, tempered=acting, matched=matched, block=block))
+    variables = {"clean_loss": IMAGES, **{name: ("setting", *IMAGES) for name in MEASURED}}
+    empty = pieces.unfilled(variables, {"setting": len(settings), "t": len(timesteps), "image": total})
+    arrays = in_blocks(empty, compute, block, path, f"temperatures of {denoiser.name}")
+    dims, shape = ("temperature", "component", *IMAGES), (len(values), len(heads), len(timesteps), total)
     return xr.Dataset(
         {
-            **{name: (dims, array.reshape(shape)) for name, array in arrays.items()},
-            "clean_loss": (dims[2:], clean),
+            **{name: (dims, arrays[name].reshape(shape)) for name in reversed(MEASURED)},
+            "clean_loss": (IMAGES, arrays["clean_loss"]),
         },
         coords={
             "temperature": np.asarray(values, np.float64),

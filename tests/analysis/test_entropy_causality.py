@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 import xarray as xr
 
 from mechdiff.analysis import entropy_causality
@@ -61,11 +62,14 @@ class Recorded(Engine):
         return (np.float32(read), np.ones((len(gate), count), np.float32)), np.float32(read[0] * 0 + 2)
 
 
-def test_tempered_effects_compare_each_temperature_with_leaving_the_head_out():
+@pytest.mark.parametrize("colored", [True, False])
+def test_tempered_effects_compare_each_temperature_with_leaving_the_head_out(colored):
+    """Of gray images there is no effect on colors, which would be one over rounding."""
     ones = np.ones(2, np.float32)
     identity = Intervention({"mid.attn0.head": ones}, {}, {"mid.attn0.head": ones}, ALWAYS)
     denoiser = Denoiser("by hand", networks.unet_of("small"), cosine_schedule(100), {}, identity)
     images = np.random.default_rng(6).uniform(-1, 1, (5, 8, 8, 3)).astype(np.float32)
+    images = images if colored else images[..., :1].repeat(3, -1)
     features = jax.jit(image_features.features)(images)
     engine = Recorded(denoiser)
     engine.numbers = sum(value.shape[-1] for value in features.values())
@@ -77,6 +81,7 @@ def test_tempered_effects_compare_each_temperature_with_leaving_the_head_out():
     effect = entropy_causality.temperature_effects_on_roles(
         denoiser, tempered, images, jax.random.key(0), engine
     )
+    assert ("color" in effect["target"].values) == colored and np.isfinite(effect["effect"]).all()
     np.testing.assert_array_equal(engine.rows[0][:3], [[0, 1], [0.5, 1], [0.5, 1]])
     np.testing.assert_array_equal(engine.rows[1][:3], [[1, 1], [0.5, 1], [4, 1]])
     layout = np.asarray(features["layout"], np.float64)

@@ -151,10 +151,11 @@ def test_images_of_one_s_own_data_say_whose_where_the_other_has_others(model):
     assert label == "held-out synthetic images, of the data that tiny was trained on"
 
 
-def test_a_model_compared_with_itself_has_not_changed(model, images, result, tmp_path):
+def test_a_model_compared_with_itself_has_not_changed(model, images, result, tmp_path, caplog):
     twin = Model(dataclasses.replace(model.denoiser, name="twin"), model.intervention)
     settings = {"n": 6, "timesteps": 2, "components": "mid.*", "folder": tmp_path}
     compared = compare(model, twin, images, **settings)
+    assert "tiny and twin are the same network" in caplog.text
     assert (compared.frame["difference"] == 0).all() and (compared.frame["p"] == 1).all()
     assert "tiny (before), twin (after)" in repr(compared) and "no p can fall below 0.19" in repr(compared)
     assert compared.before.dataset.attrs["inputs"] in compared._repr_html_()

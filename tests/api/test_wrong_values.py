@@ -30,6 +30,8 @@ WRONG = {  # what the message says -> what is called, of a model and images
     "'mid' is no component but has several; 'mid.*' selects all": lambda model, images: model.ablate("mid"),
     "'mid.attn0' is no component but has": lambda model, images: model.ablate(["mid.attn0"]),
     "a table of depth: components need": lambda model, images: model.ablate(model.components()[["depth"]]),
+    r"components \[\['mid'\]\]: expected": lambda model, images: model.ablate([["mid"]]),
+    r"components \[3\]: expected": lambda model, images: model.sweep(images, n=2, components=[3]),
     "components 3": lambda model, images: model.ablate(3),
     "factor=nan": lambda model, images: model.scale(HEAD, float("nan")),
     "factor=None": lambda model, images: model.scale(HEAD, None),
@@ -74,6 +76,7 @@ WRONG = {  # what the message says -> what is called, of a model and images
     ).predict(images[:3], 5),
     r"images to show hold \[-2, 2\]": lambda model, images: show(np.clip(3 * images, -2, 2)),
     "images are written as PNG; call it a.png": lambda model, images: show(images).save("a.jpg"),
+    r"\.: a folder stands where a file": lambda model, images: show(images).save("."),
     "is not images; show samples": lambda model, images: show(model),
 }
 

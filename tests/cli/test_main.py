@@ -175,6 +175,9 @@ def test_a_mistyped_subcommand_is_answered_with_the_closest(invoke):
     refused = invoke("swep", "x")
     assert refused.exit_code == 2 and "No such command 'swep'; did you mean mechdiff sweep" in refused.output
     assert "did you mean" not in invoke("zzz").output
+    with pytest.raises(click.MissingParameter) as missing:
+        main.commands.main(["completion"], standalone_mode=False)
+    assert main._one_line(missing.value).startswith("Missing argument '{bash|zsh}'. Choose from: bash, zsh;")
     done = subprocess.run([sys.executable, "-m", "mechdiff", "zzz"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "error: No such command 'zzz'; see mechdiff --help\n")
 

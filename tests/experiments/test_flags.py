@@ -89,7 +89,7 @@ def test_a_number_of_images_is_told_from_a_folder_of_them(launch, capsys):
             "sweep.chunk=3",
             "has no effect in sweep_scaling: nothing there depends on it; leave it out",
         ),
-        ("screen", "sweep.ablations=mean", "has no effect in screen: give --ablation=NAME"),
+        ("screen", "sweep.ablations=zero", "has no effect in screen: give --ablation=NAME"),
         ("roles", "sweep.ablations=mean", "has no effect in roles: it replaces by zero"),
         ("sweep", "study.pairs=4", "has no effect in sweep: it is for reproduce, study and examine"),
         ("train", "study.pairs=4", "has no effect in train: it is for reproduce, study and examine"),
@@ -147,6 +147,7 @@ def test_settings_without_effect_are_refused(name, setting, line, tmp_path, caps
     model = {
         "compare": ["--before=x"],
         "import_checkpoint": ["--from=x", "--to=y"],
+        "screen": ["--model=x", "--ablation=mean"],
         **{other: [] for other in ("train", "reproduce", "planted", "calibrate", "claims")},
     }.get(name, ["--model=x"])
     assert launching.launch(name, f"--workdir={tmp_path}", *model, f"--set={setting}") == 2

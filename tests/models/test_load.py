@@ -1,8 +1,11 @@
 """Names of exported models: a folder, a run, a step of a run."""
 
+import re
+
 import numpy as np
 import pytest
 
+import mechdiff
 from mechdiff.core.errors import CheckpointError
 from mechdiff.models.load import load_denoiser, model_folder, name_of, steps_of
 from mechdiff.storage.exported import export_model
@@ -41,6 +44,29 @@ def test_a_folder_of_another_program_is_refused_with_the_way_in(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"is no exported model; .* import it first: mechdiff import"):
         load_denoiser(tmp_path)
+
+
+@pytest.mark.parametrize("read", [load_denoiser, mechdiff.load])
+@pytest.mark.parametrize(
+    ("inside", "model", "way_out"),
+    [
+        ("subjects/net/subject.json", "", "holds results of models, and is none; mechdiff report --workdir="),
+        (
+            "subjects/net/subject.json",
+            "subjects/net",
+            "is none; mechdiff report --workdir={folder} shows them",
+        ),
+        ("cells/net.zip", "", "holds results of models, and is none"),
+        ("checkpoints/3/x", "", "is not finished; start mechdiff train --workdir={folder} again"),
+    ],
+)
+def test_a_folder_of_results_or_of_half_a_training_is_refused_with_what_to_do(
+    inside, model, way_out, read, tmp_path
+):
+    (tmp_path / inside).parent.mkdir(parents=True)
+    (tmp_path / inside).touch()
+    with pytest.raises(CheckpointError, match=re.escape(way_out.format(folder=tmp_path))):
+        read(tmp_path / model)
 
 
 def test_name_of_shows_the_step(run):

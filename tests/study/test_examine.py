@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 from reference.networks import SMALL, identity_of, random_params
 
-from mechdiff.core.config import DiffusionConfig
-from mechdiff.core.errors import CheckpointError
+from mechdiff.core.config import DiffusionConfig, SweepConfig
+from mechdiff.core.errors import CheckpointError, DataError, MechdiffError
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.denoiser import Denoiser
 from mechdiff.storage import files, labelled
@@ -48,6 +48,17 @@ def test_numbers_of_an_earlier_run_are_not_shown_for_one_that_was_interrupted(ru
     run(1)
     model = results_folder.read(tmp_path)[1][0]
     assert model.seed == model.sweep.attrs["seed"] == model.attention.attrs["seed"] == 1
+
+
+def test_what_can_not_be_swept_is_refused_before_anything_is_evaluated_or_said(run, tmp_path, capsys):
+    def choose(*_):
+        raise DataError("no images")
+
+    for timesteps, error in ((51, "51"), (2, "no images")):  # of 50
+        asked = SweepConfig(ablations=("zero",), images=2, timesteps=timesteps)
+        with pytest.raises(MechdiffError, match=error):
+            examine.examine("small", tmp_path, choose, asked, 0, tmp_path / "new")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_sweep_whose_further_results_were_not_run_is_refused_until_they_are(run, tmp_path):

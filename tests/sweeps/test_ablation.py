@@ -233,6 +233,21 @@ def test_another_seed_or_network_can_not_reuse_numbers(denoiser, images, levels,
     assert len(list(swept[1].iterdir())) == before + 2
 
 
+def test_other_gates_under_the_same_names_can_not_reuse_numbers(tmp_path):
+    """Of components of one's own making, and of a denoiser under which one is ablated already."""
+    toy, eval_set = toy_denoiser(), EvalSet(np.ones((2, 2, 2, 3), np.float32), [30], KEY)
+    first, second, _ = toy.components()
+    renamed = dataclasses.replace(second, name=first.name)
+    ablated = dataclasses.replace(toy, identity=ablate(toy.identity, [second]))
+    config = SweepConfig(ablations=("zero",))
+    losses = [
+        ablation_sweep(who, eval_set, tmp_path, config=config, chosen=[component]).loss.values
+        for who, component in ((toy, first), (toy, renamed), (ablated, first))
+    ]
+    for other in losses[1:]:
+        assert not np.allclose(other, losses[0], rtol=1e-3)
+
+
 def test_numbers_of_another_precision_are_other_numbers(denoiser):
     digests = denoiser.digests()
     with jax.default_matmul_precision("float32"):

@@ -9,8 +9,8 @@ import pytest
 import xarray as xr
 from jax.ad_checkpoint import checkpoint_name as name
 
-from mechdiff.analysis import roles
-from mechdiff.circuits import attribution, integrated_gradients, interactions, redundancy, screening
+from mechdiff.analysis import entropy_causality, roles
+from mechdiff.circuits import attribution, backups, integrated_gradients, interactions, redundancy, screening
 from mechdiff.circuits.discovery import discover
 from mechdiff.circuits.faithfulness import CircuitEvaluator
 from mechdiff.core.config import SweepConfig
@@ -27,6 +27,7 @@ from mechdiff.sweeps import (
     interchange,
     optimal_ablation,
     replacements,
+    temperature,
 )
 from mechdiff.sweeps.ablation import ablation_sweep
 from mechdiff.sweeps.execution import drawing, engine, passes, rollout, shared_prefix
@@ -277,7 +278,24 @@ def role_effects(denoiser, folder):
     return roles.role_effects(denoiser, EVAL_SET, stacked, names, folder=folder)
 
 
-@pytest.mark.parametrize(("measure", "count"), [(patterns, 4), (paired, 4), (role_effects, 2)])
+def backed_up(denoiser, folder):
+    others = EvalSet(IMAGES[:4], EVAL_SET.timesteps, jax.random.key(7), LABELS[:4])
+    chosen = denoiser.components()[:3]
+    return backups.verified_backups(denoiser, EVAL_SET, others, chosen, count=2, folder=folder)
+
+
+def tempered(denoiser, folder):
+    effects = temperature.temperature_effects(denoiser, EVAL_SET, (0.5,), block=3, folder=folder)
+    of_roles = entropy_causality.temperature_effects_on_roles(
+        denoiser, effects, IMAGES, KEY, condition=LABELS, folder=folder
+    )
+    return xr.merge([effects, of_roles.rename(loss="role_loss", temperature="of_role")])
+
+
+MEASURES = [(patterns, 4), (paired, 4), (role_effects, 2), (backed_up, 6), (tempered, 6)]
+
+
+@pytest.mark.parametrize(("measure", "count"), MEASURES)
 def test_what_was_measured_before_a_kill_is_not_measured_again(
     denoiser, tmp_path, monkeypatch, measure, count
 ):

@@ -29,6 +29,7 @@ from mechdiff.sweeps.execution.engine import Engine
 from mechdiff.sweeps.execution.passes import PassOutputs
 from mechdiff.sweeps.execution.provenance import provenance, result_key, store
 
+MIN_VARIANCE = 1e-9  # of a target: of gray images, colors vary by rounding alone
 Effects = Float[np.ndarray, "component target"]
 
 
@@ -85,7 +86,7 @@ def role_effects(
     shared = None if probes is None else dict(probes)
     variances = feature_variances(images, masks, tuple(parts), shared)
     variance = np.array([value for value, _ in variances.values()])
-    varies = np.flatnonzero(variance > 1e-9)
+    varies = np.flatnonzero(variance > MIN_VARIANCE)
     engine, reduction = Engine(denoiser), Shift(tuple(parts))
 
     def compute(piece: pieces.Piece) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """What a result was made of: digests of its inputs, and facts on its denoiser, saved with it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,13 @@ import numpy as np
 
 from mechdiff.core.numerics import NUMERICS_VERSION
 from mechdiff.diffusion.eval_set import EvalSet
+from mechdiff.interventions.components import Component
+from mechdiff.interventions.record import ALWAYS, Intervention
 from mechdiff.models.denoiser import Examinable
 from mechdiff.storage import digests
+
+# Field of an intervention -> its value where nothing is done; the window is no matter of one value.
+NOTHING = {"gate": 1, "temperature": 1, "pattern": 1, "replacement": 0, "pattern_replacement": 0, "add": 0}
 
 
 def eval_set_digests(eval_set: EvalSet) -> dict:
@@ -33,7 +39,40 @@ def result_key(denoiser: Examinable, eval_set: EvalSet | None = None, **decisive
         others, no saved result is found.
     """
     inputs = {} if eval_set is None else eval_set_digests(eval_set)
+    if not _changes_nothing(denoiser.identity):  # a later field: results without it keep their names
+        inputs["identity"] = digests.digest_arrays(denoiser.identity)
     return digests.digest_json({**denoiser.digests(), **inputs, **decisive, "numerics": NUMERICS_VERSION})
+
+
+def component_keys(denoiser: Examinable, chosen: Sequence[Component]) -> list[Any]:
+    """What says of components, in a key, which gates they are: their names, and where the denoiser knows
+    other gates under a name, or none, the site and units too; JSON-ready.
+
+    Example:
+      >>> from mechdiff.models.toy import toy_denoiser
+      >>> toy = toy_denoiser()
+      >>> component_keys(toy, [toy.components()[0], Component("half", "mlp", "small.mlp", (0, 2), 1)])
+      ['large.mlp', ['half', 'small.mlp', 0, 2]]
+    """
+    own = {component.name: (component.site, component.index) for component in denoiser.components()}
+
+    def told(component: Component) -> bool:
+        site, (low, high) = component.site, component.index
+        return component.name == f"{site}.{low}-{high}" or own.get(component.name) == (site, (low, high))
+
+    return [
+        component.name if told(component) else [component.name, component.site, *component.index]
+        for component in chosen
+    ]
+
+
+def _changes_nothing(identity: Intervention) -> bool:
+    """Whether it is what a denoiser comes with; a user may have put another in its place, such as one under
+    which a component is ablated already."""
+    if not np.array_equal(identity.window, ALWAYS):
+        return False
+    fields = [(getattr(identity, name), value) for name, value in NOTHING.items()]
+    return all((np.asarray(leaf) == value).all() for leaves, value in fields for leaf in leaves.values())
 
 
 def store(folder: str | Path, key: str) -> Path:
