@@ -2,7 +2,7 @@
 
 arXiv 2506.17237 gives a ratio of 1.084 +- 0.008 of a measure that is not known; these are ours:
   circuit size     C(tau): components in the smallest circuit that reaches faithfulness tau, of .8, .9, .95
-  effective        exp(entropy of the shares of |pooled relative loss increase|) (`effects.effective_number`)
+  effective        exp(entropy of the shares of |pooled relative loss increase|) (`stats.effective_number`)
   participation, rank   participation ratio and effective rank of activation covariance
   variance         of activations; depends on scale, the weakest
 `study.claims.complexity` compares them between data sets.
@@ -26,7 +26,7 @@ OF_COVARIANCE = {"participation": participation_ratio, "rank": effective_rank, "
 def effective_components(sweep: xr.Dataset, ablation: str) -> Measure:
     """`effective` of a saved sweep, as a function of weights of images."""
     clean, loss = effects.losses(sweep, ablation)
-    return lambda weights: effects.effective_number(effects.pooled_relative_increase(clean, loss, weights))
+    return lambda weights: stats.effective_number(effects.pooled_relative_increase(clean, loss, weights))
 
 
 def site_values(moments_by_site: Mapping[str, Moments], name: str) -> dict[str, Float[np.ndarray, " t"]]:

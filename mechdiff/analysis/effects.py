@@ -89,7 +89,8 @@ class Effects(EffectGrid):
 
     Attributes:
       pooled_losses: as the module defines it.
-      effective: effective number of components, exp(entropy of the shares of |pooled|).
+      effective: effective number of components, exp(entropy of the shares of |pooled|); its interval allows
+        for noise, which moves it (`stats.concentration`).
       rms: root mean square over timesteps, `[component]`.
       hurt: share of images hurt, `[component]`, with an exact interval (`stats.share_interval`).
       quantiles: over images, `[component, QUANTILES]`, by order statistics (`stats.quantile_interval`): an
@@ -168,14 +169,6 @@ def nested(sweep: xr.Dataset) -> bool:
     return bool(sweep.attrs.get("nested", more))
 
 
-def effective_number(increases: Draws) -> Float[np.ndarray, " m"]:
-    """exp(-sum p ln p) with p = |increase| / sum |increase|, in [1, components]; NaN where all are 0."""
-    size = np.abs(increases)
-    total = size.sum(axis=0)
-    p = np.where(size > 0, size / np.where(total > 0, total, 1), 1.0)
-    return np.where(total > 0, np.exp(-(p * np.log(p)).sum(axis=0)), np.nan)
-
-
 def losses(sweep: xr.Dataset, ablation: str) -> tuple[CleanLossArray, LossArray]:
     """Losses of a finished sweep in float64: clean ones, and those under an ablation.
 
@@ -216,9 +209,10 @@ def measure(
     units = stats.units_of(sweep)
     by_image = increase_by_image(clean, loss, nested(sweep))
 
-    def interval(statistic: stats.intervals.Statistic, student: bool = True) -> Interval:
-        drawn = {"repeats": repeats, "seed": seed, "confidence": confidence}
-        return stats.bootstrap_units(statistic, units, student=student, **drawn)
+    drawn = {"repeats": repeats, "seed": seed, "confidence": confidence}
+
+    def interval(statistic: stats.intervals.Statistic) -> Interval:
+        return stats.bootstrap_units(statistic, units, student=True, **drawn)
 
     error = precision.relative_error(sweep, ablation)
     cells = precision.possible(interval(lambda w: relative_loss_increase(clean, loss, w)), error[:, None])
@@ -238,17 +232,11 @@ def measure(
         pooled_losses=precision.possible(
             interval(lambda w: pooled_loss_ratio_increase(clean, loss, w)), error
         ),
-        effective=interval(
-            lambda w: effective_number(pooled_relative_increase(clean, loss, w)), student=False
+        effective=stats.effective_interval(
+            lambda w: pooled_relative_increase(clean, loss, w), units, **drawn
         ),
         change=_largest_change(sweep, ablation),
-        rms=stats.rms_interval(
-            lambda w: relative_loss_increase(clean, loss, w),
-            units,
-            repeats=repeats,
-            seed=seed,
-            confidence=confidence,
-        ),
+        rms=stats.rms_interval(lambda w: relative_loss_increase(clean, loss, w), units, **drawn),
         hurt=hurt_share(sweep, clean, loss, confidence),
         quantiles=stats.quantile_interval(by_image, units, QUANTILES, confidence),
         precision_error=error,

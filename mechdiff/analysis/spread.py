@@ -19,7 +19,6 @@ import numpy as np
 from jaxtyping import Float
 
 from mechdiff import stats
-from mechdiff.analysis.effects import effective_number
 from mechdiff.stats import small_samples
 
 Increases = Float[np.ndarray, "network component *m"]
@@ -28,7 +27,7 @@ Increases = Float[np.ndarray, "network component *m"]
 def log_effective_number(increases: Increases) -> Float[np.ndarray, "*m"]:
     """Log of the effective number of components of the mean over networks, a mean of cube roots."""
     mean = np.cbrt(increases).mean(axis=0) ** 3
-    return np.log(effective_number(mean.reshape(len(mean), -1))).reshape(mean.shape[1:])
+    return np.log(stats.effective_number(mean.reshape(len(mean), -1))).reshape(mean.shape[1:])
 
 
 def pseudo_values(increases: Float[np.ndarray, "network component"]) -> Float[np.ndarray, " network"]:

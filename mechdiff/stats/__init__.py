@@ -7,6 +7,7 @@ its results NaN and touches no other cell; corrections refuse it.
 """
 
 from mechdiff.stats.clusters import Units, bootstrap_units, kish, units_from, units_of, weighted_mean
+from mechdiff.stats.concentration import effective_interval, effective_number
 from mechdiff.stats.finite import finite_population_interval
 from mechdiff.stats.intervals import (
     Interval,
@@ -55,6 +56,8 @@ __all__ = [
     "bootstrap_units",
     "bootstrap_weights",
     "confidence_sequence",
+    "effective_interval",
+    "effective_number",
     "equal_weights",
     "equivalence_test",
     "expanded_level",

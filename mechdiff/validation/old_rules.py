@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from mechdiff import stats
 from mechdiff.analysis.agreement import Side, rank_correlation
-from mechdiff.analysis.effects import effective_number, pooled_relative_increase
+from mechdiff.analysis.effects import pooled_relative_increase
 from mechdiff.analysis.network_divergence import NetworkDivergence
 from mechdiff.stats import small_samples
 from mechdiff.validation.checks import ALPHA
@@ -56,7 +56,8 @@ def each_network_alone(
 ) -> bool:
     """Complexity: effective numbers of single networks, which any scatter of trainings lowers."""
     first, second = (
-        np.log([effective_number(row[:, None])[0] for row in networks]) for networks in (natural, simple)
+        np.log([stats.effective_number(row[:, None])[0] for row in networks])
+        for networks in (natural, simple)
     )
     return bool(small_samples.between_groups(first, second)[2] <= ALPHA)
 

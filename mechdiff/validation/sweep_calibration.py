@@ -119,24 +119,27 @@ def _variation(rng: np.random.Generator, repeats: int) -> list[Check]:
 
 
 def _effective_number(rng: np.random.Generator, repeats: int, components: int = 28) -> list[Check]:
-    """Of 28 components of unequal effects, each of which scatters over images by half of itself."""
-    size = 0.05 * np.exp(np.linspace(-2, 2, components))
-    truth, covered = effects.effective_number(size[:, None])[0], []
-    units = Units(np.arange(IMAGES), IMAGES, False)
-    for number in range(repeats):
-        clean = np.exp(0.3 * rng.normal(size=(TIMESTEPS, IMAGES)))
-        scatter = 1 + 0.5 * rng.normal(size=(components, 1, IMAGES))
-        loss = clean * (1 + size[:, None, None] * scatter)
-        interval = stats.bootstrap_units(
-            lambda w, clean=clean, loss=loss: effects.effective_number(
-                effects.pooled_relative_increase(clean, loss, w)
-            ),
-            units,
-            repeats=RESAMPLES,
-            seed=number,
-        )
-        covered.append(bool(inside(interval, truth)))
-    return [covers(f"effective number of components, {IMAGES} images", np.array(covered))]
+    """Of 28 components of unequal effects, each of which scatters over images by half of itself; and of four
+    among as many, where the others have none, but scatter by 5 %. Before, by resamples alone."""
+    unequal = 0.05 * np.exp(np.linspace(-2, 2, components))
+    four = np.where(np.arange(components) < 4, np.resize((0.4, 0.2, 0.1, 0.1), components), 0.0)
+    units, results = Units(np.arange(IMAGES), IMAGES, False), []
+    for what, size, noise in (("", unequal, 0.0), (": four have an effect", four, 0.05)):
+        truth, covered, before = stats.effective_number(size[:, None])[0], [], []
+        for number in range(repeats):
+            clean = np.exp(0.3 * rng.normal(size=(TIMESTEPS, IMAGES)))
+            scatter = 1 + 0.5 * rng.normal(size=(components, 1, IMAGES))
+            added = size[:, None, None] * scatter
+            if noise:
+                added = added + noise * rng.normal(size=scatter.shape)
+            increase = functools.partial(effects.pooled_relative_increase, clean, clean * (1 + added))
+            drawn = {"repeats": RESAMPLES, "seed": number}
+            covered.append(bool(inside(stats.effective_interval(increase, units, **drawn), truth)))
+            old = stats.bootstrap_units(lambda w, of=increase: stats.effective_number(of(w)), units, **drawn)
+            before.append(bool(inside(old, truth)))
+        check = covers(f"effective number of components, {IMAGES} images{what}", np.array(covered))
+        results.append(replacing(check, np.array(before)))
+    return results
 
 
 def _classes(rng: np.random.Generator, repeats: int) -> list[Check]:

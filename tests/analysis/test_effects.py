@@ -70,7 +70,7 @@ def test_weights_choose_images():
 
 def test_effective_number_counts_equal_shares_and_ignores_signs():
     damage = np.array([[1.0, 5.0, 0.0], [-1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]])
-    result = effects.effective_number(damage)
+    result = stats.effective_number(damage)
     np.testing.assert_allclose(result[:2], [4, 1])
     assert np.isnan(result[2])
 

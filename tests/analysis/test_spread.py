@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 
 from mechdiff.analysis import spread
-from mechdiff.analysis.effects import effective_number
+from mechdiff.stats import effective_number
 
 
 def test_increases_are_averaged_before_its_effective_number_is_taken():

@@ -90,6 +90,29 @@ def test_a_root_mean_square_is_not_above_what_it_is_of_by_noise(truth, least):
     assert truth or (interval.low > 0).mean() < 0.03
 
 
+@pytest.mark.parametrize("size", [np.r_[4.0, 2, 1, 1, np.zeros(24)], np.full(28, 0.3)])
+def test_an_effective_number_is_not_sure_to_be_what_noise_makes_of_it(size):
+    """Of 16 images of sd 1: where most have no effect it rises, where all have the same it falls."""
+    rng, units = np.random.default_rng(0), stats.Units(np.arange(16), 16, False)
+    truth, covered, before = stats.effective_number(size[:, None])[0], [], []
+    for _ in range(60):
+        of = (size[:, None] + rng.normal(size=(28, 16))).__matmul__
+        now = stats.effective_interval(lambda w, of=of: of(w.T), units, repeats=100)
+        old = stats.bootstrap_units(lambda w, of=of: stats.effective_number(of(w.T)), units, repeats=100)
+        for interval, outcomes in ((now, covered), (old, before)):
+            outcomes.append(interval.low <= truth <= interval.high + 1e-9)
+        assert now.estimate == old.estimate and 1 <= now.low <= old.low and old.high <= now.high <= 28
+    assert np.mean(covered) > 0.93 and np.mean(before) < 0.1, (np.mean(covered), np.mean(before))
+
+
+def test_an_effective_number_of_one_effect_is_one_and_of_none_unknown():
+    units = stats.Units(np.arange(4), 4, False)
+    for effect, expected in ((1.0, 1.0), (0.0, np.nan)):
+        interval = stats.effective_interval(lambda w, e=effect: np.full((1, len(w)), e), units)
+        ends = np.stack([interval.estimate, interval.low, interval.high])
+        np.testing.assert_array_equal(ends, np.full(3, expected))
+
+
 def test_quantiles_of_hardly_one_independent_image_may_be_anywhere():
     """Of two people; the lower end was the largest of all numbers, above the estimate."""
     values = np.random.default_rng(0).normal(size=(50, 1, 8))

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from mechdiff import stats
-from mechdiff.analysis import effects
 from mechdiff.core.errors import ConfigError, DataError
 from mechdiff.stats import small_samples
 from mechdiff.validation import calibration, image_calibration, rule_calibration, saved_checks
@@ -99,6 +98,6 @@ def test_a_rule_that_reads_scatter_as_simplicity_is_seen():
     for _ in range(60):
         place = rng.normal(size=45)
         sides = [np.exp(place + sd * rng.normal(size=(8, 45))) for sd in (0.3, 0.6)]
-        alone = [np.log([effects.effective_number(row[:, None])[0] for row in side]) for side in sides]
+        alone = [np.log([stats.effective_number(row[:, None])[0] for row in side]) for side in sides]
         wrong.append(small_samples.between_groups(*alone)[2] <= 0.05)
     assert not checks_of.errs("network by network", np.array(wrong)).holds

@@ -25,7 +25,7 @@ def examine(networks: Sequence[NetworkResults]) -> Finding:
     """The claim on networks of one configuration.
 
     Raises:
-      NotTestable: no networks, or sweeps with a single ablation.
+      NotTestable: no networks, sweeps with a single ablation, or no prediction that one changed.
     """
     ablations = [str(ablation) for ablation in networks[0].sweep["ablation"].values] if networks else []
     if len(ablations) < 2:
@@ -33,6 +33,8 @@ def examine(networks: Sequence[NetworkResults]) -> Finding:
         raise NotTestable(f"needs sweeps with at least two ablations; swept: {swept}")
     names = [str(name) for name in networks[0].sweep["component"].values]
     visible = np.logical_or.reduce([across_seeds.changes_predictions(network.sweep) for network in networks])
+    if not visible.any():
+        raise NotTestable(f"ablation ({', '.join(ablations)}) changed no prediction of any network")
     least = bottlenecks.weakest(
         np.array([_increases(network.sweep, ablations) for network in networks]), visible
     )

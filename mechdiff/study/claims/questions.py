@@ -13,7 +13,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from mechdiff.analysis import phases
-from mechdiff.core.errors import NotTestable
+from mechdiff.core.errors import ConfigError, NotTestable
 from mechdiff.stats.small_samples import over_seeds
 from mechdiff.study.claims import across_seeds, attention, bottlenecks, complexity
 from mechdiff.study.claims.verdicts import Claim, Finding, Question, decide
@@ -82,7 +82,10 @@ def _phases(networks: Sequence[NetworkResults]) -> Finding:
             f"{timesteps} timesteps were swept; a test of four phases takes at least {PHASE_TIMESTEPS} "
             "(--set=sweep.timesteps=32)"
         )
-    fits = [_fit(network.sweep) for network in networks]
+    try:
+        fits = [_fit(network.sweep) for network in networks]
+    except ConfigError as reason:  # a network without any effect, or too few images: other claims go on
+        raise NotTestable(f"no phases of every network: {reason}") from None
     # Four phases must fit better than any other number of phases, and than any polynomial trend.
     others = np.array([fit.score[3] - np.delete(fit.score, 3).max() for fit in fits])
     trends = np.array([fit.score[3] - fit.drift.max() for fit in fits])
@@ -96,10 +99,18 @@ def _phases(networks: Sequence[NetworkResults]) -> Finding:
         f"{_mean_and_ends(trends)}"
     )
     if all(network.control is not None for network in networks):
-        fresh = [_fit(network.control).k for network in networks]
-        because += f"; in an untrained network the best number is {_range(sorted(fresh))}"
+        because += _untrained(networks)
     estimate, interval, p = over_seeds(margins)
     return Finding(estimate, interval, p, len(fits), because)
+
+
+def _untrained(networks: Sequence[NetworkResults]) -> str:
+    """The best number of phases in untrained networks, in words; empty where one has no effects."""
+    try:
+        fresh = [_fit(network.control).k for network in networks if network.control is not None]
+    except ConfigError:
+        return ""
+    return f"; in an untrained network the best number is {_range(sorted(fresh))}"
 
 
 def _fit(sweep: xr.Dataset) -> phases.Phases:

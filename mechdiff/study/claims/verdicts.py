@@ -130,7 +130,7 @@ def _claim(question: Question, finding: Finding | str, p_adjusted: float, counts
     else:
         names = ("estimate", "interval", "p", "n_seeds", "because")
         facts = {name: getattr(finding, name) for name in names} | {"verdict": verdict(finding, p_adjusted)}
-        if finding.n_seeds < MIN_SEEDS:
+        if finding.n_seeds < MIN_SEEDS and facts["verdict"] == "undecided":  # exact tests may do with two
             facts["because"] += (
                 f"; n = {finding.n_seeds} decides nothing: a test takes {MIN_SEEDS} training seeds"
             )

@@ -97,6 +97,21 @@ def test_too_few_levels_are_no_test_of_four_phases(planted):
     assert planted["phases"].verdict == "not testable here" and "32" in planted["phases"].because
 
 
+def test_networks_without_any_effect_stop_no_other_claim():
+    """The test of phases ended the command without a verdict on any claim."""
+    made = []
+    for data in ("celeba", "synthetic"):
+        for seed in range(3):
+            item = network(data, seed, np.zeros(12), np.linspace(0, 1, 6), levels=24)
+            sweep = item.sweep.assign(change=item.sweep["change"] * 0)
+            made.append(dataclasses.replace(item, sweep=sweep))
+    answers = answers_of(made)
+    for name in ("phases", "bottlenecks"):
+        assert answers[name].verdict == "not testable here"
+        assert "changed" in answers[name].because and "prediction" in answers[name].because
+    assert answers["divergence"].verdict == "not supported"
+
+
 def test_four_phases_are_found_where_they_are():
     made = []
     for seed in range(3):

@@ -34,6 +34,15 @@ def test_rules_of_verdicts(interval, p, above, negligible, expected):
     assert verdict(alone, p) == expected
 
 
+@pytest.mark.parametrize("p, decided", [(0.001, True), (0.3, False)])
+def test_two_seeds_are_called_undecisive_only_where_they_were(p, decided):
+    """An exact test of 2 and 10 networks was "supported", and "decides nothing" beside it."""
+    exact = Finding(0.5, (np.nan, np.nan), p, 2, "", p_alone=True)
+    (answer,) = verdicts.decide([dataclasses.replace(QUESTIONS[1], test=lambda _: exact)], [])
+    assert (answer.verdict == "supported") == decided
+    assert ("decides nothing" in answer.because) != decided
+
+
 def test_progress_is_shown_claim_by_claim(monkeypatch):
     """Those of a study of many networks take a minute."""
 
