@@ -9,7 +9,6 @@ pooled over timesteps, with 95 % intervals over images. Result: WORKDIR/patterns
 import numpy as np
 from absl import flags
 
-from mechdiff import stats
 from mechdiff.analysis import effects
 from mechdiff.cli import tables
 from mechdiff.core.devices import use_all_cores

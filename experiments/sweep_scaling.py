@@ -8,7 +8,6 @@ Result: WORKDIR/scaling.zarr and .json.
 
 from absl import flags
 
-from mechdiff import stats
 from mechdiff.analysis import effects
 from mechdiff.cli import tables
 from mechdiff.core.devices import use_all_cores

@@ -65,7 +65,7 @@ def read(folder: Path | str, stated: Stated | None = None) -> Imported | Importe
     name = config.get("_class_name")
     if name is None and diffusers.TELLING in config:
         raise ConfigError(
-            f"{place.described_by} has options of diffusers, but not which class they are of; write "
+            f"{source.described_by} has options of diffusers, but not which class they are of; write "
             f"_class_name: {diffusers.WHAT} if they are of that one"
         )
     shown = shorten(name)[1:-1] if isinstance(name, str) else "no model known here"
