@@ -26,7 +26,7 @@ from mechdiff.core.config import DataConfig, Preprocessing, to_dict
 from mechdiff.core.devices import use_all_cores
 from mechdiff.core.errors import ConfigError
 from mechdiff.models import conditions
-from mechdiff.stats import few_images
+from mechdiff.stats import few_images, units_of
 from mechdiff.storage import files, manifest
 from mechdiff.study.condition_sources import CLASS_NAMES
 
@@ -125,8 +125,9 @@ def print_top(comparison: Comparison) -> None:
     print(f"{comparison.title}: largest changes{few_images(paired.n, paired.effective)}")
     Console(width=100, highlight=False, markup=False).print(table)
     if paired.least_p > 0.05:
+        kind = units_of(comparison.before.dataset).kind
         print(
-            f"n = {paired.n} images, {len(paired.components)} components: no p can fall below "
+            f"n = {paired.n} {kind}, {len(paired.components)} components: no p can fall below "
             f"{paired.least_p:.2g}, whatever changed; take more images (-n 16)"
         )
 

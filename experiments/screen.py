@@ -36,7 +36,7 @@ UNTRAINED = flags.DEFINE_boolean("untrained", False, "With every model also a fr
 
 
 def _widest(denoiser):
-    """Units of the widest site: with as many groups, single channels are components everywhere."""
+    """Gates of the widest site: with as many groups, single channels are components everywhere."""
     return max(gate.shape[-1] for gate in denoiser.identity.gate.values())
 
 
@@ -89,7 +89,8 @@ def screened(config, workdir, network, images, eval_set, chosen):
     """Results of `examine_all` or `verify`, as --every says, for one network."""
     root = jax.random.key(config.seed)
     replacements = replacement_values(network, images, eval_set, root, config.sweep)
-    return (examine_all if EVERY.value else verify)(
+    examine = examine_all if EVERY.value else verify
+    return examine(
         network,
         eval_set,
         workdir / "exact",

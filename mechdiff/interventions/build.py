@@ -139,6 +139,8 @@ def leave_one_out(
 
     Returns:
       Names of the components, and the stack: gates `(components, units)`, the rest shared (`STACKED`).
+    Raises:
+      ConfigError: as `ablate`.
     """
     chosen = select(identity, what)
     gate = _tiled(identity, len(chosen))

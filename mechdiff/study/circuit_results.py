@@ -86,10 +86,10 @@ def found_circuit(
     """
     halves = circuit_evaluators(denoiser, images, ablation, config.sweep, jax.random.key(config.seed), folder)
     finder, scorer = (dataclasses.replace(half, every_timestep=settings.every_timestep) for half in halves)
-    found = circuits.discover(finder, settings.tau, settings.ranking)
-    card, runs = scorecards.scorecard(scorer, found, randoms=settings.randoms, seed=config.seed)
-    again = robustness.stability(finder, found, settings.repeats, config.seed)
-    return FoundCircuit(found, card, again, runs, scorer)
+    discovered = circuits.discover(finder, settings.tau, settings.ranking)
+    card, runs = scorecards.scorecard(scorer, discovered, randoms=settings.randoms, seed=config.seed)
+    again = robustness.stability(finder, discovered, settings.repeats, config.seed)
+    return FoundCircuit(discovered, card, again, runs, scorer)
 
 
 def circuit(examined: DenoiserAndImages, ablation: str, config: ExperimentConfig, folder: Path) -> xr.Dataset:

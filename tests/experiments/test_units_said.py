@@ -4,10 +4,13 @@ import importlib
 
 import numpy as np
 import pytest
+import xarray as xr
 from reference.launching import forget
 
 from mechdiff.analysis.entropy_correlation import EntropyCorrelation
 from mechdiff.analysis.phases import Phases
+from mechdiff.api.compare import compared
+from mechdiff.api.result import Result
 from mechdiff.stats import Interval, units_from
 
 
@@ -40,6 +43,19 @@ def test_entropy_says_what_intervals_and_p_values_are_over(launcher):
     assert entropy.row("net", "effect", observed)["n"] == 4
     assert "over 6 heads, p 0.034, n = 4;" in entropy.line("effect", observed)
     assert "none, as temperatures move the entropy of fewer than 3 heads" in entropy.line("caused", None)
+
+
+def test_compare_says_what_n_counts(launcher, capsys):
+    dims, loss = ("ablation", "component", "t", "image"), np.random.default_rng(0).uniform(1, 2, (1, 3, 1, 4))
+    losses = {"loss": (dims, loss), "change": (dims, loss), "clean_loss": (dims[2:], loss[0, 0])}
+    coords = {"ablation": ["zero"], "component": list("abc"), "t": [5]}
+    images = xr.Dataset(losses, coords, {"denoiser": "net"})
+    people = images.assign_coords(person=("image", [0, 0, 1, 2]))
+    print_top = launcher("compare").print_top
+    for dataset, n in ((images, "n = 4 images, 3 components"), (people, "n = 3 people, 3 components")):
+        result = Result(dataset, "zero")
+        print_top(compared(result, result, None))
+        assert f"{n}: no p can fall below" in capsys.readouterr().out
 
 
 def test_phases_say_how_many_images_were_resampled(launcher):

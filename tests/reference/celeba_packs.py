@@ -78,3 +78,13 @@ def load(path, split: str = "train", size: int = 16, limit: int = 0, folder: Pat
 
 def by_id(dataset) -> dict[str, bytes]:
     return {str(name): image.tobytes() for name, image in zip(dataset.ids, dataset.images, strict=True)}
+
+
+def unpack_beside(number: int):
+    """Image 1 lies unpacked beside the archive: itself, or another."""
+
+    def unpack(folder: Path):
+        (folder / celeba.UNPACKED).mkdir()
+        (folder / celeba.UNPACKED / "000001.jpg").write_bytes(jpeg(number))
+
+    return unpack

@@ -74,37 +74,49 @@ def _suspects(program: ClosedJaxpr, other: ClosedJaxpr, rows: tuple[int, int]) -
 
 def _keeps_rows_apart(equation: JaxprEqn, twin: JaxprEqn, rows: tuple[int, int]) -> bool:
     """Whether each row of its outputs is surely made of that row of its inputs alone, in the same way."""
-    name, params = equation.primitive.name, equation.params
-    pairs = list(zip(equation.invars, twin.invars, strict=True))
-    inputs, outputs = list(map(_row_axes, pairs)), [_row_axes(pair) for pair in _outputs(equation, twin)]
-    if not any(inputs) and not any(outputs):
+    inputs = list(zip(equation.invars, twin.invars, strict=True))
+    outputs = list(zip(equation.outvars, twin.outvars, strict=True))
+    axes_in, axes_out = ([_row_axes(pair) for pair in pairs] for pairs in (inputs, outputs))
+    if not any(axes_in) and not any(axes_out):
         return True
-    for (var, other), axes in [
-        *zip(pairs, inputs, strict=True),
-        *zip(_outputs(equation, twin), outputs, strict=True),
-    ]:
-        if len(axes) > 1 or any((var.aval.shape[axis], other.aval.shape[axis]) != rows for axis in axes):
-            return False
-    if not all(outputs):  # rows vanish
+    if not all(_rows_are_whole(pair, rows) for pair in (*inputs, *outputs)):
         return False
-    (axis,), shape = outputs[0], equation.outvars[0].aval.shape
+    if not all(axes_out):  # rows vanish
+        return False
+    return _works_by_row(equation, axes_in, axes_out[0][0])
+
+
+def _rows_are_whole(pair: tuple, rows: tuple[int, int]) -> bool:
+    """Whether a value has no axis of rows, or one that is as long as the batch."""
+    axes, (few, more) = _row_axes(pair), (atom.aval.shape for atom in pair)
+    return not axes or (len(axes) == 1 and (few[axes[0]], more[axes[0]]) == rows)
+
+
+def _works_by_row(equation: JaxprEqn, axes_in: list[list[int]], axis: int) -> bool:
+    """Whether a primitive works on rows one by one.
+
+    Args:
+      axes_in: the axis of rows of each input; empty of one that has no rows.
+      axis: of rows in the first output.
+    """
+    name, params, shape = equation.primitive.name, equation.params, equation.outvars[0].aval.shape
     if name in ALONG:
         along = params[ALONG[name]]
         return axis not in (along if isinstance(along, Sequence) else (along,))
-    if not any(inputs):
+    if not any(axes_in):
         return name == "broadcast_in_dim"
-    source = equation.invars[0].aval.shape
     if name == "reshape":
-        return math.prod(source[: inputs[0][0]]) == math.prod(shape[:axis])
+        source = equation.invars[0].aval.shape
+        return math.prod(source[: axes_in[0][0]]) == math.prod(shape[:axis])
     if name == "pad":
         return tuple(params["padding_config"][axis]) == (0, 0, 0)
     if name == "gather":  # of a table, by rows of indices
-        return not inputs[0]
+        return not axes_in[0]
     if name == "dynamic_update_slice":
-        return bool(inputs[0] and inputs[1])
+        return bool(axes_in[0] and axes_in[1])
     if name == "conv_general_dilated":
         by_row = [params["dimension_numbers"].lhs_spec[0]]
-        return inputs[0] == by_row and not inputs[1] and params["batch_group_count"] == 1
+        return axes_in[0] == by_row and not axes_in[1] and params["batch_group_count"] == 1
     if name.startswith("reduce_window"):
         return params["window_dimensions"][axis] == 1
     return name in APART or (_by_element(equation, shape) and name not in MIXING and "call" not in name)
@@ -112,15 +124,13 @@ def _keeps_rows_apart(equation: JaxprEqn, twin: JaxprEqn, rows: tuple[int, int])
 
 def _by_element(equation: JaxprEqn, shape: tuple[int, ...]) -> bool:
     """Whether its operands have the output's shape, but for lengths of 1 and single numbers."""
-    shapes = [atom.aval.shape for atom in equation.invars]
-    sizes = [zip(each, shape, strict=True) for each in shapes if len(each) == len(shape)]
-    return all(len(each) in (0, len(shape)) for each in shapes) and all(
-        own in (size, 1) for each in sizes for own, size in each
-    )
-
-
-def _outputs(equation: JaxprEqn, twin: JaxprEqn) -> list[tuple]:
-    return list(zip(equation.outvars, twin.outvars, strict=True))
+    for operand in equation.invars:
+        own = operand.aval.shape
+        if len(own) not in (0, len(shape)):
+            return False
+        if any(size not in (full, 1) for size, full in zip(own, shape, strict=False)):
+            return False
+    return True
 
 
 def _row_axes(pair: tuple) -> list[int]:
