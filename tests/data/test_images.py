@@ -228,6 +228,9 @@ def test_a_png_is_held_to_the_bits_that_it_calls_significant(bits):
         DataError, match=f"image x is of {bits} bits, {bits - 1} of them significant.* {way_out}"
     ):
         thumbnail(image(whole >> 1), 8, "x", gray)
+    if bits == 16:
+        stated = Preprocessing(channels="gray", white=32767)
+        np.testing.assert_allclose(thumbnail(image(whole >> 1), 8, "x", stated)[..., 0], pixels, atol=1)
 
 
 @pytest.mark.parametrize("comment", ["", "# scanned\n"])

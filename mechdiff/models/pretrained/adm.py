@@ -18,6 +18,7 @@ from mechdiff.models.pretrained import conditioning, states, tensors
 from mechdiff.models.pretrained.adm_flags import Flags, flags
 from mechdiff.models.pretrained.adm_names import names, split_attention
 from mechdiff.models.pretrained.adm_options import ANCHOR, LAST, STATED, STEM, WHAT
+from mechdiff.models.pretrained.buffers import check_buffers, without_buffers
 from mechdiff.models.pretrained.configs import option_names
 from mechdiff.models.pretrained.folders import ForeignFolder
 from mechdiff.models.pretrained.imported import Imported, Stated
@@ -40,18 +41,20 @@ def read(source: ForeignFolder, stated: Stated) -> Imported:
     """The model in the folder `source`; errors as `pretrained.read`."""
     path, notes = states.weight_file(source.home, STEM, stated.weights)
     state, dtype = tensors.load(path)
+    state, tables = without_buffers(state)
     state, wrapping = states.unwrapped(state, ANCHOR, stated.weights, path)
     get = flags(source.config, state, stated, source.text)
     unet = unet_config(get)
     state = split_attention(state, unet, get["use_new_attention_order"], path)
-    notes = [*source.notes, *notes, *wrapping, *get.notes]
+    diffusion = noise_levels(get)
+    notes = [*source.notes, *notes, *wrapping, *get.notes, *check_buffers(tables, diffusion, path)]
     state = conditioning.condition_last(state, ANCHOR, get["channels"])
     if get["channels"].variances:
         state, note = states.without_variances(state, LAST, unet.out_channels)
         notes.append(note)
     params = tensors.to_params(state, names(unet), unet, path)
     asks = states.levels_asked("its flags say nothing of diffusion", _open(source, get, stated))
-    return Imported(unet, noise_levels(get), params, WHAT, dtype, tuple(notes), get.assumed, asks)
+    return Imported(unet, diffusion, params, WHAT, dtype, tuple(notes), get.assumed, asks)
 
 
 def noise_levels(get: Flags) -> DiffusionConfig:

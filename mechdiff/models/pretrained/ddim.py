@@ -15,6 +15,7 @@ import numpy as np
 from mechdiff.core.config import MAX_STEPS, DiffusionConfig, UNetConfig
 from mechdiff.core.errors import ConfigError, shorten
 from mechdiff.models.pretrained import betas, conditioning, states, tensors
+from mechdiff.models.pretrained.buffers import check_buffers, without_buffers
 from mechdiff.models.pretrained.folders import ForeignFolder
 from mechdiff.models.pretrained.imported import Imported, Stated
 from mechdiff.models.pretrained.options import (
@@ -99,9 +100,10 @@ def read(source: ForeignFolder, stated: Stated) -> Imported:
     levels, notes = _noise_levels(diffusion, stated)
     path, more = states.weight_file(source.home, "model", stated.weights)
     state, dtype = tensors.load(path)
+    state, tables = without_buffers(state)
     state, wrapping = states.unwrapped(state, ANCHOR, stated.weights, path)
     state.pop("logvar", None)  # of type bayesian; no input of the network
-    notes = [*source.notes, *more, *wrapping, *notes]
+    notes = [*source.notes, *more, *wrapping, *notes, *check_buffers(tables, levels, path)]
     if passed_over:
         notes.append(f"options without bearing here: {', '.join(map(str, passed_over))}")
     state = conditioning.condition_last(state, "conv_in.weight", split)

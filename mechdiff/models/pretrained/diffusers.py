@@ -10,6 +10,7 @@ from mechdiff.core.config import DiffusionConfig, UNetConfig
 from mechdiff.core.errors import CheckpointError, ConfigError
 from mechdiff.core.types import PyTree
 from mechdiff.models.pretrained import conditioning, schedulers, states, tensors
+from mechdiff.models.pretrained.buffers import check_buffers, without_buffers
 from mechdiff.models.pretrained.diffusers_config import WHAT, unet_config
 from mechdiff.models.pretrained.diffusers_written import options
 from mechdiff.models.pretrained.folders import ForeignFolder
@@ -54,11 +55,13 @@ def read(source: ForeignFolder, stated: Stated) -> Imported:
     unet = dataclasses.replace(unet, sample_clip=scheduler.clip, **fields)
     path, notes = states.weight_file(source.home, STEM, stated.weights)
     state, dtype = tensors.load(path)
-    state, more = states.unwrapped(modern(state, path), "conv_in.weight", stated.weights, path)
+    state, tables = without_buffers(modern(state, path))
+    state, more = states.unwrapped(state, "conv_in.weight", stated.weights, path)
     if not unet.takes_labels:
         conditioning.check_told(state, LABELS, path, "write num_class_embeds or class_embed_type")
     state = conditioning.condition_last(state, "conv_in.weight", split)
     notes = [*source.notes, *notes, *more, *scheduler.notes]
+    notes += check_buffers(tables, scheduler.diffusion, path)
     if split.variances:
         state, note = states.without_variances(state, LAST, unet.in_channels)
         notes.append(note)

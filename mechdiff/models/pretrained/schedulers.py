@@ -133,7 +133,13 @@ def read(config: Mapping[str, Any], stated: Stated = Stated()) -> Scheduler:
         notes.append(_of_last_level(kind, float(np.prod(1 - np.asarray(diffusion.betas)))))
     if config and _defaulted(get):
         notes.append(f"ASSUMED, by the scheduler's defaults: {', '.join(_defaulted(get))}")
-    sample = not get["predict_epsilon"] and "prediction_type" not in get.stated
+    told = "prediction_type" in get.stated
+    if not get["predict_epsilon"] and told and get["prediction_type"] == "epsilon":
+        raise ConfigError(
+            f"{WHAT} options predict_epsilon=False and prediction_type='epsilon' contradict each other; "
+            "leave out the one that is wrong"
+        )
+    sample = not get["predict_epsilon"] and not told
     return Scheduler(
         prediction="sample" if sample else get["prediction_type"],
         diffusion=diffusion,

@@ -122,6 +122,35 @@ def test_averages_whose_names_lost_their_dots_are_read_by_those_of_the_network(p
         pretrained.read(home)
 
 
+@pytest.mark.parametrize(
+    ("prefix", "off", "expected"),
+    [
+        ("model.", 1, ""),
+        ("denoise_fn.", 1, ""),
+        ("unknown_net.", 1, ""),
+        ("", 1, ""),
+        ("", 1.5, "alphas_cumprod are 40"),
+    ],
+)
+def test_noise_levels_saved_beside_a_network_must_be_those_of_its_config(pipeline, prefix, off, expected):
+    home = pipeline / "unet"
+    raw, state = bias(pretrained.read(home)), load_file(home / WEIGHTS)
+    signal = np.cos((np.arange(41) / 40 + 0.008) / 1.008 * np.pi / 2) ** 2  # cosine, of 40 steps
+    betas = off * np.minimum(1 - signal[1:] / signal[:-1], 0.999 / off)
+    tables = {"betas": betas, "alphas_cumprod": np.cumprod(1 - betas), "posterior_mean_coef1": betas}
+    tables = {name: values.astype(np.float32) for name, values in tables.items()}
+    save_file({prefix + name: value for name, value in state.items()} | tables, home / WEIGHTS)
+    if expected:
+        with pytest.raises(
+            MechdiffError, match=f"{expected} from .*; correct the noise levels of the config"
+        ):
+            pretrained.read(home)
+        return
+    model = pretrained.read(home)
+    np.testing.assert_array_equal(bias(model), raw)
+    assert any("noise levels beside the network (" in note for note in model.notes)
+
+
 def test_averages_that_have_numbers_for_names_are_left_out_if_that_is_stated(pipeline):
     home = pipeline / "unet"
     raw, state = bias(pretrained.read(home)), load_file(home / WEIGHTS)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mechdiff.core.config import DiffusionConfig
+from mechdiff.core.errors import MechdiffError
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models.pretrained import schedulers
 
@@ -50,6 +51,8 @@ def test_every_class_with_betas_has_its_own_defaults():
 
 def test_before_there_were_prediction_types():
     assert schedulers.read({"predict_epsilon": False}).prediction == "sample"
+    with pytest.raises(MechdiffError, match="contradict each other; leave out the one that is wrong"):
+        schedulers.read({"predict_epsilon": False, "prediction_type": "epsilon"})
 
 
 def test_trained_betas_are_the_noise_levels():
