@@ -44,6 +44,17 @@ def pseudo_values(increases: Float[np.ndarray, "network component"]) -> Float[np
     return stats.pseudo_values(log_effective_number(increases), without)
 
 
+def moved_by_noise(increases: Float[np.ndarray, "network component draws"]) -> float:
+    """By how much resamples of images move `log_effective_number` on average, up or down: sampling noise
+    makes small effects more alike, whatever the images show.
+
+    Args:
+      increases: on all images evenly weighted, then in resamples of them.
+    """
+    logs = log_effective_number(increases)
+    return abs(float(logs[1:].mean() - logs[0]))
+
+
 def ordered(
     rungs: Sequence[Float[np.ndarray, " _"]], pseudo: bool = False, sizes: bool = False
 ) -> tuple[bool, float]:

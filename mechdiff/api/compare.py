@@ -26,7 +26,8 @@ if TYPE_CHECKING:  # methods import it when they draw: matplotlib would make eve
 
 COLUMN_MEANINGS = (
     "before, after: relative loss increase, %, pooled over noise levels; difference: percentage points with "
-    "95 % interval over images, or people where they are known; p: sign flips, Holm over components"
+    "95 % interval over images, or people where they are known, of each component alone; p: sign flips, Holm "
+    "over components"
 )
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # methods import it when they draw: matplotlib would make eve
 IMAGES, MIN_IMAGES = 16, 2  # of a sweep: at most, where their number is not said, and at least
 COLUMN_MEANINGS = (
     "delta_loss, low, high: relative loss increase, %, pooled over noise levels; 95 % interval over n "
-    "images, or people where they are known"
+    "images, or people where they are known, of each component alone; p allows for all components"
 )
 
 
@@ -84,6 +84,10 @@ class Result:
 
     def top(self, n: int = 10, by: str = "delta_loss") -> pd.DataFrame:
         """The `n` components whose ablation raises the loss most; columns as in `frame`.
+
+        Intervals are of each component alone. The largest of many that are alike is so by noise, too: of 56
+        without effect, its interval held 0 in .15 to .88 of 200 simulations of 8, 16 and 84 images (.15 where
+        nothing is common to components), and p, which allows for all, was at most .05 in .02 to .05.
 
         Args:
           by: another order, by a column of `variation`, which is then shown as well: `over_images` finds

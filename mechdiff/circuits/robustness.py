@@ -135,8 +135,9 @@ def lines(stability: Stability) -> list[str]:
     low, high = stability.spread
     return [
         f"  discovered again on {stability.repeats} resamples of the images: {min(stability.sizes)} to "
-        f"{max(stability.sizes)} members, Jaccard {stability.to_circuit:.2f} [{low:.2f}, {high:.2f}] with "
-        f"the circuit, {stability.pairwise:.2f} with each other, {stability.chance:.2f} by chance"
+        f"{max(stability.sizes)} members, Jaccard {stability.to_circuit:.2f} with the circuit (5 to 95 % of "
+        f"resamples {low:.2f} to {high:.2f}), {stability.pairwise:.2f} with each other, "
+        f"{stability.chance:.2f} by chance"
     ]
 
 

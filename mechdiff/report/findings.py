@@ -79,9 +79,8 @@ def _largest(model: ExaminedModel) -> Markup | None:
             phrases.append(sentence.format(increase.ablation, increase.components[index], pooled))
     if not phrases:
         return Markup("No ablation changed any prediction: nothing was tested.")
-    return Markup("<b>Largest effect of a single component,</b> of either sign: {}.").format(
-        Markup("; ").join(phrases)
-    )
+    words = "<b>Largest effect of a single component,</b> of either sign: {}; intervals are of it alone."
+    return Markup(words).format(Markup("; ").join(phrases))
 
 
 def _parts(model: ExaminedModel) -> Markup | None:

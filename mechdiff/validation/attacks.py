@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from mechdiff import stats
-from mechdiff.analysis import bottlenecks, network_divergence, spread
+from mechdiff.analysis import bottlenecks, margins, network_divergence, spread
 from mechdiff.analysis.entropy_correlation import within_layers
 from mechdiff.stats import small_samples
 from mechdiff.sweeps import stopping
-from mechdiff.validation.checks import ALPHA, Check, errs, finds
+from mechdiff.validation.checks import ALPHA, Check, errs, finds, replacing
 from mechdiff.validation.image_calibration import COMPONENTS, FLIPS, LAWS, MAX_IMAGES, last_intervals
 from mechdiff.validation.rule_calibration import ENTROPY_TIMESTEPS, LAYERS
 from mechdiff.validation.simulated import four_phases_margin, held_out_scores, in_any_order
@@ -29,7 +29,7 @@ Curves = Float[np.ndarray, "t component"]
 
 def checks(rng: np.random.Generator, repeats: int) -> list[Check]:
     """All checks, each over `repeats` simulated studies."""
-    rngs = iter(rng.spawn(7))
+    rngs = iter(rng.spawn(8))
     return [
         *_divergence(next(rngs), repeats),
         *_bottlenecks(next(rngs), repeats),
@@ -38,6 +38,7 @@ def checks(rng: np.random.Generator, repeats: int) -> list[Check]:
         *_entropy(next(rngs), repeats),
         *_power(next(rngs), repeats),
         *_skewed_images(next(rngs), repeats),
+        *_noise_of_images(next(rngs), repeats),
     ]
 
 
@@ -221,4 +222,33 @@ def _skewed_images(rng: np.random.Generator, repeats: int, images: int = 16, cel
     return [
         *(errs(f"sign flips, {name}: log-sd {sd:g}", wrong) for sd, wrong in single.items()),
         errs(f"max-T over {cells} cells, {name}: log-sd 1", np.array(grids)),
+    ]
+
+
+def _noise_of_images(
+    rng: np.random.Generator, repeats: int, images: int = 84, draws: int = 50
+) -> list[Check]:
+    """The ladder where noise of the images grows threefold from rung to rung, half of it common to networks,
+    and effects don't differ; and where effects do, with little noise. Before, without regard to noise."""
+    largest, small = np.array([50.0, 30, 20, 10, 5, 5]), np.ones(39)
+
+    def opens(costs: tuple[float, ...], noise: tuple[float, ...]) -> tuple[bool, bool]:
+        rungs = []
+        for cost, scatter in zip(costs, noise, strict=True):
+            size = np.r_[largest, cost * small]
+            true = size * np.exp(0.2 * rng.normal(size=(NETWORKS, len(size))))
+            common, own = (rng.normal(size=(n, len(size), 1 + draws)) for n in (1, NETWORKS))
+            errors = scatter * np.sqrt(0.5 / images) * (common + own)
+            errors[..., 1:] += errors[..., :1]  # resamples scatter about what was measured
+            rungs.append(true[..., None] + errors)
+        rises, p = spread.ordered([spread.pseudo_values(of[..., 0]) for of in rungs], pseudo=True)
+        let = rises and p <= ALPHA
+        return let and max(map(spread.moved_by_noise, rungs)) < margins.RATIO, let
+
+    nothing, before = np.array([opens((0.2,) * 3, (3.0, 9.0, 27.0)) for _ in range(repeats)]).T
+    rising = np.array([opens((0.2, 1.0, 3.0), (1.0, 1.0, 1.0))[0] for _ in range(repeats)])
+    name = f"ladder, {images} images"
+    return [
+        replacing(errs(f"{name}: their noise grows, effects are equal", nothing), before),
+        finds(f"{name}: effects spread, noise is 1 %", rising, 0.8),
     ]

@@ -281,5 +281,6 @@ def test_few_images_and_equal_ones_are_said(model, images, result, tmp_path, cap
     compared = Comparison(few, few, between)
     assert "n = 4 is few, intervals may be too narrow; no p can fall" in repr(compared)
     assert "n = 4 is few" in compared._repr_html_()
+    assert all("each component alone; p" in each._repr_html_() for each in (few, compared))
     with pytest.raises(ConfigError, match="n=-1 is too small"):
         few.top(-1)

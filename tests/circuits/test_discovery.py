@@ -341,7 +341,8 @@ def test_resamples_find_a_clear_circuit_again_and_an_unclear_one_less_often(made
     result = robustness.stability(evaluator, circuits.discover(evaluator), repeats=6)
     assert result.to_circuit == result.pairwise == 1 and result.sizes == (2,) * 6
     assert result.chance < 0.5 and result.frequency.sum() == 2
-    assert "2 to 2 members" in robustness.lines(result)[0]
+    line = robustness.lines(result)[0]
+    assert "2 to 2 members" in line and "5 to 95 % of resamples" in line  # no interval
     rng = np.random.default_rng(0)
 
     class Noisy(MadeUp):

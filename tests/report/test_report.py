@@ -224,6 +224,7 @@ def test_findings_print_intervals_images_and_seeds(page, models):
     place = numbers.largest(increase)
     assert f"<code>{increase.components[place]}</code>" in sentence
     assert findings.between(numbers.value(increase.pooled, place), " %") in sentence
+    assert "intervals are of it alone" in sentence
 
 
 def test_the_largest_effect_may_lower_the_loss(models):

@@ -30,7 +30,7 @@ def test_what_is_shown_with_an_interval_or_a_p_keeps_its_word():
     assert {check.promise for check in sweeps if not check.name.startswith("rms")} == {"covers"}
     sweeps = [check for check in sweeps if "pooled" not in check.name]  # these are limits, of strong skew
     replaced = [check for check in sweeps if check.before_by and check.promise == "covers"]
-    assert len(replaced) == 6 and all(check.found >= check.before for check in replaced)
+    assert len(replaced) == 8 and all(check.found >= check.before for check in replaced)
     circuits = circuit_calibration.checks(np.random.default_rng(11), 20)
     sweeps += circuits
     for rule in ("rms", "completeness"):

@@ -7,13 +7,17 @@ in an order that was fixed before any was computed:
   circuit      components of the circuit that reaches each faithfulness, by ablation
   loss         effective components of the relative loss increase
 The first whose mean rises at each step of the ladder, p < 0.05 over seeds each, decides; if none does, the
-claim is not testable here. Networks are then compared at matched loss: loss increase and faithfulness are
+claim is not testable here. Nor does one decide that noise of the images moves by more than counts as none
+(`margins.RATIO`, since 2026-12-01): where it grew threefold from rung to rung, and most components had no
+effect, equal data sets passed the gate and were called unequal in up to .37 of 100 simulations, now in none.
+Networks are then compared at matched loss: loss increase and faithfulness are
 relative to the loss, so a network further from its floor looks simpler. Definitions are ours.
 """
 
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -27,7 +31,20 @@ from mechdiff.study.network_results import NetworkResults
 
 RUNGS = (0, 2, 4)
 MATCHED = float(np.log(1.1))  # of the ratio of mean clean losses: networks within 10 % are matched
-Values = tuple[Float[np.ndarray, " network"], Float[np.ndarray, " m"] | None]
+
+
+class Values(NamedTuple):
+    """A measure of the networks of one data set.
+
+    Attributes:
+      logs: of each network; draws: of the data set, in resamples of images; None where not recomputed.
+      moved: by how much resamples of images move the log of the data set's value on average: noise makes
+        small loss increases more alike, whatever the images show.
+    """
+
+    logs: Float[np.ndarray, " network"]
+    draws: Float[np.ndarray, " m"] | None = None
+    moved: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -67,12 +84,14 @@ def examine(networks: Sequence[NetworkResults], controls: Sequence[NetworkResult
     first, second = measure.of(natural), measure.of(simple)
     if first is None or second is None:
         raise NotTestable(f"{measure.name} is not known of all networks of matched loss")
-    draws = None if first[1] is None or second[1] is None else first[1] - second[1]
+    if noise := _noise([first, second]):
+        raise NotTestable(f"{measure.name}{noise}")
+    draws = None if first.draws is None or second.draws is None else first.draws - second.draws
     units = min(network.units.effective for network in [*natural, *simple])
     estimate, interval, p = small_samples.between_groups(
-        first[0], second[0], draws, units, measure.pseudo, measure.sizes
+        first.logs, second.logs, draws, units, measure.pseudo, measure.sizes
     )
-    sizes = [float(np.exp(side[0].mean())) for side in (first, second)]
+    sizes = [float(np.exp(side.logs.mean())) for side in (first, second)]
     because = (
         f"{measure.name}: {sizes[0]:.1f} in {len(natural)} networks of CelebA, {sizes[1]:.1f} in "
         f"{len(simple)} of synthetic faces, mean clean losses at a ratio of {ratio:.2f}; {because}"
@@ -94,7 +113,9 @@ def _beside(measure: Measure, networks: Sequence[NetworkResults], controls: Sequ
             continue
         values = measure.of(side)
         if values is not None:
-            clauses.append(f"{float(np.exp(values[0].mean())):.1f} in {len(side)} networks of {data} images")
+            clauses.append(
+                f"{float(np.exp(values.logs.mean())):.1f} in {len(side)} networks of {data} images"
+            )
     return f"; beside the claim, {', '.join(clauses)}" if clauses else ""
 
 
@@ -134,14 +155,27 @@ def _gate(networks: Sequence[NetworkResults], controls: Sequence[NetworkResults]
         values = [value for rung in rungs if (value := measure.of(rung)) is not None]
         if len(values) < len(rungs):
             continue
-        rises, p = spread.ordered([value[0] for value in values], measure.pseudo, measure.sizes)
-        shown = ", ".join(f"{np.exp(value[0].mean()):.1f}" for value in values)
+        rises, p = spread.ordered([value.logs for value in values], measure.pseudo, measure.sizes)
+        shown = ", ".join(f"{np.exp(value.logs.mean()):.1f}" for value in values)
         clauses.append(f"{measure.name} {shown} (p {p:.3f}{_beside(measure, networks, controls)})")
         if rises and p < ALPHA:
-            return measure, f"at complexity {_listed(RUNGS)} it is {shown} (p {p:.3f})"
+            if not (noise := _noise(values)):
+                return measure, f"at complexity {_listed(RUNGS)} it is {shown} (p {p:.3f})"
+            clauses[-1] += noise
     raise NotTestable(
         f"no measure rises on the ladder, complexity {_listed(RUNGS)}, as one of complexity must: "
         f"{'; '.join(clauses)}"
+    )
+
+
+def _noise(values: Sequence[Values]) -> str:
+    """That noise of the images moves a measure by more than counts as none, in words; else empty."""
+    moved = max(value.moved for value in values)
+    if not moved >= margins.RATIO:
+        return ""
+    return (
+        f", which noise of the images moves by {np.expm1(moved):.1%}, more than the "
+        f"{np.expm1(margins.RATIO):.1%} that count as none; examine on more images (sweep.images)"
     )
 
 
@@ -207,14 +241,18 @@ def _excess(networks: Sequence[NetworkResults]) -> Values | None:
 
 
 def _effective(increases: Float[np.ndarray, "network component draws"]) -> Values:
-    return spread.pseudo_values(increases[..., 0]), spread.log_effective_number(increases[..., 1:])
+    return Values(
+        spread.pseudo_values(increases[..., 0]),
+        spread.log_effective_number(increases[..., 1:]),
+        spread.moved_by_noise(increases),
+    )
 
 
 def _sizes(networks: Sequence[NetworkResults], ablation: str, index: int) -> Values | None:
     if not all(ablation in network.circuits for network in networks):
         return None
     sizes = [np.atleast_1d(network.circuits[ablation].attrs["sizes"])[index] for network in networks]
-    return np.log(np.array(sizes, np.float64)), None
+    return Values(np.log(np.array(sizes, np.float64)))
 
 
 def _listed(values: Sequence[int]) -> str:

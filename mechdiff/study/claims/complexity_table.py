@@ -64,7 +64,7 @@ def _measures(networks: Sequence[NetworkResults]) -> list[dict[str, str | float]
         values = candidate.of(networks)
         if values is None:
             continue
-        logs: Float[np.ndarray, " network"] = values[0]
+        logs: Float[np.ndarray, " network"] = values.logs
         if np.isnan(logs).all():  # a jackknife of a single network
             continue
         mean, (low, high), _ = small_samples.over_seeds(logs, sizes=candidate.sizes)

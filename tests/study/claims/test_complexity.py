@@ -1,9 +1,10 @@
 """The claim about complexity, on made-up results whose truth is known."""
 
 import dataclasses
+import itertools
 
 import numpy as np
-from reference.made_networks import answers_of, complex_study, ladder, network
+from reference.made_networks import IMAGES, answers_of, complex_study, ladder, network, shaken
 
 from mechdiff.study import claims
 
@@ -31,6 +32,20 @@ def test_a_measure_that_falls_on_the_ladder_may_not_speak():
         in answers_of(complex_study((0.3, 0.2, 0.1), loss=2.0))["complexity"].because
     )
     assert answers_of(complex_study((0.1, 0.2, 0.3)))["complexity"].verdict == "supported"
+
+
+def test_noise_of_the_images_is_not_taken_for_complexity():
+    """Equal effects, whose images scatter more from rung to rung: the measure was let decide."""
+    made, sizes = [], np.r_[1.0, 0.5, 0.3, np.zeros(9)]
+    laws = (("celeba", 4, 1.0), ("synthetic", 0, 0.02), ("synthetic", 2, 0.1), ("synthetic", 4, 0.4))
+    for seed, (data, rung, scatter) in itertools.product(range(4), laws):
+        item = network(data, seed, sizes * shaken(seed, 0.02), np.linspace(0, 1, 6), rung=rung)
+        noise = scatter * np.random.default_rng([rung, len(data)]).normal(size=(12, 1, IMAGES))
+        loss = item.sweep["loss"] + noise * item.sweep["clean_loss"].values
+        made.append(dataclasses.replace(item, sweep=item.sweep.assign(loss=loss)))
+    answer = answers_of(made)["complexity"]
+    assert answer.verdict == "not testable here", answer.verdict
+    assert "noise of the images moves by" in answer.because and "sweep.images" in answer.because
 
 
 def test_networks_of_unlike_loss_are_compared_at_snapshots_of_like_loss_or_not_at_all():
