@@ -73,7 +73,11 @@ def launch(main: Main, argv: list[str]) -> int:
     except BrokenPipeError:
         return output.CLOSED_PIPE
     except (MechdiffError, flags.Error, OSError) as error:
-        line = files.explain(error, "a file or stdout") if isinstance(error, OSError) else " ".join(str(error).split())
+        line = (
+            files.explain(error, "a file or stdout")
+            if isinstance(error, OSError)
+            else " ".join(str(error).split())
+        )
         if line is None or (FLAGS.is_parsed() and FLAGS.debug):
             raise
         _last_line(f"error: {line if len(line) <= MAX_LINE_LENGTH else line[:MAX_LINE_LENGTH] + '...'}")

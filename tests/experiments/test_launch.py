@@ -312,6 +312,14 @@ def test_plants_that_are_unknown_or_would_count_twice_are_refused_before_any_is_
     assert line in launching.only_line(capsys) and not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("name", "models"), [("sweep", ["model"]), ("compare", ["before", "after"])])
+def test_a_command_that_is_refused_leaves_the_manifest_of_earlier_results(name, models, tmp_path):
+    (tmp_path / "manifest.json").write_text('{"models": ["earlier"]}')
+    words = [f"--{model}={tmp_path}/absent" for model in models]
+    assert launching.launch(name, f"--workdir={tmp_path}", *words) == 2
+    assert (tmp_path / "manifest.json").read_text() == '{"models": ["earlier"]}'
+
+
 @pytest.mark.parametrize("name", ["interchange", "sweep_scaling", "sweep_patterns", "sweep_sequential"])
 def test_a_file_as_workdir_is_refused_before_any_model_is_read(name, tmp_path, capsys):
     (tmp_path / "file").write_text("")
