@@ -143,7 +143,7 @@ def _check_count(word: str, least: int) -> None:
     """Refuses fewer images than a launcher takes, which may be more than the setting itself allows."""
     number = word.partition("=")[2].strip()
     if number.removeprefix("-").isdecimal() and int(number) < least:
-        raise flags.Error(f"{IMAGES} (-n)={number} is too small; at least {least} tell how sure an effect is")
+        raise flags.Error(f"{IMAGES} (-n)={number} is too small; at least {least}")
 
 
 def check_examining(launcher: str) -> None:

@@ -37,6 +37,7 @@ RANDOMS = flags.DEFINE_integer(
 REPEATS = flags.DEFINE_integer(
     "repeats", 10, "Resamples on which circuits are found again.", lower_bound=2, upper_bound=10_000
 )
+least_images = 4
 
 
 def main(config, workdir):

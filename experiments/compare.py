@@ -73,7 +73,7 @@ def main(config, workdir):
     use_all_cores()
     files.ensure_writable(workdir)
     models = [value for value in (BEFORE.value, AFTER.value) if value]
-    manifest.write(workdir, manifest.run_manifest(to_dict(config), models=models))
+    made_with = manifest.run_manifest(to_dict(config), models=models)
     settings = {
         "n": config.sweep.images,
         "timesteps": config.sweep.timesteps,
@@ -84,6 +84,9 @@ def main(config, workdir):
     }
     if STEPS.value:
         course = compare_steps(BEFORE.value, IMAGES.value, **settings)
+        manifest.write(
+            workdir, made_with
+        )  # not before: what is refused would leave it beside others' results
         course.plot().save(workdir / "course.png")
         comparison, page = course.changes(), course.save(workdir)
     else:
@@ -91,6 +94,7 @@ def main(config, workdir):
             named(value, NAMES[side]) for side, value in (("before", BEFORE.value), ("after", AFTER.value))
         )
         comparison = compare(*both, IMAGES.value, **settings)
+        manifest.write(workdir, made_with)
         page = comparison.save(workdir)
     comparison.plot().save(workdir / "compare.png")
     print_top(comparison)

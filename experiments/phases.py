@@ -25,6 +25,7 @@ MODEL = flags.DEFINE_multi_string("model", None, _flags.MODEL_HELP, required=Tru
 CELEBA = flags.DEFINE_string("celeba", None, _flags.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _flags.IMAGES_HELP)
 UNTRAINED = flags.DEFINE_boolean("untrained", False, "With every model also a fresh network of its config.")
+least_images = 4
 
 
 def main(config, workdir):

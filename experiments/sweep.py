@@ -38,10 +38,11 @@ def main(config, workdir):
     use_all_cores()
     exchange.check_shared(files.ensure_writable(workdir))
     name = name_of(MODEL.value)
-    manifest.write(workdir, manifest.run_manifest(to_dict(config), models=[name]))
+    made_with = manifest.run_manifest(to_dict(config), models=[name])
     choose = _opening.chooser(config, workdir, CELEBA.value, IMAGES.value)
     target = workdir / "subjects" / name
     swept = examine.examine(name, MODEL.value, choose, config.sweep, config.seed, target).sweep
+    manifest.write(workdir, made_with)  # not before: what is refused would leave it beside others' results
     top = {ablation: tables.top_components(swept, ablation) for ablation in config.sweep.ablations}
     units = units_of(swept)
     few = few_images(units.count, units.effective)

@@ -27,6 +27,7 @@ CELEBA = flags.DEFINE_string("celeba", None, _flags.CELEBA_HELP)
 IMAGES = flags.DEFINE_string("images", None, _flags.IMAGES_HELP)
 WIDTH = flags.DEFINE_float("width", 2.0, "In percent of the clean loss; certain enough wherever it lies.")
 idle = _flags.all_but(*_opening.FOLLOWED) | {"sweep.ablations": _flags.BY_ZERO}
+least_images = sequential.MIN_IMAGES
 
 
 def main(config, workdir):

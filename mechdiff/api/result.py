@@ -13,7 +13,7 @@ import xarray as xr
 
 from mechdiff.analysis import effects, variation
 from mechdiff.analysis.saved_effects import effect_table, with_effects
-from mechdiff.api.cache_folders import cache_folder
+from mechdiff.api.cache_folders import writable_cache
 from mechdiff.api.images import Given, eval_images, number_wanted
 from mechdiff.api.selection import listed
 from mechdiff.core import keys, ranges
@@ -197,7 +197,7 @@ def sweep(
     dataset = ablation_sweep(
         model.denoiser,
         eval_set,
-        Path(folder or cache_folder() / "sweeps"),
+        Path(folder or writable_cache() / "sweeps"),
         config=config,
         replacements=replacements,
         chosen=None if components is None else selected_components(model.denoiser, listed(components)),

@@ -242,12 +242,12 @@ def _walk(folder: Path) -> tuple[list[str], Counter[str]]:
 
     Each folder is read once: by its own name, and by that of a link only where it lies outside.
     """
-    names, other, visited, roots = [], Counter(), set(), [str(folder)]
+    names, other, visited, roots = [], Counter(), set(), [folder]
     walked = (found for root in roots for found in os.walk(root, onerror=_unreadable))
     for parent, folders, entries in walked:
         real = os.path.realpath(parent)
         folders[:] = [] if real in visited else sorted(name for name in folders if not _is_junk(name))
-        roots.extend(str(link) for name in folders if (link := Path(parent) / name).is_symlink())  # read last
+        roots.extend(path for path in map(Path(parent).joinpath, folders) if path.is_symlink())  # read last
         entries = [] if real in visited else [name for name in entries if not _is_junk(name)]
         visited.add(real)
         for name in entries:

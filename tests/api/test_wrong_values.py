@@ -97,6 +97,13 @@ def test_values_of_a_wrong_type_or_range_are_refused_in_one_line(model, images, 
     assert "\n" not in str(raised.value)
 
 
+def test_a_cache_that_can_not_be_written_to_is_named_with_the_way_out(model, images, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(MechdiffError, match=r"file/mechdiff: .*set XDG_CACHE_HOME to a folder that can be"):
+        model.sweep(images, n=2, timesteps=1)
+
+
 def test_a_window_of_nothing_may_hold_no_visited_timestep(model):
     np.testing.assert_array_equal(model.during(1, 2).sample(1, steps=2), model.sample(1, steps=2))
 

@@ -280,9 +280,9 @@ def test_every_launcher_starts_with_nothing_but_what_it_requires(name, tmp_path)
         ("interchange", "--factors=glass", "unknown factor 'glass'; closest: glasses"),
         ("interactions", "--set=sweep.images=1", "sweep.images (-n)=1 is too small; at least 2"),
         ("sweep", "--set=sweep.images=0", "sweep.images (-n)=0 is too small; at least 2"),
-        ("phases", "--set=sweep.images=3", "3 images can't be split into halves; at least 4"),
+        ("phases", "--set=sweep.images=3", "sweep.images (-n)=3 is too small; at least 4"),
         ("phases", "--set=sweep.timesteps=1", "1 timesteps, most=8: phases need at least 2"),
-        ("sweep_sequential", "--set=sweep.images=16", "16 images are too few for a first look; give 32"),
+        ("sweep_sequential", "--set=sweep.images=16", "sweep.images (-n)=16 is too small; at least 32"),
         ("sweep_sequential", "--width=nan", "--width=nan is not a finite number"),
         ("entropy", "--set=sweep.images=1", "sweep.images (-n)=1 is too small; at least 2"),
         ("circuits", "--tau=1", "flag --tau=1: 1.0 is not a number in the range [0.01, 0.9999]"),
@@ -310,6 +310,14 @@ def test_plants_that_are_unknown_or_would_count_twice_are_refused_before_any_is_
 ):
     assert launching.launch("planted", f"--workdir={tmp_path}", flag) == 2
     assert line in launching.only_line(capsys) and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "models"), [("sweep", ["model"]), ("compare", ["before", "after"])])
+def test_a_command_that_is_refused_leaves_the_manifest_of_earlier_results(name, models, tmp_path):
+    (tmp_path / "manifest.json").write_text('{"models": ["earlier"]}')
+    words = [f"--{model}={tmp_path}/absent" for model in models]
+    assert launching.launch(name, f"--workdir={tmp_path}", *words) == 2
+    assert (tmp_path / "manifest.json").read_text() == '{"models": ["earlier"]}'
 
 
 @pytest.mark.parametrize("name", ["interchange", "sweep_scaling", "sweep_patterns", "sweep_sequential"])

@@ -113,9 +113,7 @@ def _beside(measure: Measure, networks: Sequence[NetworkResults], controls: Sequ
             continue
         values = measure.of(side)
         if values is not None:
-            clauses.append(
-                f"{float(np.exp(values.logs.mean())):.1f} in {len(side)} networks of {data} images"
-            )
+            clauses.append(f"{np.exp(values.logs.mean()):.1f} in {len(side)} networks of {data} images")
     return f"; beside the claim, {', '.join(clauses)}" if clauses else ""
 
 
