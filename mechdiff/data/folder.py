@@ -25,8 +25,7 @@ from jaxtyping import Int
 
 from mechdiff.core.config import DataConfig
 from mechdiff.core.errors import DataError
-from mechdiff.data.arrays import SUFFIXES as ARRAYS
-from mechdiff.data.arrays import as_images, read_array
+from mechdiff.data import arrays
 from mechdiff.data.cache import Source
 from mechdiff.data.dataset import fingerprint, to_bytes
 from mechdiff.data.images import Encoded
@@ -281,10 +280,12 @@ def _content(path: Path) -> bytes:
 
 def _of_array(path: Path) -> ImageFiles:
     suffix = path.suffix.lower()
-    if suffix not in ARRAYS:
+    if suffix not in arrays.SUFFIXES:
         hint = f"; {way_out([suffix])}" if suffix in (*PACKED, *TABLES) else ""
-        raise DataError(f"{path} is not a folder; a file of images must be {' or '.join(ARRAYS)}{hint}")
-    images, notes = as_images(read_array(path), str(path))
+        raise DataError(
+            f"{path} is not a folder; a file of images must be {' or '.join(arrays.SUFFIXES)}{hint}"
+        )
+    images, notes = arrays.as_images(arrays.read_array(path), str(path))
     if not len(images):
         raise DataError(f"{path} holds no images (shape {images.shape})")
     if images.dtype != np.uint8:

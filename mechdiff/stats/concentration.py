@@ -56,7 +56,7 @@ def effective_interval(
       >>> noise = np.random.default_rng(0).normal(size=(10, 16))
       >>> values = noise + 20 * np.eye(10)[:, :1]
       >>> interval = effective_interval(lambda weights: values @ weights.T, Units(np.arange(16), 16, False))
-      >>> bool(interval.estimate > 2), float(interval.low)
+      >>> bool(interval.estimate > 1.5), float(interval.low)
       (True, 1.0)
     """
     drawn = {"repeats": repeats, "seed": seed, "confidence": confidence}

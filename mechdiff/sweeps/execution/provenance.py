@@ -51,7 +51,7 @@ def component_keys(denoiser: Examinable, chosen: Sequence[Component]) -> list[An
     Example:
       >>> from mechdiff.models.toy import toy_denoiser
       >>> toy = toy_denoiser()
-      >>> component_keys(toy, [toy.components()[0], Component("half", "mlp", "small.mlp", (0, 2), 1)])
+      >>> component_keys(toy, [toy.components()[0], Component("half", "mlp", "small.mlp", (0, 2), 1, 8)])
       ['large.mlp', ['half', 'small.mlp', 0, 2]]
     """
     own = {component.name: (component.site, component.index) for component in denoiser.components()}
