@@ -282,17 +282,15 @@ def _of_array(path: Path) -> ImageFiles:
     suffix = path.suffix.lower()
     if suffix not in arrays.SUFFIXES:
         hint = f"; {way_out([suffix])}" if suffix in (*PACKED, *TABLES) else ""
-        raise DataError(
-            f"{path} is not a folder; a file of images must be {' or '.join(arrays.SUFFIXES)}{hint}"
-        )
+        endings = " or ".join(arrays.SUFFIXES)
+        raise DataError(f"{path} is not a folder; a file of images must be {endings}{hint}")
     images, notes = arrays.as_images(arrays.read_array(path), str(path))
     if not len(images):
         raise DataError(f"{path} holds no images (shape {images.shape})")
     if images.dtype != np.uint8:
         images, notes = to_bytes(images), [*notes, "floats rounded to bytes"]
-    positions = [str(index) for index in range(len(images))]
     hashes = [hashlib.sha256(np.ascontiguousarray(image)).hexdigest() for image in images]
-    names, digests = _by_hash(positions, hashes)
+    names, digests = _by_hash([*map(str, range(len(images)))], hashes)
     return ImageFiles(names, digests, lambda index: np.asarray(images[int(names[index])]), str(path), notes)
 
 
