@@ -73,8 +73,9 @@ def main(config, workdir):
         named = {name: role for name, role in by_name if role != roles.UNASSIGNED}
         named_roles[denoiser.name] = named
         units = stats.units_from(images.scored_people, eval_set.count)
-        count = f"{len(named)} of {len(assignment.role)} have a role (n = {units.count} {units.kind})"
-        print(f"{denoiser.name}: {count}: {named or 'none'}")
+        count = f"{len(named)} of {len(assignment.role)} have a role (n = {units.count} {units.kind}"
+        few = stats.few_images(units.count, units.effective)
+        print(f"{denoiser.name}: {count}{few}): {named or 'none'}")
     manifest = run_manifest(to_dict(config), models=MODEL.value, inputs=inputs)
     files.write_json(workdir / "roles.json", {"roles": records, "manifest": manifest})
     return {"folder": workdir, "roles": named_roles}

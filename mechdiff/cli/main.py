@@ -49,7 +49,9 @@ class LauncherCommand(click.Command):
         self.module, self.shell = module, shell
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does, but an unknown option is answered with the closest option or setting."""
+        """As click does, but `-n=16` is `-n 16`, and an unknown option is answered with the closest option or
+        setting."""
+        args = [re.sub("^(-[a-z])=", r"\1", word) for word in args]
         typed = list(args)
         try:
             return super().parse_args(ctx, args)

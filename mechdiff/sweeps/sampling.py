@@ -85,7 +85,7 @@ def sampling_sweep(
     Resumable, and computed by any number of processes, as `ablation.ablation_sweep` is.
 
     Args:
-      windows: half-open intervals of t; each must hold a visited timestep. See `even_windows`.
+      windows: different half-open intervals of t; each must hold a visited timestep. See `even_windows`.
       config: `ablations`; samples at once (`image_block`); and interventions x samples at once on each device
         (`chunk`; 0: chosen by memory); `precision` of products. Nothing else of it is read.
       replacements: ablation -> site -> `(steps, *site)`, in the order of increasing t, for ablations other
@@ -124,8 +124,7 @@ def sampling_sweep(
                 f"replacements of {ablation} ablation differ between images; sampling needs arrays, "
                 "as for 'mean'"
             )
-    if not windows:
-        raise ConfigError("no windows; give one at least, such as (0, T)")
+    ranges.distinct("windows", windows)
     sampler = _rollout(denoiser, sample_set, config.image_block)
     for window in windows:
         rollout.first_step_inside(sampler.timesteps, window)  # refuses a window without timesteps

@@ -191,6 +191,13 @@ def test_a_word_too_many_is_answered_with_the_flag_of_images(names):
     assert ("--images=FOLDER" in refused.value.message) == (names == ["images"])
 
 
+@pytest.mark.parametrize("words", [["-n=16"], ["-n16"], ["-n", "16"]])
+def test_a_short_option_takes_an_equals_sign_too(words):
+    command = object.__new__(main.LauncherCommand)  # no launcher is imported
+    click.Command.__init__(command, "sweep", params=[click.Option(["-n"])], callback=lambda n: n)
+    assert command.main(words, standalone_mode=False) == "16"
+
+
 def test_help_says_what_settings_are_where_nothing_is_typed(translate):
     words = " ".join(translate("--help").output.split())
     assert (

@@ -216,8 +216,10 @@ def test_bad_windows_kinds_and_counts_are_refused(denoiser, chosen, tmp_path):
     )
     with pytest.raises(ConfigError, match=r"\[9, 10\) holds none"):
         run(windows=[(9, 10)])
-    with pytest.raises(ConfigError, match="no windows"):
+    with pytest.raises(ConfigError, match="windows: none is given"):
         run(windows=[])
+    with pytest.raises(ConfigError, match=r"windows: \(0, 60\) is given twice"):
+        run(windows=[(0, 60), (0, 60)])
     with pytest.raises(ConfigError, match=r"timesteps=\[1, 5000\]: need increasing timesteps in"):
         run(windows=WINDOWS, sample_set=sampling.SampleSet([1, 5000], 2, KEY))
     with pytest.raises(ConfigError, match="mean ablation needs replacements"):

@@ -149,6 +149,7 @@ def _gate(networks: Sequence[NetworkResults], controls: Sequence[NetworkResults]
             f"{small_samples.MIN_SEEDS} networks of each complexity; there are {counts}"
         )
     clauses = []
+    decides = ""
     for measure in measures(networks):
         values = [value for rung in rungs if (value := measure.of(rung)) is not None]
         if len(values) < len(rungs):
@@ -160,8 +161,9 @@ def _gate(networks: Sequence[NetworkResults], controls: Sequence[NetworkResults]
             if not (noise := _noise(values)):
                 return measure, f"at complexity {_listed(RUNGS)} it is {shown} (p {p:.3f})"
             clauses[-1] += noise
+            decides = "that may decide "
     raise NotTestable(
-        f"no measure rises on the ladder, complexity {_listed(RUNGS)}, as one of complexity must: "
+        f"no measure {decides}rises on the ladder, complexity {_listed(RUNGS)}, as one of complexity must: "
         f"{'; '.join(clauses)}"
     )
 
