@@ -134,7 +134,8 @@ def check_settings(module: ModuleType, script: str) -> None:
         if idle and word != f"sweep.ablations={FLAGS.ablation if 'ablation' in FLAGS else 'zero'}":
             raise flags.Error(f"--set={word} has no effect in {launcher}: {instead[idle]}")
         if name == IMAGES:
-            _check_count(word, getattr(module, "least_images", 1))
+            least = getattr(module, "least_images", 1)
+            _check_count(word, least() if callable(least) else least)
     if {"model", "before"} & {flag.name for flag in of(module, script)}:
         check_examining(launcher)
 

@@ -40,14 +40,14 @@ NAMES = {
     side: flags.DEFINE_list(f"{side}_class_names", [], f"What the classes of --{side} are called, in order.")
     for side in ("before", "after")
 }
-FOLLOWED = "it follows -n, --timesteps, --ablations, --seed and data.preprocessing.background alone"
-BACKGROUND = "data.preprocessing.background"  # what is followed of the settings of data
+FOLLOWED = "it follows -n, --timesteps, --ablations, --seed, data.preprocessing.background and .white alone"
+OF_FILES = ("data.preprocessing.background", "data.preprocessing.white")  # followed of the settings of data
 OF_DATA = [f"data.{each.name}" for each in dataclasses.fields(DataConfig) if each.name != "preprocessing"]
 OF_DATA += [f"data.preprocessing.{each.name}" for each in dataclasses.fields(Preprocessing)]
 least_images = 2
 idle = dict.fromkeys(
     (
-        *(name for name in OF_DATA if name != BACKGROUND),
+        *(name for name in OF_DATA if name not in OF_FILES),
         "sweep.nested",
         "sweep.reference_images",
         "sweep.image_block",
@@ -81,6 +81,7 @@ def main(config, workdir):
         "seed": config.seed,
         "folder": workdir / "sweeps",
         "background": config.data.preprocessing.background,
+        "white": config.data.preprocessing.white,
     }
     if STEPS.value:
         course = compare_steps(BEFORE.value, IMAGES.value, **settings)

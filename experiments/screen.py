@@ -40,7 +40,11 @@ def _widest(denoiser):
     return max(gate.shape[-1] for gate in denoiser.identity.gate.values())
 
 
-least_images = 2
+def least_images():
+    """Only single ablations of few images have intervals: `--every` ranks by any number."""
+    return 1 if EVERY.value else 2
+
+
 idle = {"sweep.ablations": "give --ablation=NAME"}
 
 

@@ -22,5 +22,5 @@ def writable_cache() -> Path:
     try:
         return files.ensure_writable(cache_folder())
     except MechdiffError as error:
-        way_out = "results are kept there; set XDG_CACHE_HOME to a folder that can be written to"
-        raise MechdiffError(f"{error}, or {way_out}") from None
+        way_out = "give folder=, or set XDG_CACHE_HOME to a folder that can be written to"
+        raise MechdiffError(f"{error}; results are kept there: {way_out}") from None

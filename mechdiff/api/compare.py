@@ -118,7 +118,13 @@ class Comparison:
 
 
 def compare(
-    before: Any, after: Any, images: Given = None, *, background: str = "", **settings: Any
+    before: Any,
+    after: Any,
+    images: Given = None,
+    *,
+    background: str = "",
+    white: int = 0,
+    **settings: Any,
 ) -> Comparison:
     """Effects of ablating each component in two models, on the same images, timesteps and noise.
 
@@ -128,6 +134,7 @@ def compare(
         these, and of what `eval_images` returned, are of the classes of `before`; `after` is given its own
         classes of the same names.
       background: `white` or `black`, put under transparent pixels of image files.
+      white: value of white in image files of 16 bits; 0: as the models were trained.
       settings: of `result.sweep`.
 
     Raises:
@@ -144,12 +151,12 @@ def compare(
     """
     before, after = _model(before), _model(after)
     paired_sweeps.check_comparable(before, after)
+    models = [before, after]
+    swept_before, swept_after = paired_sweeps.swept(models, images, before, settings, background, white)
     if before.denoiser.digests() == after.denoiser.digests():
         logging.warning(
             "%s and %s are the same network: no effect changes from one to the other", before.name, after.name
         )
-    models = [before, after]
-    swept_before, swept_after = paired_sweeps.swept(models, images, before, settings, background)
     return compared(swept_before, swept_after, paired_sweeps.common_unet([before, after]))
 
 

@@ -87,13 +87,15 @@ class Course:
         return f"Course({len(self.results)} steps: {', '.join(map(str, list(self.results)[:10]))})"
 
 
-def compare_steps(run: str | Path, images: Given = None, *, background: str = "", **settings: Any) -> Course:
+def compare_steps(
+    run: str | Path, images: Given = None, *, background: str = "", white: int = 0, **settings: Any
+) -> Course:
     """A model as it was at every exported step of its training (`train.keep`), the end among them.
 
     Args:
       run: the folder of the training.
       images: see `images.eval_images`; None: those that the last model would be examined on.
-      background, settings: as in `compare`.
+      background, white, settings: as in `compare`.
 
     Raises:
       CheckpointError: fewer than two steps were exported.
@@ -112,5 +114,5 @@ def compare_steps(run: str | Path, images: Given = None, *, background: str = ""
         )
     models = {step: load(folder) for step, folder in folders.items()}
     in_order = list(models.values())
-    results = paired_sweeps.swept(in_order, images, in_order[-1], settings, background)
+    results = paired_sweeps.swept(in_order, images, in_order[-1], settings, background, white)
     return Course(dict(zip(models, results, strict=True)), paired_sweeps.common_unet(in_order))

@@ -40,7 +40,14 @@ def how_many(model: Any, images: Given) -> int | None:
 
 
 def eval_images(
-    model: Any, images: Given, n: int, reference: int = 0, *, brief: bool = False, background: str = ""
+    model: Any,
+    images: Given,
+    n: int,
+    reference: int = 0,
+    *,
+    brief: bool = False,
+    background: str = "",
+    white: int = 0,
 ) -> EvalImages:
     """`n` images to examine a model on, and `reference` others, prepared as those it was trained on.
 
@@ -53,22 +60,22 @@ def eval_images(
         these, and samples of the model's own for any other.
       brief: for a first answer: None means the samples that are stored with the model, if there are any; its
         own samples are drawn in few steps, see `held_out.own_samples`.
-      background: `white` or `black`, put under transparent pixels of image files; empty: that with which the
-        model was trained, without which they are refused.
+      background: `white` or `black`, put under transparent pixels of image files; empty: that with which
+        the model was trained, without which they are refused.
+      white: value of white in image files of 16 bits, see `core.data_config.Preprocessing`; 0: as in training.
 
     Raises:
       DataError: too few images, or any that can't be read without a guess.
-      ConfigError: an imported network whose noise levels were not stated; another background, or one without
-        image files.
+      ConfigError: an imported network whose noise levels were not stated; another background, or one (or a
+        white) without image files.
     """
     check_stated(model.record, model.name)
     if background and background not in BACKGROUNDS:
         raise ConfigError(unknown("background", background, BACKGROUNDS))
     files = isinstance(images, str | Path) and Path(images).suffix not in (".npy", ".npz")
-    if background and not files:
-        raise ConfigError(
-            f"background={background!r} goes under pixels of image files, of which none are given"
-        )
+    if (background or white) and not files:
+        stated = f"background={background!r}" if background else f"white={white}"
+        raise ConfigError(f"{stated} is for pixels of image files, of which none are given")
     if isinstance(images, EvalImages):
         return images
     n = ranges.whole("n", n, 1, meaning="how many images")
@@ -85,7 +92,9 @@ def eval_images(
     if images is None:
         return own_samples(model.denoiser, config, seed=0, brief=brief)
     prepared = DEFAULT if trained is None else trained.data.preprocessing
-    prepared = dataclasses.replace(prepared, background=background or prepared.background)
+    prepared = dataclasses.replace(
+        prepared, background=background or prepared.background, white=white or prepared.white
+    )
     if faces := _celeba_folder(model, images):
         data = None if trained is None else trained.data
         classes = "" if data is None else data.classes

@@ -22,26 +22,32 @@ SHARED = ("inputs", "images_sha256", "noise_seed", "preprocessing", "schedule") 
 
 
 def swept(
-    models: Sequence[Any], images: Given, chooser: Any, settings: dict[str, Any], background: str = ""
+    models: Sequence[Any],
+    images: Given,
+    chooser: Any,
+    settings: dict[str, Any],
+    background: str = "",
+    white: int = 0,
 ) -> list[Result]:
     """Sweeps of all models on the same images; where none are given, on those of `chooser`.
 
     Args:
       chooser: the model whose own images are taken then.
       settings: of `result.sweep`.
-      background: under transparent pixels, see `images.eval_images`.
+      background, white: of image files, see `images.eval_images`.
 
     Raises:
       ConfigError: the models would be swept on different images, or on images of other classes.
     """
     n, ablation = settings.get("n"), settings.get("ablation", "zero")
+    of_files: dict[str, Any] = {"background": background, "white": white}
     choosing = [chooser] if images is None else models
     n = min(images_wanted(model, images, n, ablation) for model in choosing)
     if images is None:
-        images = _of_one(chooser, models, eval_images(chooser, None, n, n, background=background))
+        images = _of_one(chooser, models, eval_images(chooser, None, n, n, **of_files))
     reference = references(ablation, n)
     # All are prepared before the first sweep: whether they are the same is known before anything is computed.
-    prepared = [eval_images(model, images, n, reference, background=background) for model in models]
+    prepared = [eval_images(model, images, n, reference, **of_files) for model in models]
     if isinstance(images, EvalImages):
         prepared = [for_other(images, chooser, model) for model in models]
     for model, own in zip(models[1:], prepared[1:], strict=True):

@@ -155,10 +155,10 @@ def gate_scores(
     membership = _membership(denoiser.identity, chosen)
     passes = _Passes.of(denoiser, eval_set, expansion, block)
 
-    def compute(t_index: int, places: Int[np.ndarray, " block"]) -> dict[str, np.ndarray]:
+    def compute(t_index: int, image_rows: Int[np.ndarray, " block"]) -> dict[str, np.ndarray]:
         values = None if ablation == "zero" else replacements_at(replacements or {}, t_index)
         point = _point(denoiser, chosen, ablation, values, at_identity)
-        losses, *derivatives = passes.run(point, eval_set.batch(t_index, places))
+        losses, *derivatives = passes.run(point, eval_set.batch(t_index, image_rows))
         gradient, products = (np.asarray(derivative) @ membership for derivative in derivatives)
         second = (products**2).mean(0).T if curved else np.zeros_like(gradient.T)
         second = -second if curved and not at_identity else second

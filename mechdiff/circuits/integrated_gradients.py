@@ -89,11 +89,11 @@ def integrated_gradients(
     chosen = chosen_components(denoiser, chosen)
     timesteps, count = eval_set.timesteps, eval_set.count
 
-    def compute(t_index: int, places: Int[np.ndarray, " block"]) -> dict[str, np.ndarray]:
+    def compute(t_index: int, image_rows: Int[np.ndarray, " block"]) -> dict[str, np.ndarray]:
         values = None if ablation == "zero" else replacements_at(replacements or {}, t_index)
         ablated = ablate(denoiser.identity, chosen, ablation, values)
         end = dataclasses.replace(ablated, gate=dict(denoiser.identity.gate))
-        batch = eval_set.batch(t_index, places)
+        batch = eval_set.batch(t_index, image_rows)
         shares = jax.device_get(_shares(denoiser, steps, ablated.gate, end, batch))
         of_each = [shares[component.site][:, slice(*component.index)].sum(axis=-1) for component in chosen]
         return {"score": np.stack(of_each)}

@@ -7,7 +7,7 @@ WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # of Windows' PowerShell and 
 
 def decoded(content: bytes, errors: str = "strict") -> str:
     """The text of a file in UTF-8 or, where its mark says so, UTF-16; without the mark, which would become
-    part of the first word.
+    part of the first word, and with "\\n" at the end of each line.
 
     Args:
       errors: as of `bytes.decode`.
@@ -19,4 +19,5 @@ def decoded(content: bytes, errors: str = "strict") -> str:
       >>> [decoded("a b".encode(name)) for name in ("utf-8", "utf-8-sig", "utf-16")]
       ['a b', 'a b', 'a b']
     """
-    return content.decode("utf-16" if content.startswith(WIDE) else "utf-8-sig", errors)
+    text = content.decode("utf-16" if content.startswith(WIDE) else "utf-8-sig", errors)
+    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -207,9 +207,9 @@ def _check_white(name: str, brightest: int, most: int, stated: str) -> None:
     """Raises DataError if an image of 16 bits has only values of 15, so that it may be of fewer bits."""
     if 0 < brightest <= most:
         raise DataError(
-            f"image {name} is of 16 bits, but no pixel is above {HALF_OF_WHITE}: where white is, is not "
-            f"known; state data.preprocessing.white={WHITE} if it is just dark, {stated}, or save it "
-            "in 8 bits"
+            f"image {name} is of 16 bits, but no pixel is above half of them ({HALF_OF_WHITE}): where white "
+            f"is, is not known; state data.preprocessing.white={WHITE} if it is just dark, {stated} (in "
+            f"Python mechdiff.api.images.eval_images(..., white={WHITE})), or save it in 8 bits"
         )
 
 

@@ -5,6 +5,7 @@ batch size, and rows with equal indices (one image under several interventions) 
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -12,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from mechdiff.core import keys, ranges
+from mechdiff.core import keys
+from mechdiff.core.errors import ConfigError, shorten
 from mechdiff.core.types import AnyArray, DenoiseFn, Images, PRNGKey, PyTree, StepFn, Timesteps
 from mechdiff.diffusion.process import image_noise, log_alpha_bar, posterior, predict_eps, predict_x0
 from mechdiff.diffusion.schedules import NoiseSchedule, increasing_timesteps
@@ -107,7 +109,12 @@ class Sampler:
 
 def check_clip(clip: float) -> None:
     """Refuses a clip that is not finite or below 0; ConfigError."""
-    ranges.at_least("clip", ranges.finite("clip", clip), 0)
+    try:
+        value = float(clip)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise ConfigError(f"clip={shorten(clip)}: expected True, False or a number that is not below 0")
 
 
 def sample(

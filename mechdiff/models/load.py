@@ -86,16 +86,26 @@ def refuse_results(folder: Path) -> None:
     """Refuses the folder of an examination or of a training that is not finished, with what to do."""
     if (folder / checksums.NAME).exists():
         return
-    if (folder / "subject.json").is_file() or any((folder / name).is_dir() for name in RESULTS):
-        home = folder.parent.parent if (folder / "subject.json").is_file() else folder
-        raise CheckpointError(
-            f"{folder} holds results of models, and is none; mechdiff report --workdir={home} shows them; to "
-            "go on, name the model that they are of, and give this folder as --workdir"
-        )
     if (folder / "checkpoints").is_dir():
         raise CheckpointError(
-            f"{folder} is a training that is not finished; start mechdiff train --workdir={folder} again"
+            f"{folder} is a training that is not finished; start the command again that began it (it is in "
+            "manifest.json there)"
         )
+    home = _home_of_results(folder)
+    if home is not None:
+        raise CheckpointError(
+            f"{folder} holds results of models, and is none; mechdiff report --workdir={home} shows them; to "
+            f"go on, name the model that they are of, and give --workdir={home}"
+        )
+
+
+def _home_of_results(folder: Path) -> Path | None:
+    """The work folder that holds what was examined, of which `folder` is a part or the whole; None: none."""
+    if (folder / "subject.json").is_file():
+        return folder.parent.parent
+    if folder.name in RESULTS and any(folder.glob("*/subject.json")):
+        return folder.parent
+    return folder if any((folder / name).is_dir() for name in RESULTS) else None
 
 
 def check_stated(record: Mapping[str, Any], name: str) -> None:

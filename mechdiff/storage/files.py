@@ -77,7 +77,7 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
     path = Path(path)
     data = data.encode() if isinstance(data, str) else data
     with plain_errors(path):
-        if not path.name:  # "." or "/", beside which nothing can be written
+        if path.name in ("", ".."):  # as of "." and "/": no name that a file could have
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:

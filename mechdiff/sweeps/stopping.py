@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import special
 
+from mechdiff.core import ranges
 from mechdiff.core.errors import ConfigError
 from mechdiff.stats import ratio_influence, skewed_sequence
 
@@ -47,7 +48,9 @@ class StoppingRule:
             raise ConfigError(
                 f"width={self.width} must be a finite number above 0, in percent of the clean loss"
             )
-        if not 0 < self.confidence < 1:  # shared among many components, one below 0 would look like one above
+        if (
+            not 0 < ranges.finite("confidence", self.confidence) < 1
+        ):  # shared among many components, one below 0 would look like one above
             raise ConfigError(f"confidence={self.confidence} must lie between 0 and 1; 0.95 is usual")
 
     def of_each(self, intervals: int) -> float:

@@ -152,8 +152,8 @@ def temperature_effects(
     stacked = {site: np.stack([leaf[site] for leaf in leaves]) for site in leaves[0]}
     timesteps, total, block = eval_set.timesteps, eval_set.count, min(block, eval_set.count)
 
-    def compute(t_index: int, places: Int[np.ndarray, " block"]) -> dict[str, np.ndarray]:
-        loss, outcome = _tempered(denoiser, stacked, eval_set.batch(t_index, places), matched=matched)
+    def compute(t_index: int, image_rows: Int[np.ndarray, " block"]) -> dict[str, np.ndarray]:
+        loss, outcome = _tempered(denoiser, stacked, eval_set.batch(t_index, image_rows), matched=matched)
         rows = _by_setting(outcome, [head for _, head in settings], stacked)
         return {"gate": np.ones_like(rows["loss"]), **rows, "clean_loss": np.asarray(loss)}
 

@@ -123,13 +123,26 @@ def test_transparent_images_are_compared_over_the_background_that_is_given(model
         compare(model, model, images, **settings)
     with pytest.raises(ConfigError, match="background 'pink'"):
         compare(model, model, images, background="pink", **settings)
-    with pytest.raises(ConfigError, match="background='white' goes under pixels of image files"):
+    with pytest.raises(ConfigError, match="background='white' is for pixels of image files"):
         compare(model, model, background="white", **settings)
-    with pytest.raises(ConfigError, match="background='black' goes under pixels of image files"):
-        eval_images(model, "images.npy", 2, background="black")
+    with pytest.raises(ConfigError, match="white=255 is for pixels of image files"):
+        eval_images(model, "images.npy", 2, white=255)
     compared = compare(model, model, images, background="white", **settings)
     assert "over white" in compared.before.dataset.attrs["preprocessing"]
     assert eval_images(model, images, 2, background="white").scored.min() == 1
+
+
+def test_dark_images_of_sixteen_bits_are_compared_by_the_white_that_is_given(model, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for value in (1000, 2000, 4095):
+        Image.fromarray(np.full((16, 16), value, np.uint16)).save(images / f"{value}.png")
+    settings = {"n": 2, "timesteps": 1, "components": "mid.block0.res", "folder": tmp_path / "sweeps"}
+    with pytest.raises(MechdiffError, match=r"in Python mechdiff.api.images.eval_images\(..., white=65535"):
+        compare(model, model, images, **settings)
+    compared = compare(model, model, images, white=4095, **settings)
+    assert "white is 4095" in compared.before.dataset.attrs["preprocessing"]
+    assert eval_images(model, images, 3, white=4095).scored.max() == 1
 
 
 def test_without_a_number_all_images_that_are_given_are_examined(model, images):
@@ -154,6 +167,9 @@ def test_images_of_one_s_own_data_say_whose_where_the_other_has_others(model):
 def test_a_model_compared_with_itself_has_not_changed(model, images, result, tmp_path, caplog):
     twin = Model(dataclasses.replace(model.denoiser, name="twin"), model.intervention)
     settings = {"n": 6, "timesteps": 2, "components": "mid.*", "folder": tmp_path}
+    with pytest.raises(ConfigError, match="under an intervention"):
+        compare(model, model.ablate("mid.*"), images, **settings)
+    assert "the same network" not in caplog.text
     compared = compare(model, twin, images, **settings)
     assert "tiny and twin are the same network" in caplog.text
     assert (compared.frame["difference"] == 0).all() and (compared.frame["p"] == 1).all()

@@ -77,6 +77,7 @@ WRONG = {  # what the message says -> what is called, of a model and images
     r"images to show hold \[-2, 2\]": lambda model, images: show(np.clip(3 * images, -2, 2)),
     "images are written as PNG; call it a.png": lambda model, images: show(images).save("a.jpg"),
     r"\.: a folder stands where a file": lambda model, images: show(images).save("."),
+    r"\.\.: a folder stands where a file": lambda model, images: show(images).save(".."),
     "is not images; show samples": lambda model, images: show(model),
 }
 

@@ -284,6 +284,7 @@ def test_every_launcher_starts_with_nothing_but_what_it_requires(name, tmp_path)
         ("phases", "--set=sweep.timesteps=1", "1 timesteps, most=8: phases need at least 2"),
         ("sweep_sequential", "--set=sweep.images=16", "sweep.images (-n)=16 is too small; at least 32"),
         ("sweep_sequential", "--width=nan", "--width=nan is not a finite number"),
+        ("screen", "--set=sweep.images=1", "sweep.images (-n)=1 is too small; at least 2"),
         ("entropy", "--set=sweep.images=1", "sweep.images (-n)=1 is too small; at least 2"),
         ("circuits", "--tau=1", "flag --tau=1: 1.0 is not a number in the range [0.01, 0.9999]"),
     ],

@@ -54,10 +54,11 @@ def test_a_folder_of_another_program_is_refused_with_the_way_in(tmp_path):
         (
             "subjects/net/subject.json",
             "subjects/net",
-            "is none; mechdiff report --workdir={folder} shows them",
+            "mechdiff report --workdir={folder} shows them; to go on, name the model that they are of, and give --workdir={folder}",
         ),
+        ("subjects/net/subject.json", "subjects", "mechdiff report --workdir={folder} shows them"),
         ("cells/net.zip", "", "holds results of models, and is none"),
-        ("checkpoints/3/x", "", "is not finished; start mechdiff train --workdir={folder} again"),
+        ("checkpoints/3/x", "", "is not finished; start the command again that began it"),
     ],
 )
 def test_a_folder_of_results_or_of_half_a_training_is_refused_with_what_to_do(

@@ -9,6 +9,7 @@ import numpy as np
 from mechdiff.core.config import DiffusionConfig
 from mechdiff.core.errors import CheckpointError
 from mechdiff.diffusion.schedules import make_schedule
+from mechdiff.models.pretrained.lucidrains_levels import rounded_to
 from mechdiff.models.pretrained.tensors import State
 
 BETAS, SHARES = "betas", ("alphas_cumprod", "gammas")  # names of alphas_bar
@@ -16,7 +17,8 @@ TABLES = re.compile(  # all that follow from them
     rf"(.*\.)?({BETAS}|({'|'.join(SHARES)})(_prev)?|(sqrt|log)_\w*({'|'.join(SHARES)})|posterior_\w+"
     r"|(p2_)?loss_weight|lvlb_weights)"
 )
-TOLERANCE = 1e-3  # of float32, in which cumulative products are made
+# Of the type that a table was stored in; in float32 cumulative products are made.
+TOLERANCE = {"": 1e-3, "float16": 1e-3, "bfloat16": 8e-3}
 
 
 def without_buffers(state: State) -> tuple[dict, dict]:
@@ -28,10 +30,14 @@ def without_buffers(state: State) -> tuple[dict, dict]:
       >>> list(kept), list(tables)
       (['conv.bias'], ['betas'])
     """
-    tables = {name: value for name, value in state.items() if value.ndim == 1 and TABLES.fullmatch(name)}
+    tables = {name: value for name, value in state.items() if _may_be_table(name, value)}
     if not any(name.rpartition(".")[2] in (BETAS, *SHARES) for name in tables):
         return dict(state), {}
     return {name: value for name, value in state.items() if name not in tables}, tables
+
+
+def _may_be_table(name: str, value: np.ndarray) -> bool:
+    return value.ndim == 1 and value.size > 0 and TABLES.fullmatch(name) is not None
 
 
 def check_buffers(tables: Mapping[str, np.ndarray], diffusion: DiffusionConfig, path: Path) -> list[str]:
@@ -46,12 +52,13 @@ def check_buffers(tables: Mapping[str, np.ndarray], diffusion: DiffusionConfig, 
         if leaf not in (BETAS, *SHARES):
             continue
         ours = np.asarray(schedule.betas if leaf == BETAS else schedule.alphas_bar, np.float64)
-        same = table.shape == ours.shape and np.allclose(table, ours, rtol=TOLERANCE, atol=1e-6)
-        if not same:
+        tolerance = TOLERANCE[rounded_to(table)]
+        if table.shape != ours.shape or not np.allclose(table, ours, rtol=tolerance, atol=1e-6):
             there, said = (f"{len(x)} from {x[0]:.4g} to {x[-1]:.4g}" for x in (table, ours))
             raise CheckpointError(
                 f"{path}: {name} are {there}, but those of its config (or assumed) {said}; correct the "
-                "noise levels of the config, or leave the table out of the file if it is wrong"
+                "noise levels of the config, or state them (--noise_schedule, --noise_steps and --prediction "
+                "together), or leave the table out of the file if it is wrong"
             )
     return (
         [f"noise levels beside the network ({', '.join(tables)}) are those of its config"] if tables else []

@@ -1,6 +1,7 @@
 """Files of a foreign folder: the network's config, its scheduler, and related files."""
 
 import dataclasses
+import glob
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -111,12 +112,15 @@ def _networks(folder: Path) -> list[Path]:
 
 
 def _in_folders_of_kinds(folder: Path, described: list[Path]) -> list[Path]:
-    """Networks one folder deeper, in one called raw or averaged that describes none: `ema/unet/`; and those
-    of the same name in other folders, `train/unet/`, which are then the other kind."""
-    places = [path for path in sorted(folder.glob("*/*")) if path.parent not in described]
-    networks = [path for path in places if any((path / name).is_file() for name in NAMES)]
-    of_kinds = {path.name for path in networks if named(path.parent.name) and _may_hold(path.name)}
-    return [path for path in networks if path.name in of_kinds]
+    """Networks one folder deeper, in one called raw or averaged that describes none: `ema/unet/`; and, where
+    none of that name lies in `folder`, those of other folders, `train/unet/`: then of the other kind."""
+    kinds = [path for path in sorted(folder.glob("*")) if named(path.name) and path not in described]
+    inner = [path for kind in kinds for path in sorted(kind.glob("*")) if _may_hold(path.name)]
+    inner = [path for path in inner if any((path / name).is_file() for name in NAMES)]
+    for name in sorted({path.name for path in inner} - {path.name for path in described}):
+        beside = sorted(folder.glob(f"*/{glob.escape(name)}"))
+        inner += [path for path in beside if path not in inner and any((path / n).is_file() for n in NAMES)]
+    return inner
 
 
 def _may_hold(name: str) -> bool:

@@ -134,11 +134,13 @@ def read(config: Mapping[str, Any], stated: Stated = Stated()) -> Scheduler:
     if config and _defaulted(get):
         notes.append(f"ASSUMED, by the scheduler's defaults: {', '.join(_defaulted(get))}")
     told = "prediction_type" in get.stated
-    if not get["predict_epsilon"] and told and get["prediction_type"] == "epsilon":
-        raise ConfigError(
-            f"{WHAT} options predict_epsilon=False and prediction_type='epsilon' contradict each other; "
-            "leave out the one that is wrong"
-        )
+    if told and "predict_epsilon" in get.stated:
+        flag, kind_told = get["predict_epsilon"], get["prediction_type"]
+        if kind_told != ("epsilon" if flag else "sample"):
+            raise ConfigError(
+                f"{WHAT} option predict_epsilon={flag} and prediction_type={kind_told!r} (of the file, or "
+                "stated) contradict each other; leave out the one that is wrong"
+            )
     sample = not get["predict_epsilon"] and not told
     return Scheduler(
         prediction="sample" if sample else get["prediction_type"],

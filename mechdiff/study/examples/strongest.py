@@ -58,6 +58,6 @@ def find(
 def root_mean_square(
     denoiser: Examinable, component: Component, activation: Float[np.ndarray, "images ..."]
 ) -> Float[np.ndarray, " images"]:
-    """Root mean square of a component's channels of its site's activation, image by image."""
-    channels = np.moveaxis(activation, denoiser.unit_axis(component.site), -1)[..., slice(*component.index)]
-    return np.sqrt((channels.astype(np.float64) ** 2).mean(axis=tuple(range(1, channels.ndim))))
+    """Root mean square of a component's units (channels or heads) of its site, image by image."""
+    own = np.moveaxis(activation, denoiser.unit_axis(component.site), -1)[..., slice(*component.index)]
+    return np.sqrt((own.astype(np.float64) ** 2).mean(axis=tuple(range(1, own.ndim))))

@@ -243,13 +243,13 @@ def _variances(denoiser: Denoiser, batch: EvalBatch) -> dict[str, Float[Array, "
     """Variance over images of each channel's (or head's) activation, averaged over positions."""
     x_t, t, _ = batch.noised(denoiser.schedule)
 
-    def of_channels(site, activation):
+    def of_units(site, activation):
         variance = activation.var(axis=0)
-        channels_last = jnp.moveaxis(variance, -2, -1) if site_type(site) == "head" else variance
-        return channels_last.reshape(-1, channels_last.shape[-1]).mean(0)
+        units_last = jnp.moveaxis(variance, -2, -1) if site_type(site) == "head" else variance
+        return units_last.reshape(-1, units_last.shape[-1]).mean(0)
 
     sites = denoiser.captured(denoiser.identity, x_t, t)[1]
-    return {site: of_channels(site, activation) for site, activation in sites.items()}
+    return {site: of_units(site, activation) for site, activation in sites.items()}
 
 
 def _alone_or_paired(

@@ -238,6 +238,9 @@ def test_the_same_flags_in_any_spelling_are_the_same_network(tmp_path):
         (tmp_path / name).unlink()
     (tmp_path / "flags.txt").write_text("--noise_schedule=cosine --num_channels=32", "utf-8-sig")
     assert configs.read_config(tmp_path / "flags.txt")["noise_schedule"] == "cosine"  # it was lost
+    (tmp_path / "flags.txt").write_bytes(b"train.py --num_heads 2 # as run\r --num_channels 32\r")
+    with pytest.raises(MechdiffError, match="'--num_channels' begins a command of its own"):
+        configs.read_config(tmp_path / "flags.txt")
 
 
 @pytest.mark.parametrize("name", ["upsample_heads", "half_multiplier", "new_order", "rescaled"])

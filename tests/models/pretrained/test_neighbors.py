@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from reference.networks import SMALL, random_params
@@ -71,6 +72,9 @@ def test_averages_in_a_folder_of_their_own_are_named_and_chosen(pipeline, weight
     assert model.diffusion == DIFFUSION
     assert any("unet/ (" in note and "--weights=" in note for note in model.notes)
     if other == "unet":
+        (pipeline / "checkpoint-500").mkdir()  # another run's, which the network here goes before
+        shutil.copytree(pipeline / "unet", pipeline / "checkpoint-500" / "unet")
+        np.testing.assert_array_equal(bias(pretrained.read(pipeline, Stated(weights=weights))), factor * raw)
         assert any("ema/unet/ beside it" in note for note in pretrained.read(pipeline / "unet").notes)
 
 
@@ -138,7 +142,8 @@ def test_noise_levels_saved_beside_a_network_must_be_those_of_its_config(pipelin
     signal = np.cos((np.arange(41) / 40 + 0.008) / 1.008 * np.pi / 2) ** 2  # cosine, of 40 steps
     betas = off * np.minimum(1 - signal[1:] / signal[:-1], 0.999 / off)
     tables = {"betas": betas, "alphas_cumprod": np.cumprod(1 - betas), "posterior_mean_coef1": betas}
-    tables = {name: values.astype(np.float32) for name, values in tables.items()}
+    kind = ml_dtypes.bfloat16 if prefix == "denoise_fn." else np.float32
+    tables = {name: values.astype(kind) for name, values in tables.items()}
     save_file({prefix + name: value for name, value in state.items()} | tables, home / WEIGHTS)
     if expected:
         with pytest.raises(

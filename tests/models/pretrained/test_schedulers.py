@@ -53,6 +53,9 @@ def test_before_there_were_prediction_types():
     assert schedulers.read({"predict_epsilon": False}).prediction == "sample"
     with pytest.raises(MechdiffError, match="contradict each other; leave out the one that is wrong"):
         schedulers.read({"predict_epsilon": False, "prediction_type": "epsilon"})
+    with pytest.raises(MechdiffError, match="predict_epsilon=True and prediction_type='sample'"):
+        schedulers.read({"predict_epsilon": True, "prediction_type": "sample"})
+    assert schedulers.read({"predict_epsilon": True, "prediction_type": "epsilon"}).prediction == "epsilon"
 
 
 def test_trained_betas_are_the_noise_levels():
