@@ -62,7 +62,7 @@ def eval_images(
         own samples are drawn in few steps, see `held_out.own_samples`.
       background: `white` or `black`, put under transparent pixels of image files; empty: that with which
         the model was trained, without which they are refused.
-      white: value of white in image files of 16 bits, see `core.data_config.Preprocessing`; 0: as in training.
+      white: its value in image files of 16 bits, see `core.data_config.Preprocessing`; 0: as in training.
 
     Raises:
       DataError: too few images, or any that can't be read without a guess.

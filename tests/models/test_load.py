@@ -54,7 +54,7 @@ def test_a_folder_of_another_program_is_refused_with_the_way_in(tmp_path):
         (
             "subjects/net/subject.json",
             "subjects/net",
-            "mechdiff report --workdir={folder} shows them; to go on, name the model that they are of, and give --workdir={folder}",
+            "to go on, name the model that they are of, and give --workdir={folder}",
         ),
         ("subjects/net/subject.json", "subjects", "mechdiff report --workdir={folder} shows them"),
         ("cells/net.zip", "", "holds results of models, and is none"),
