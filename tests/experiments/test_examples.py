@@ -28,14 +28,14 @@ def close(actual, expected):
 
 
 def test_nnx_unet_without_its_skip_is_the_unet_with_zeros_for_weights():
-    draw = lambda key: jax.random.normal(key, (2, 8, 8, 3))
+    draw = lambda key: jax.random.normal(key, (2, 16, 16, 3))
     model = nnx_unet.denoiser(steps=2, width=8, heads=2, draw=draw)
     assert [component.name for component in model.components()] == [
         *("down.time", "down.residual", "mid.time", "mid.residual"),
         *("mid.attention.head0", "mid.attention.head1"),
         *("up.skip", "up.time", "up.residual"),
     ]
-    x, t = normal(0, 2, 8, 8, 3), np.array([10, 900])
+    x, t = normal(0, 2, 16, 16, 3), np.array([10, 900])
     state = jax.tree.map(lambda leaf: leaf, model.params)
     state["join"]["kernel"][...] = state["join"]["kernel"][...].at[:, :, 8:].set(0)
     network = jax.jit(model.network.fn)

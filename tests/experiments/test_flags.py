@@ -127,7 +127,7 @@ def test_a_number_of_images_is_told_from_a_folder_of_them(launch, capsys):
             "compare",
             "data.flip=False",
             "has no effect in compare: it follows -n, --timesteps, --ablations, --seed and "
-            "data.preprocessing.background alone",
+            "data.preprocessing.background and .white alone",
         ),
         (
             "import_checkpoint",
