@@ -126,7 +126,7 @@ def test_a_number_of_images_is_told_from_a_folder_of_them(launch, capsys):
         (
             "compare",
             "data.flip=False",
-            "has no effect in compare: it follows -n, --timesteps, --ablations, --seed and "
+            "has no effect in compare: it follows -n, --timesteps, --ablations, --seed, "
             "data.preprocessing.background and .white alone",
         ),
         (
