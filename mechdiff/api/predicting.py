@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from mechdiff.api.replacing import check_rows, replacements_of
+from mechdiff.api.replacing import replacements_of
 from mechdiff.core.errors import ConfigError
 from mechdiff.core.types import AnyArray, Images
 from mechdiff.interventions.record import Intervention
@@ -32,7 +32,6 @@ def _acting(model: Any, timesteps: Int[np.ndarray, " n"], n: int) -> Interventio
         raise ConfigError("replacements from images need one t for all rows; call predict for each t")
     at = [int(timesteps[0])]
     shared, rows = replacements_of(model.denoiser, model.intervention, model.sources, at, n)
-    check_rows(rows, n)
     values = {site: value[0] for site, value in (shared | rows).items()}
     replacement = dict(model.intervention.replacement) | values
     return dataclasses.replace(model.intervention, replacement=replacement)

@@ -57,11 +57,17 @@ def replacements_of(
 
     Units of a site without a source are replaced by zero. Image i has the noise of `(key, i)` at every
     timestep, with a fixed key.
+
+    Raises:
+      ConfigError: a source, but of a mean, has fewer images than that.
     """
     shared: dict[str, np.ndarray] = {}
     rows: dict[str, np.ndarray] = {}
     if not sources:
         return shared, rows
+    for name, source in sources.items():
+        if not source.mean and len(source.images) < most:
+            raise ConfigError(f"{most} images, but {name} is patched from {len(source.images)}; give as many")
     by_site = _by_site(intervention, sources)
     timesteps = [int(t) for t in timesteps]
     chunks: dict[str, list[np.ndarray]] = {site: [] for site in by_site}
@@ -78,13 +84,6 @@ def replacements_of(
         group = shared if all(source.mean for _, source in owned) else rows
         group[site] = np.stack(chunks[site])
     return shared, rows
-
-
-def check_rows(rows: Mapping[str, np.ndarray], n: int) -> None:
-    """Raises ConfigError if replacements `(timesteps, images, *site)` are of fewer than `n` images."""
-    for site, values in rows.items():
-        if values.shape[1] < n:
-            raise ConfigError(f"{n} images, but {site} is patched from {values.shape[1]}; give as many")
 
 
 def _by_site(intervention: Intervention, sources: Sources) -> dict[str, list[tuple[tuple[int, int], Source]]]:

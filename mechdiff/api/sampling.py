@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from mechdiff.api.replacing import Sources, check_rows, replacements_of
+from mechdiff.api.replacing import Sources, replacements_of
 from mechdiff.core import devices, ranges
 from mechdiff.core.batches import batches
 from mechdiff.core.devices import ALL, IMAGES
@@ -65,7 +65,6 @@ def sample(
     condition = sample_condition(denoiser, n) if condition is None else condition
     condition = conditions.of_rows(denoiser.network, condition, n)  # before tracing, where labels have values
     shared, of_images = replacements_of(denoiser, intervention, sources or {}, timesteps, n)
-    check_rows(of_images, n)
     block, clip = min(BLOCK, n), sample_clip(denoiser)
     mesh, key, drawn = devices.over(block), jax.random.key(seed), []
     network = devices.everywhere(mesh, denoiser)
