@@ -41,7 +41,7 @@ def _widest(denoiser):
 
 
 def least_images():
-    """Only single ablations of few images have intervals: `--every` ranks by any number."""
+    """Intervals take two images; of `--every`, which only ranks, there are none."""
     return 1 if EVERY.value else 2
 
 

@@ -154,6 +154,12 @@ def test_settings_without_effect_are_refused(name, setting, line, tmp_path, caps
     assert launching.only_line(capsys) == f"error: --set={setting} {line}"
 
 
+def test_a_ranking_of_all_components_takes_a_single_image(tmp_path, capsys):
+    flags = (f"--workdir={tmp_path}", f"--model={tmp_path}/absent", "--set=sweep.images=1")
+    assert launching.launch("screen", *flags, "--every") == 2  # for another reason
+    assert "too small" not in launching.only_line(capsys)
+
+
 @pytest.mark.parametrize("setting", ["sweep.ablations=zero", "sweep.images=3"])
 def test_settings_that_a_launcher_follows_are_taken(setting, tmp_path, capsys):
     flags = (f"--workdir={tmp_path}", f"--model={tmp_path}/absent", f"--set={setting}")

@@ -60,6 +60,6 @@ def check_buffers(tables: Mapping[str, np.ndarray], diffusion: DiffusionConfig, 
                 "noise levels of the config, or state them (--noise_schedule, --noise_steps and --prediction "
                 "together), or leave the table out of the file if it is wrong"
             )
-    return (
-        [f"noise levels beside the network ({', '.join(tables)}) are those of its config"] if tables else []
-    )
+    if not tables:
+        return []
+    return [f"noise levels beside the network ({', '.join(tables)}) are those of its config (or assumed)"]
