@@ -25,7 +25,8 @@ from mechdiff.core.errors import ConfigError
 from mechdiff.data import to_bytes
 from mechdiff.models import conditions, load, pretrained
 from mechdiff.models.denoiser import Examinable
-from mechdiff.models.pretrained import adm_options, builders, hub_cache
+from mechdiff.models.pretrained import builders, hub_cache
+from mechdiff.models.pretrained.adm import options as adm_options
 from mechdiff.storage import exported, files, image_grid
 from mechdiff.study.condition_sources import CLASS_NAMES as CLASS
 from mechdiff.sweeps.execution import drawing, forecast

@@ -12,7 +12,8 @@ from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.interventions.record import Intervention
 from mechdiff.models import factories, shipped
 from mechdiff.models.denoiser import Denoiser, Examinable
-from mechdiff.models.pretrained import builders, configs
+from mechdiff.models.pretrained import builders
+from mechdiff.models.pretrained.files import configs
 from mechdiff.models.unet import identity_intervention, init_shapes
 from mechdiff.storage import checksums, exported, files
 from mechdiff.storage.mismatch import check_shapes

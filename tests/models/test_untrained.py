@@ -6,7 +6,8 @@ import pytest
 from reference import user_network
 
 from mechdiff.core.errors import ConfigError
-from mechdiff.models.pretrained import edm_init, lucidrains_init
+from mechdiff.models.pretrained.edm import init as edm_init
+from mechdiff.models.pretrained.lucidrains import init as lucidrains_init
 from mechdiff.models.untrained import untrained
 
 

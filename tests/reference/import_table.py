@@ -21,8 +21,9 @@ from safetensors.numpy import save_file
 
 from mechdiff.core.errors import MechdiffError
 from mechdiff.models import conditions, pretrained
-from mechdiff.models.pretrained import Stated, builders, configs
-from mechdiff.models.pretrained.lucidrains_levels import betas_of
+from mechdiff.models.pretrained import Stated, builders
+from mechdiff.models.pretrained.files import configs
+from mechdiff.models.pretrained.lucidrains.noise_levels import betas_of
 
 from .make_pretrained_reference import draw
 

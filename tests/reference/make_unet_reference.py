@@ -18,7 +18,7 @@ import torch
 
 from experiments.benchmarks.torch_baseline import hooked, hooks
 from mechdiff.core.config import UNetConfig
-from mechdiff.models.pretrained.diffusers import stage_module_paths, unet_config
+from mechdiff.models.pretrained.diffusers.reader import stage_module_paths, unet_config
 
 DOWN, UP, ATTN_DOWN, ATTN_UP = "DownBlock2D", "UpBlock2D", "AttnDownBlock2D", "AttnUpBlock2D"
 COMMON = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}

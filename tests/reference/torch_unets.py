@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from reference.networks import identity_of
 
-from mechdiff.models.pretrained import diffusers, tensors
+from mechdiff.models.pretrained.diffusers import reader as diffusers
+from mechdiff.models.pretrained.files import tensors
 
 PATHS = {path.stem.removeprefix("unet_"): path for path in sorted(Path(__file__).parent.glob("unet_*.npz"))}
 GATED = "heads"  # the reference that has ablations

@@ -7,8 +7,10 @@ from mechdiff.core.config import DiffusionConfig, UNetConfig
 from mechdiff.core.errors import CheckpointError, unknown
 from mechdiff.core.types import PyTree
 from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.pretrained import consistency, edm, lucidrains
+from mechdiff.models.pretrained import consistency
+from mechdiff.models.pretrained.edm import reader as edm
 from mechdiff.models.pretrained.imported import Imported, ImportedFunction
+from mechdiff.models.pretrained.lucidrains import reader as lucidrains
 from mechdiff.models.traced import TracedDenoiser
 from mechdiff.models.unet import identity_intervention
 

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from mechdiff.core.errors import CheckpointError, ConfigError
-from mechdiff.models.pretrained.tensors import State
+from mechdiff.models.pretrained.files.tensors import State
 
 IMAGE_CHANNELS = (1, 3)  # gray or RGB
 

@@ -20,14 +20,15 @@ from mechdiff.diffusion.parameterization import Parameterization
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.interventions.gates import named
 from mechdiff.interventions.record import ALWAYS, Intervention
-from mechdiff.models.pretrained import adm, diffusers, states
-from mechdiff.models.pretrained.adm_options import TABLE
-from mechdiff.models.pretrained.adm_sections import flattened
-from mechdiff.models.pretrained.configs import option_names
-from mechdiff.models.pretrained.edm import karras_levels
-from mechdiff.models.pretrained.folders import ForeignFolder
-from mechdiff.models.pretrained.imported import Imported, ImportedFunction, Stated
-from mechdiff.models.pretrained.options import (
+from mechdiff.models.pretrained.adm import reader as adm
+from mechdiff.models.pretrained.adm.options import TABLE
+from mechdiff.models.pretrained.adm.sections import flattened
+from mechdiff.models.pretrained.diffusers import reader as diffusers
+from mechdiff.models.pretrained.edm.reader import karras_levels
+from mechdiff.models.pretrained.files import states
+from mechdiff.models.pretrained.files.configs import option_names
+from mechdiff.models.pretrained.files.folders import ForeignFolder
+from mechdiff.models.pretrained.files.options import (
     Option,
     Options,
     anything,
@@ -37,6 +38,7 @@ from mechdiff.models.pretrained.options import (
     number,
     read_options,
 )
+from mechdiff.models.pretrained.imported import Imported, ImportedFunction, Stated
 from mechdiff.models.stage_modules import enter, run_stage
 from mechdiff.models.stages import stages
 from mechdiff.models.traced import TracedDenoiser, wrap

@@ -14,11 +14,13 @@ import numpy as np
 
 from mechdiff.core.config import MAX_STEPS, DiffusionConfig, UNetConfig
 from mechdiff.core.errors import ConfigError, shorten
-from mechdiff.models.pretrained import betas, conditioning, states, tensors
-from mechdiff.models.pretrained.buffers import check_buffers, without_buffers
-from mechdiff.models.pretrained.folders import ForeignFolder
-from mechdiff.models.pretrained.imported import Imported, Stated
-from mechdiff.models.pretrained.options import (
+from mechdiff.models.pretrained import conditioning
+from mechdiff.models.pretrained.diffusers import betas
+from mechdiff.models.pretrained.diffusers.schedulers import from_betas
+from mechdiff.models.pretrained.files import states, tensors
+from mechdiff.models.pretrained.files.buffers import check_buffers, without_buffers
+from mechdiff.models.pretrained.files.folders import ForeignFolder
+from mechdiff.models.pretrained.files.options import (
     Option,
     Options,
     anything,
@@ -29,7 +31,7 @@ from mechdiff.models.pretrained.options import (
     number,
     read_options,
 )
-from mechdiff.models.pretrained.schedulers import from_betas
+from mechdiff.models.pretrained.imported import Imported, Stated
 from mechdiff.models.stages import StageName, stages
 
 WHAT = "ddim"

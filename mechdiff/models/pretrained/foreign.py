@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mechdiff.models.pretrained.configs import option_names
+from mechdiff.models.pretrained.files.configs import option_names
 
 WAY_OUT = "write it as a JAX function and wrap that (mechdiff.models.traced)"
 NETWORKS = (  # options that only their config has, and what they are

@@ -18,17 +18,13 @@ from mechdiff.core.errors import MechdiffError
 from mechdiff.interventions.build import ablate
 from mechdiff.models import pretrained
 from mechdiff.models import unet as unet_module
-from mechdiff.models.pretrained import (
-    Stated,
-    adm,
-    adm_options,
-    adm_sections,
-    configs,
-    ddim,
-    diffusers,
-    tensors,
-)
-from mechdiff.models.pretrained.adm_tensors import shapes_say
+from mechdiff.models.pretrained import Stated, ddim
+from mechdiff.models.pretrained.adm import options as adm_options
+from mechdiff.models.pretrained.adm import reader as adm
+from mechdiff.models.pretrained.adm import sections as adm_sections
+from mechdiff.models.pretrained.adm.tensors import shapes_say
+from mechdiff.models.pretrained.diffusers import reader as diffusers
+from mechdiff.models.pretrained.files import configs, tensors
 from mechdiff.models.unet import apply_unet, components
 
 REFERENCE = Path(__file__).parents[2] / "reference" / "pretrained.npz"

@@ -3,7 +3,7 @@
 import pytest
 
 from mechdiff.core.errors import MechdiffError
-from mechdiff.models.pretrained import command_lines
+from mechdiff.models.pretrained.shell import command_lines
 
 OPEN = "which it does not define, or sets on a condition"
 

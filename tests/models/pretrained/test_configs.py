@@ -6,7 +6,9 @@ from safetensors.numpy import save_file
 
 from mechdiff.core.errors import MechdiffError
 from mechdiff.models import pretrained
-from mechdiff.models.pretrained import adm_options, command_lines, configs
+from mechdiff.models.pretrained.adm import options as adm_options
+from mechdiff.models.pretrained.files import configs
+from mechdiff.models.pretrained.shell import command_lines
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from mechdiff.core.errors import MechdiffError
 from mechdiff.diffusion.parameterization import schedule_from_sigmas
 from mechdiff.interventions.build import ablate
 from mechdiff.models import pretrained
-from mechdiff.models.pretrained import builders, edm_init
+from mechdiff.models.pretrained import builders
+from mechdiff.models.pretrained.edm import init as edm_init
 
 REFERENCE = Path(__file__).parents[2] / "reference" / "foreign.npz"
 X = np.moveaxis(noisy(), 1, -1)

@@ -16,7 +16,10 @@ from mechdiff.diffusion.process import predict_x0, to_eps
 from mechdiff.diffusion.samplers import ddim_step, ddpm_step
 from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models import pretrained
-from mechdiff.models.pretrained import adm, adm_options, schedulers, tensors
+from mechdiff.models.pretrained.adm import options as adm_options
+from mechdiff.models.pretrained.adm import reader as adm
+from mechdiff.models.pretrained.diffusers import schedulers
+from mechdiff.models.pretrained.files import tensors
 from mechdiff.models.pretrained.imported import Stated
 from mechdiff.models.unet import apply_unet, count_parameters
 

@@ -10,8 +10,10 @@ from safetensors.numpy import load_file, save_file
 from mechdiff.core.config import DiffusionConfig
 from mechdiff.core.errors import ConfigError, MechdiffError
 from mechdiff.models import load, pretrained
-from mechdiff.models.pretrained import Stated, configs, schedulers
-from mechdiff.models.pretrained.diffusers import STEM, WEIGHTS
+from mechdiff.models.pretrained import Stated
+from mechdiff.models.pretrained.diffusers import schedulers
+from mechdiff.models.pretrained.diffusers.reader import STEM, WEIGHTS
+from mechdiff.models.pretrained.files import configs
 
 MAX_LENGTH = 300  # characters of a refusal
 

@@ -17,14 +17,16 @@ from mechdiff.core.errors import MechdiffError
 from mechdiff.diffusion.schedules import cosine_schedule, make_schedule
 from mechdiff.interventions.build import ablate
 from mechdiff.models import load, pretrained
-from mechdiff.models.pretrained import Stated, builders, lucidrains, lucidrains_tensors
-from mechdiff.models.pretrained.lucidrains_levels import (
+from mechdiff.models.pretrained import Stated, builders
+from mechdiff.models.pretrained.files.options import read_options
+from mechdiff.models.pretrained.lucidrains import reader as lucidrains
+from mechdiff.models.pretrained.lucidrains import tensors as lucidrains_tensors
+from mechdiff.models.pretrained.lucidrains.noise_levels import (
     betas_of,
     by_loss_weight,
     noise_levels,
     trained_with_variances,
 )
-from mechdiff.models.pretrained.options import read_options
 from mechdiff.storage.exported import export_model
 
 REFERENCE = Path(__file__).parents[2] / "reference" / "foreign.npz"

@@ -13,8 +13,10 @@ from safetensors.numpy import load_file, save_file
 from mechdiff.core.config import DiffusionConfig
 from mechdiff.core.errors import MechdiffError
 from mechdiff.models import pretrained
-from mechdiff.models.pretrained import Stated, folders, schedulers
-from mechdiff.models.pretrained.diffusers import STEM, WEIGHTS
+from mechdiff.models.pretrained import Stated
+from mechdiff.models.pretrained.diffusers import schedulers
+from mechdiff.models.pretrained.diffusers.reader import STEM, WEIGHTS
+from mechdiff.models.pretrained.files import folders
 
 DIFFUSION = DiffusionConfig(schedule="cosine", steps=40)
 

@@ -18,7 +18,8 @@ from mechdiff.diffusion.process import image_noise, predict_x0
 from mechdiff.diffusion.schedules import linear_schedule
 from mechdiff.models import pretrained
 from mechdiff.models.denoiser import Denoiser
-from mechdiff.models.pretrained import diffusers, tensors
+from mechdiff.models.pretrained.diffusers import reader as diffusers
+from mechdiff.models.pretrained.files import tensors
 from mechdiff.storage import exported
 from mechdiff.storage.mismatch import named_leaves
 from mechdiff.sweeps.ablation import ablation_sweep

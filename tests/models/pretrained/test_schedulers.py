@@ -6,7 +6,7 @@ import pytest
 from mechdiff.core.config import DiffusionConfig
 from mechdiff.core.errors import MechdiffError
 from mechdiff.diffusion.schedules import make_schedule
-from mechdiff.models.pretrained import schedulers
+from mechdiff.models.pretrained.diffusers import schedulers
 
 
 @pytest.mark.parametrize(

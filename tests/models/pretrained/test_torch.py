@@ -15,7 +15,7 @@ from reference.networks import identity_of, random_params
 from mechdiff.core.config import DiffusionConfig
 from mechdiff.core.presets import preset
 from mechdiff.models import pretrained
-from mechdiff.models.pretrained import adm_options
+from mechdiff.models.pretrained.adm import options as adm_options
 from mechdiff.models.unet import apply_unet
 
 torch = pytest.importorskip("torch", reason="needs the torch extra")

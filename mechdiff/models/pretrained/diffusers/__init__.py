@@ -1,0 +1,1 @@
+"""diffusers' `UNet2DModel`, read and written, and its schedulers."""

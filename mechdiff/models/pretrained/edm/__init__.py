@@ -1,0 +1,1 @@
+"""EDM's networks (NVlabs/edm)."""

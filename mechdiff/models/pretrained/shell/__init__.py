@@ -1,0 +1,1 @@
+"""Command lines pasted as text, read as a shell would."""
