@@ -285,6 +285,41 @@ def test_betas_in_full_precision_are_taken_as_they_are_and_held_to_their_name():
         noise_levels(stated, {"betas": betas["betas"] * np.float32(1.0004)}, Stated())
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [  # of the package's functions, in float64: alpha bars of the first 3 of 4 steps
+        ("sigmoid", {"start": -3, "end": 3, "tau": 0.7}, [0.9060245378, 0.5, 0.0939754622]),
+        ("sigmoid", {"start": 0, "end": 3, "clamp_min": 1e-3}, [0.6040898307, 0.2982929041, 0.1058911433]),
+        ("cosine", {"s": 0.1}, [0.7862446246, 0.4377076995, 0.1246498094]),
+    ],
+)
+def test_arguments_of_a_schedule_are_read(name, arguments, expected):
+    config = {"beta_schedule": name, "timesteps": 4, "schedule_fn_kwargs": arguments}
+    diffusion, _ = noise_levels(read_options(config, lucidrains.TABLE, what="lucidrains"), {}, Stated())
+    np.testing.assert_allclose(np.cumprod(1 - np.array(diffusion.betas))[:3], expected, atol=1e-9)
+    buffers = {"betas": np.array(diffusion.betas, np.float32)}
+    noise_levels(read_options(config, lucidrains.TABLE, what="lucidrains"), buffers, Stated())
+    usual = config | {"schedule_fn_kwargs": None}
+    with pytest.raises(MechdiffError, match="the file's betas are others"):
+        noise_levels(read_options(usual, lucidrains.TABLE, what="lucidrains"), buffers, Stated())
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "error"),
+    [
+        ("sigmoid", {"tau": 0}, r"schedule_fn_kwargs=\{'tau': 0.0\} makes no betas in \(0, 1\)"),
+        ("cosine", {"tau": 1}, "has 'tau', but the schedule cosine takes s"),
+        ("linear", {"s": 1}, "has 's', but the schedule linear takes no arguments"),
+        ("sigmoid", {"tau": "a"}, "is not a mapping, each value a number"),
+        ("sigmoid", [1], "is not a mapping, each value a number"),
+    ],
+)
+def test_arguments_that_a_schedule_cannot_take_are_refused(name, arguments, error):
+    config = {"beta_schedule": name, "timesteps": 4, "schedule_fn_kwargs": arguments}
+    with pytest.raises(MechdiffError, match=error):
+        noise_levels(read_options(config, lucidrains.TABLE, what="lucidrains"), {}, Stated())
+
+
 def test_two_networks_whose_tables_differ_are_refused(tmp_path):
     """The last in the file's order told the noise levels of either."""
     arrays = frozen("lucidrains")

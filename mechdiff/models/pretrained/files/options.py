@@ -197,6 +197,17 @@ def listed(item: Type, *, text: bool = False, also: tuple = (), empty: bool = Fa
     return Type(f"a list, each {item.expected}{more}", read)
 
 
+def mapped(item: Type) -> Type:
+    """A mapping of names to what `item` reads; null stands for an empty one."""
+
+    def read(value):
+        if value is not None and not isinstance(value, Mapping):
+            raise ValueError
+        return {str(name): item.read(element) for name, element in (value or {}).items()}
+
+    return Type(f"a mapping, each value {item.expected}", read)
+
+
 def choice(*values: str | None, kind: str = "") -> Type:
     """One of some texts (None: null), which `Option.only` holds it to; `kind` is what they are called."""
 

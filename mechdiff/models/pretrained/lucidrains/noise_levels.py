@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import expit
 
 from mechdiff.core.config import DiffusionConfig
 from mechdiff.core.errors import CheckpointError, ConfigError, shorten
@@ -13,7 +14,11 @@ from mechdiff.models.pretrained.imported import Stated
 
 WHAT = "lucidrains"
 OBJECTIVES = {"pred_noise": "epsilon", "pred_v": "v_prediction", "pred_x0": "sample"}
-SCHEDULES = ("linear", "cosine", "sigmoid")
+SCHEDULES = {  # by name, with the arguments that its function takes (`schedule_fn_kwargs`) and their usual values
+    "linear": {},
+    "cosine": {"s": 0.008},
+    "sigmoid": {"start": -3.0, "end": 3.0, "tau": 1.0, "clamp_min": 1e-5},  # the last has no effect there
+}
 HALVES = {"bfloat16": jnp.bfloat16, "float16": np.float16}  # the coarser first
 
 
@@ -28,6 +33,7 @@ def noise_levels(get: Options, buffers: Mapping, stated: Stated) -> tuple[Diffus
     """
     names = {get["beta_schedule"], stated.noise_schedule} - {None}
     steps = {get["timesteps"], stated.noise_steps} - {None}
+    arguments = get["schedule_fn_kwargs"]
     if len(names) > 1 or len(steps) > 1:
         raise ConfigError(
             f"{WHAT}: what is stated of the noise levels contradicts the config: {names | steps}"
@@ -38,7 +44,7 @@ def noise_levels(get: Options, buffers: Mapping, stated: Stated) -> tuple[Diffus
             raise CheckpointError(f"{WHAT}: the file's betas have the shape {betas.shape}, not one axis")
         if steps - {len(betas)}:
             raise ConfigError(f"{WHAT} option timesteps={steps.pop()}, but the file has {len(betas)} betas")
-        return _of_file(betas, names.pop() if names else None)
+        return _of_file(betas, names.pop() if names else None, arguments)
     if not names or not steps:
         raise ConfigError(
             f"{WHAT}: the file has no betas (a bare Unet): state beta_schedule ({', '.join(SCHEDULES)}) and "
@@ -49,14 +55,16 @@ def noise_levels(get: Options, buffers: Mapping, stated: Stated) -> tuple[Diffus
         raise ConfigError(
             f"{WHAT} noise schedule {shorten(name)} is not known; known: {', '.join(SCHEDULES)}"
         )
-    return from_betas(betas_of(name, steps.pop())), ""
+    return from_betas(betas_of(name, steps.pop(), arguments)), ""
 
 
-def _of_file(betas: np.ndarray, name: str | None) -> tuple[DiffusionConfig, str]:
+def _of_file(
+    betas: np.ndarray, name: str | None, arguments: Mapping[str, float]
+) -> tuple[DiffusionConfig, str]:
     """Noise levels by the file's betas and their name, if they have one, and a note."""
     rounded = rounded_to(betas)
     if name is not None:
-        exact = betas_of(name, len(betas))
+        exact = betas_of(name, len(betas), arguments)
         error = np.spacing(betas.astype(HALVES[rounded])).astype(np.float64) if rounded else 0.0
         if (np.abs(betas - exact) > np.maximum(1e-4 * exact + 1e-9, error)).any():
             raise ConfigError(f"{WHAT} option beta_schedule={name}, but the file's betas are others")
@@ -87,16 +95,37 @@ def rounded_to(betas: np.ndarray) -> str:
     return next(held, "")
 
 
-def betas_of(name: str, steps: int) -> np.ndarray:
-    """The package's schedules: linear scaled to `steps`, cosine, and sigmoid (start -3, end 3, tau 1)."""
+def betas_of(name: str, steps: int, arguments: Mapping[str, float] | None = None) -> np.ndarray:
+    """The package's schedules: linear scaled to `steps`, cosine, and sigmoid.
+
+    Args:
+      arguments: of the schedule's function, where they are not the usual ones (`SCHEDULES`).
+
+    Raises:
+      ConfigError: an argument that the schedule's function does not take, or that makes no noise levels.
+    """
+    arguments = arguments or {}
+    if strange := [argument for argument in arguments if argument not in SCHEDULES[name]]:
+        raise ConfigError(
+            f"{WHAT} option schedule_fn_kwargs has {shorten(strange[0])}, but the schedule {name} takes "
+            f"{', '.join(SCHEDULES[name]) or 'no arguments'}"
+        )
+    with np.errstate(all="ignore"):
+        betas = _betas(name, steps, **SCHEDULES[name] | arguments)
+    if not (0 < betas.min() and betas.max() < 1):  # NaN too
+        raise ConfigError(f"{WHAT} option schedule_fn_kwargs={shorten(arguments)} makes no betas in (0, 1)")
+    return betas
+
+
+def _betas(name: str, steps: int, s=0.0, start=0.0, end=0.0, tau=1.0, clamp_min=0.0) -> np.ndarray:
     if name == "linear":
         return np.linspace(0.1 / steps, 20 / steps, steps)
     fraction = np.arange(steps + 1) / steps
     if name == "cosine":
-        bar = np.cos((fraction + 0.008) / 1.008 * np.pi / 2) ** 2
+        bar = np.cos((fraction + s) / (1 + s) * np.pi / 2) ** 2
     else:
-        low, high = 1 / (1 + np.exp(3.0)), 1 / (1 + np.exp(-3.0))
-        bar = (high - 1 / (1 + np.exp(-(6 * fraction - 3)))) / (high - low)
+        low, high = expit(np.divide([start, end], tau))
+        bar = (high - expit((fraction * (end - start) + start) / tau)) / (high - low)
     return np.clip(1 - bar[1:] / bar[:-1], 0, 0.999)
 
 

@@ -28,6 +28,7 @@ from mechdiff.models.pretrained.files.options import (
     choice,
     integer,
     listed,
+    mapped,
     number,
     optional,
     read_options,
@@ -65,7 +66,7 @@ TABLE = {  # arguments of Unet and GaussianDiffusion
     "timesteps": Option(None, integer(2, MAX_STEPS, text=True)),
     "auto_normalize": Option(True, boolean(text=True), (True,)),
     "immiscible": Option(False, anything(), (False, True)),
-    "schedule_fn_kwargs": Option(None, anything(), (None, {})),
+    "schedule_fn_kwargs": Option({}, mapped(number())),
 }
 IGNORED = (
     "init_dim", "out_dim", "dropout", "flash_attn", "learned_sinusoidal.*", "random_fourier_features",
