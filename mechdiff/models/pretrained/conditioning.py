@@ -65,9 +65,11 @@ def _image(what: str, inputs: int, outputs: int, conditioned: bool) -> int:
         if outputs == 2 * image and inputs >= image and (conditioned or inputs != outputs):
             return image
     if inputs not in IMAGE_CHANNELS:
+        doubled = inputs == outputs and outputs // 2 in IMAGE_CHANNELS
+        way_out = "; a condition beside the image, and learned variances: state --condition=last or first"
         raise ConfigError(
             f"{what} option in_channels={inputs} with out_channels={outputs} is not supported; images have "
-            "1 or 3 channels (latents are not images)"
+            f"1 or 3 channels (latents are not images){way_out if doubled else ''}"
         )
     raise ConfigError(
         f"{what} option out_channels={outputs} is not supported; only {inputs}, or {2 * inputs} with learned "

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from mechdiff.core.config import DiffusionConfig
 from mechdiff.core.errors import MechdiffError
 from mechdiff.models import pretrained
-from mechdiff.models.pretrained import Stated
+from mechdiff.models.pretrained import Stated, conditioning
 from mechdiff.models.pretrained.diffusers import schedulers
 from mechdiff.models.pretrained.diffusers.reader import STEM, WEIGHTS
 from mechdiff.models.pretrained.files import folders
@@ -397,3 +397,32 @@ def test_statements_fill_what_is_open_and_may_not_contradict(pipeline):
     assert [name.split("=")[0] for name in partly.assumed] == [
         *("noise_schedule", "noise_steps", "beta_start", "beta_end")
     ]
+
+
+@pytest.mark.parametrize(
+    ("parts", "way_out"),
+    [
+        (("base_layer.weight", "lora_A.default.weight"), "merge_and_unload"),
+        (
+            ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+            "remove_parametrizations",
+        ),
+        (("weight_mask", "weight_orig"), r"prune\.remove"),
+        (("weight_orig", "weight_u", "weight_v"), "remove_spectral_norm"),
+        (("weight_g", "weight_v"), "remove_weight_norm"),
+    ],
+)
+def test_weights_in_parts_are_refused_with_what_makes_them_whole(pipeline, parts, way_out):
+    file = pipeline / "unet" / WEIGHTS
+    state = load_file(file)
+    weight = state.pop("conv_in.weight")
+    save_file(state | {f"conv_in.{part}": weight for part in parts}, file)
+    with pytest.raises(MechdiffError, match=rf"conv_in\.{parts[0]}.*{way_out}"):
+        pretrained.read(pipeline)
+
+
+@pytest.mark.parametrize("way_out", ["last", "first"])
+def test_a_condition_beside_variances_is_said_to_need_a_statement(way_out):
+    with pytest.raises(MechdiffError, match="learned variances: state --condition=last or first"):
+        conditioning.channels("X", 6, 6)
+    assert conditioning.channels("X", 6, 6, way_out) == conditioning.Channels(3, 3, way_out, True)

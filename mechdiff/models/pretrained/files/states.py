@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mechdiff.core.errors import CheckpointError, ConfigError, shorten
 from mechdiff.models.pretrained.files.averages import OTHER, check_stated, kind_of, named, spaced, unaveraged
+from mechdiff.models.pretrained.files.in_parts import check_whole
 from mechdiff.models.pretrained.files.nameless_averages import with_names
 from mechdiff.models.pretrained.files.tensors import PICKLES, State, index_of
 
@@ -36,8 +37,10 @@ def unwrapped(state: State, anchor: str, weights: str | None, path: Path) -> tup
 
     Raises:
       CheckpointError: raw and averaged tensors, and `weights` does not say which; a statement that neither
-        the tensors nor the file bear out; averages without names, see `nameless_averages`.
+        the tensors nor the file bear out; averages without names, see `nameless_averages`; weights in
+        parts, see `in_parts`.
     """
+    check_whole(state, path)
     plain = {name.replace(COMPILED, ""): value for name, value in state.items()}
     plain, unnamed = with_names(plain, weights, path)
     prefixes = _prefixes(plain, anchor)

@@ -14,7 +14,7 @@ from mechdiff.models.pretrained.imported import Stated
 
 WHAT = "lucidrains"
 OBJECTIVES = {"pred_noise": "epsilon", "pred_v": "v_prediction", "pred_x0": "sample"}
-SCHEDULES = {  # by name, with the arguments that its function takes (`schedule_fn_kwargs`) and their usual values
+SCHEDULES = {  # by name: arguments of its function (`schedule_fn_kwargs`) and their usual values
     "linear": {},
     "cosine": {"s": 0.008},
     "sigmoid": {"start": -3.0, "end": 3.0, "tau": 1.0, "clamp_min": 1e-5},  # the last has no effect there
@@ -112,7 +112,7 @@ def betas_of(name: str, steps: int, arguments: Mapping[str, float] | None = None
         )
     with np.errstate(all="ignore"):
         betas = _betas(name, steps, **SCHEDULES[name] | arguments)
-    if not (0 < betas.min() and betas.max() < 1):  # NaN too
+    if not (betas.min() > 0 and betas.max() < 1):  # NaN too
         raise ConfigError(f"{WHAT} option schedule_fn_kwargs={shorten(arguments)} makes no betas in (0, 1)")
     return betas
 
