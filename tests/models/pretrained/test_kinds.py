@@ -102,7 +102,7 @@ REFUSED = [
      "conv_out.weight has 3 output channels, but its config says 6, with learned variances; write 3", {}),
     (tensors(lambda state: {f"ema_model.{k}": v for k, v in state.items()}), "holds averages only, under",
      {"weights": "raw"}),
-    (tensors(lambda state: {"unet.lora_A.weight": state["conv_in.bias"]}), "missing", {}),
+    (tensors(lambda state: {"unet.lora_A.weight": state["conv_in.bias"]}), "adapters", {}),
     (moved(f"{STEM}.bin"), "is a pickle, which can run code and is never opened here", {}),
     (lambda folder: (moved(f"{STEM}.bin")(folder), adapter(folder)), f"{STEM}.bin is a pickle", {}),
     (lambda folder: ((folder / WEIGHTS).unlink(), adapter(folder)), f"{WEIGHTS} is absent", {}),

@@ -24,8 +24,8 @@ def check_whole(names: Iterable[str], path: Path) -> None:
     Example:
       >>> check_whole(["q.weight", "q.lora_A.weight"], Path("a"))
       Traceback (most recent call last):
-      mechdiff.core.errors.CheckpointError: a holds weights in parts ('q.lora_A.weight': adapters); make them \
-whole before saving: merge them (PEFT: model.merge_and_unload())
+      mechdiff.core.errors.CheckpointError: a holds weights in parts ('q.lora_A.weight': adapters); make \
+them whole before saving: merge them (PEFT: model.merge_and_unload())
     """
     names = list(names)
     for pattern, (what, way_out) in PARTS.items():
