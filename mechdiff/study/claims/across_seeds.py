@@ -128,6 +128,18 @@ def of_one_seed(networks: Sequence[NetworkResults]) -> list[str]:
     return next((names for names in alike.values() if len(names) > 1), [])
 
 
+def copies(networks: Sequence[NetworkResults]) -> list[str]:
+    """Names of the first networks that are one, as every loss of theirs is equal; empty where there are none.
+
+    Trainings of different seeds differ in all losses: a copy under another seed would count as a second one.
+    """
+    alike: dict[tuple, list[str]] = {}
+    for network in networks:
+        losses = (network.sweep[name].values for name in ("clean_loss", "loss"))
+        alike.setdefault((network.data, *(loss.tobytes() for loss in losses)), []).append(network.name)
+    return next((names for names in alike.values() if len(names) > 1), [])
+
+
 def _source(network: NetworkResults) -> tuple[str, int, int]:
     return network.data, network.complexity, network.seed
 

@@ -28,7 +28,8 @@ def evaluate(networks: Sequence[NetworkResults]) -> list[Claim]:
     Claims that compare data sets take CelebA as the natural and synthetic faces of complexity 4 as the simple
     one. Faces of lower complexity, and snapshots of a training other than its last, serve the claim about
     complexity alone; networks of control data are reported with it and serve no claim. If components or
-    timesteps of the networks differ, or two of them are trainings of one seed, no claim is testable.
+    timesteps of the networks differ, two of them are trainings of one seed, or one is a copy
+    of another, no claim is testable.
     """
     controls = [network for network in networks if network.data in across_seeds.CONTROLS]
     networks = across_seeds.without_controls(networks)
@@ -42,6 +43,8 @@ def evaluate(networks: Sequence[NetworkResults]) -> list[Claim]:
         return _none_testable(_mixed, full)
     if twice := across_seeds.of_one_seed([*final, *across_seeds.final_snapshots(controls)]):
         return _none_testable(functools.partial(_twice, twice), full)
+    if copies := across_seeds.copies([*final, *across_seeds.final_snapshots(controls)]):
+        return _none_testable(functools.partial(_copied, copies), full)
     with_controls = {
         "complexity": lambda _: complexity.examine(networks, controls),
         "divergence": lambda final: attention.divergence(final, controls),
@@ -63,6 +66,13 @@ def _twice(names: Sequence[str], _: Sequence[NetworkResults]) -> Finding:
     raise NotTestable(
         f"{' and '.join(names)} are of one seed and one data set as far as is known, and that counts once; "
         "leave all but one out, or train one with another seed"
+    )
+
+
+def _copied(names: Sequence[str], _: Sequence[NetworkResults]) -> Finding:
+    raise NotTestable(
+        f"{' and '.join(names)} have equal losses, every one: they are one network, which counts once; leave "
+        "all but one out"
     )
 
 

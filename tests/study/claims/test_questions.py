@@ -168,6 +168,16 @@ def test_two_trainings_of_one_seed_are_named_and_decide_nothing():
     assert "one seed" not in answers_of([*made, later])["bottlenecks"].because
 
 
+def test_a_copy_under_another_seed_is_named_and_decides_nothing():
+    """Twelve copies of one network made a bottleneck "supported": they have no variance."""
+    rng = np.random.default_rng(0)
+    made = [network("synthetic", seed, rng.uniform(0.1, 0.3, 12), np.linspace(0, 1, 6)) for seed in range(4)]
+    assert across_seeds.copies(made) == []
+    copy = dataclasses.replace(made[1], name="copy", seed=7)
+    for answer in answers_of([*made, copy]).values():
+        assert answer.verdict == "not testable here" and "synthetic-1 and copy have equal" in answer.because
+
+
 def test_one_seed_decides_nothing():
     made = [network(data, 0, np.full(12, 0.3), np.linspace(0, 1, 6)) for data in ("celeba", "synthetic")]
     answers = answers_of(made)
