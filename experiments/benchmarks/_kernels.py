@@ -1,4 +1,4 @@
-"""Kernels of a program that XLA compiled for a GPU, from its text."""
+"""Kernels of a program that XLA compiled for an accelerator, from its text."""
 
 import collections
 import re
@@ -18,6 +18,7 @@ def moved(text):
       ...         "  ROOT %add_fusion.1 = f32[8]{0} fusion(%x), kind=kLoop, calls=%add\\n}\\n")
       {'add_fusion': (1, 64)}
     """
+    text = re.sub(r"\{[\d,]*:[^{}]*\}", "", text)  # a TPU's layouts, which have brackets
     inner = set(re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", text))
     kinds = collections.defaultdict(lambda: (0, 0))
     sizes, counting = {}, False
