@@ -113,11 +113,11 @@ def _print(table: Table) -> None:
 
 
 def print_top(rows: list[dict[str, Any]], title: str) -> None:
-    """A table of what `top_components` gives, to stdout."""
+    """A table of what `top_components` gives, to stdout; its p speak of all components, an interval of one."""
     table = Table(box=None, header_style="bold")
     table.add_column("component", no_wrap=True)
     table.add_column("type")
-    for head in ("loss increase %", "95 % interval", "p", "n"):
+    for head in ("loss increase %", "95 % interval", "p (max-T)", "n"):
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
         interval = f"[{number(row['low'])}, {number(row['high'])}]"
