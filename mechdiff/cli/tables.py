@@ -113,7 +113,7 @@ def _print(table: Table) -> None:
 
 
 def print_top(rows: list[dict[str, Any]], title: str) -> None:
-    """A table of what `top_components` gives, to stdout; its p speak of all components, an interval of one."""
+    """A table of what `top_components` gives, to stdout; p are of all components, intervals of one."""
     table = Table(box=None, header_style="bold")
     table.add_column("component", no_wrap=True)
     table.add_column("type")
