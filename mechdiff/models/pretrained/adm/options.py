@@ -20,7 +20,7 @@ STEM = "model"
 WEIGHTS = f"{STEM}.safetensors"
 WHAT = "guided-diffusion"
 STATED = ("weights", "dialect", "noise_schedule", "noise_steps", "prediction", "rescale_timesteps")
-STATED += ("condition", "null_class", "beta_start", "beta_end")  # the last two are refused with the reason
+STATED += ("condition", "null_class", "beta_start", "beta_end")  # the last two of other programs' schedules
 DIALECTS = {"guided-diffusion": False, "improved-diffusion": True}  # defaults of rescale_timesteps
 WHOLE = integer(text=True)
 HEADS = integer(text=True, also=(-1,))
