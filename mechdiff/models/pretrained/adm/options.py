@@ -84,7 +84,8 @@ def check_deciding(names: Iterable[Any]) -> None:
         if not recognized and isinstance(name, str) and re.search(DECIDING, name):
             raise ConfigError(
                 f"{WHAT} option {shorten(name)} is unknown and may decide noise levels or predictions; write "
-                "what it stands for (noise_schedule, diffusion_steps, predict_xstart, ...), or take it out"
+                "what it stands for (noise_schedule, diffusion_steps, predict_xstart, ...), or state it "
+                "(--prediction=v_prediction, ...), and take it out"
             )
 
 
