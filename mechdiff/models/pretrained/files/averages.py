@@ -9,7 +9,7 @@ from mechdiff.core.errors import CheckpointError
 
 OTHER = {"raw": "ema", "ema": "raw"}
 POOL = "(?!_?pool)"  # average pooling, a layer
-SHADOW = "shadow(?=$|[.]|_?(ema|params?|weights?|model))"  # else what networks remove from images
+SHADOW = "shadow(?=$|[.]|_?([0-9]|ema|params?|weights?|model))"  # else what networks remove from images
 AVERAGE = f"ema|{SHADOW}|averaged?{POOL}|avg{POOL}|swa|polyak"
 DENIED = f"(non?|not|without|w_?o|pre)[^a-z]?({AVERAGE})"
 RAW = re.compile(rf"(^|[^a-z])({DENIED}|raw|online)([^a-z]|$)")
@@ -23,6 +23,8 @@ def named(name: str) -> str:
     Example:
       >>> [named(name) for name in ("unet_ema", "unet_without_ema", "netEMA", "schema")]
       ['ema', 'raw', 'ema', '']
+      >>> [named(name) for name in ("net_shadow", "shadow_0.99", "ShadowNet", "model_avg", "AvgPoolNet")]
+      ['ema', 'ema', '', 'ema', '']
     """
     name = spaced(name).lower()
     return "raw" if RAW.search(name) else "ema" if AVERAGED.search(name) else ""
