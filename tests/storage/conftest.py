@@ -16,7 +16,7 @@ def collected_fast():
 
 @pytest.fixture
 def nothing_left_behind(collected_fast):
-    """Orbax leaves tasks of closed event loops behind when it fails on a damaged file; what they say when they
-    are collected is no news, and must not fall on whatever test runs then."""
+    """Orbax leaves tasks of closed event loops behind when it fails on a damaged file; what they say when
+    they are collected is no news, and must not fall on whatever test runs then."""
     yield
     gc.collect()
