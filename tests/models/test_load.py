@@ -58,6 +58,7 @@ def test_a_folder_of_another_program_is_refused_with_the_way_in(tmp_path):
         ),
         ("subjects/net/subject.json", "subjects", "mechdiff report --workdir={folder} shows them"),
         ("cells/net.zip", "", "holds results of models, and is none"),
+        ("screen.json", "", "holds results of a model, and is none; name the model that they are of"),
         ("checkpoints/3/x", "", "is not finished; start the command again that began it"),
     ],
 )
