@@ -15,6 +15,8 @@ from mechdiff.core.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png")  # of aligned images; the official lists say .jpg of all of them
 WORDS = {"True": True, "False": False, "TRUE": True, "FALSE": False}  # the last two of spreadsheets
+WORDS |= {"true": True, "false": False}  # of R, and of programs that write JSON
+SPLITS = {"0": 0, "1": 1, "2": 2, "train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
 MARKS = {"1": True, "-1": False, "0": False, **WORDS}  # an attribute is there, or not
 MIXED = ({"-1", "0"}, *({"1", word} for word in WORDS))  # of which no list uses both
 INDEX = re.compile(r"|unnamed.*|index", re.IGNORECASE)  # names of a column that counts the rows
@@ -61,12 +63,14 @@ class Table(NamedTuple):
 
 
 def listed_name(name: str) -> str:
-    """An image's name as the official lists have it, `NUMBER.jpg`, however its file is encoded.
+    """An image's name as the official lists have it, `NUMBER.jpg`, however its file is encoded and in
+    whichever folder.
 
     Example:
-      >>> listed_name("000001.PNG"), listed_name("notes.txt")
-      ('000001.jpg', 'notes.txt')
+      >>> listed_name("000001.PNG"), listed_name("img_align_celeba/000002.jpg"), listed_name("notes.txt")
+      ('000001.jpg', '000002.jpg', 'notes.txt')
     """
+    name = name if ".." in name else name.rpartition("/")[2]
     stem, dot, ending = name.rpartition(".")
     return f"{stem}.jpg" if f"{dot}{ending}".lower() in SUFFIXES else name
 
@@ -126,11 +130,11 @@ def read_partition(path: Path) -> tuple[list[str], list[int]]:
     if table.begins and not table.lines:
         raise DataError(f"{path} line 1: {table.begins!r} is not 'image 0|1|2'; {WAY_OUT}")
     for number, line, image, values in table.rows():
-        if len(values) != 1 or values[0] not in ("0", "1", "2"):
+        if len(values) != 1 or values[0] not in SPLITS:
             raise DataError(f"{path} line {number}: {line!r} is not 'image 0|1|2'; {WAY_OUT}")
         if image in splits or "/" in image:
             raise DataError(f"{path} line {number}: {image!r} is named twice or is no plain file name")
-        splits[image] = int(values[0])
+        splits[image] = SPLITS[values[0]]
     if not splits:
         raise DataError(f"{path} names no images; download it again")
     return list(splits), list(splits.values())
@@ -146,6 +150,8 @@ def read_attributes(path: Path) -> tuple[tuple[str, ...], dict[str, list[bool]]]
     count, names, lines = table.count, table.names, table.lines
     if not names or (count is not None and names == (str(count),)):
         raise DataError(f"{path} does not start with a count and attribute names; download it again")
+    if not lines:
+        raise DataError(f"{path} names no image files; each line begins with one, such as 000001.jpg")
     if count not in (None, len(lines)):
         raise DataError(f"{path} promises {count} images but lists {len(lines)}; download it again")
     if len(set(names)) < len(names):

@@ -12,7 +12,6 @@ train, val and test) are the label `folder` of the images, numbered by name, for
 
 import hashlib
 import os
-import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -29,14 +28,13 @@ from mechdiff.data import arrays
 from mechdiff.data.cache import Source
 from mechdiff.data.dataset import fingerprint, to_bytes
 from mechdiff.data.images import Encoded
+from mechdiff.data.subfolders import SPLIT_NAMES, check_no_split, composed
 
 IMAGES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
 IGNORED = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "lost+found")
 UNREAD = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".dng", ".nef", ".cr2", ".arw", ".psd", ".svg")
 PACKED = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 TABLES = (".parquet", ".arrow")
-SPLIT_NAMES = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2, "testing": 2}
-LIKE_SPLIT = re.compile(r"(train|test|val|valid|dev|eval)(set|[ab])?([^a-z].*)?")  # other names of splits
 
 
 class ImageFiles(NamedTuple):
@@ -174,7 +172,7 @@ def _split(listed: ImageFiles, config: DataConfig) -> tuple[Int[np.ndarray, " co
             f"{listed.where}: data.split=folders needs all images in sub-folders train, and val or test"
         )
     if config.split == "auto" and not by_folder:
-        _check_no_split(listed.where, sorted(set(tops)))
+        check_no_split(listed.where, sorted(set(tops)))
     if config.split != "digest" and by_folder:
         splits = np.array(codes)
         if 2 not in codes:  # what is held out is for testing
@@ -185,41 +183,12 @@ def _split(listed: ImageFiles, config: DataConfig) -> tuple[Int[np.ndarray, " co
     return np.array(drawn), len(roots) + 1 if min(codes) >= 0 else max(named, default=0), []
 
 
-def _check_no_split(where: str, tops: Sequence[str]) -> None:
-    """Refuses sub-folders of which some are called like a split, but not all, or none for training."""
-    called = [top for top in tops if top in SPLIT_NAMES]
-    others = [top for top in tops if top not in SPLIT_NAMES]
-    like = [top for top in others if LIKE_SPLIT.fullmatch(top)]
-    if not called and not like:
-        return
-    problem = f"{', '.join(called)}, but images in {others[0] or 'none'} too; move these" if others else ""
-    problem = problem or f"{', '.join(called)}, but no train; call one so"
-    if like and not called:
-        problem = f"{', '.join(like[:3])}, which may be a split; call them train, val or test"
-    raise DataError(
-        f"{where} has sub-folders {problem}, or let data.split=digest split all of them by their bytes"
-    )
-
-
-def class_folders(names: Sequence[str]) -> list[str]:
-    """The folder that says the class of each image: the first of its path, below train, val or test; empty
-    where it lies in none.
-
-    Example:
-      >>> class_folders(["cats/1.png", "test/dogs/old/2.png", "3.png"])
-      ['cats', 'dogs', '']
-    """
-    folders = [PurePosixPath(name).parts[:-1] for name in names]
-    folders = [parts[1:] if parts and parts[0].lower() in SPLIT_NAMES else parts for parts in folders]
-    return [parts[0] if parts else "" for parts in folders]
-
-
 def _labels(names: Sequence[str], below: int) -> tuple[Int[np.ndarray, " count"] | None, list[str]]:
     """The number of each image's folder, and the folders; None where some image lies in none."""
     parts = [PurePosixPath(name).parts[below:] for name in names]
     if min(map(len, parts)) < 2:
         return None, []
-    folders, codes = np.unique([path[0] for path in parts], return_inverse=True)
+    folders, codes = np.unique([composed(path[0]) for path in parts], return_inverse=True)
     return codes.astype(np.int32), folders.tolist()
 
 
@@ -251,10 +220,19 @@ def _walk(folder: Path) -> tuple[list[str], Counter[str]]:
         visited.add(real)
         for name in entries:
             if name.lower().endswith(IMAGES):
-                names.append((Path(parent) / name).relative_to(folder).as_posix())
+                names.append(_readable((Path(parent) / name).relative_to(folder).as_posix()))
             else:
                 other[Path(name).suffix.lower() or "no ending"] += 1
     return sorted(names), other
+
+
+def _readable(name: str) -> str:
+    """The name, which reports and records hold as UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"the name of {name!a} is not UTF-8; rename it (convmv -f cp437, say)") from None
+    return name
 
 
 def _unreadable(error: OSError) -> NoReturn:

@@ -158,6 +158,11 @@ def _opened(encoded: Encoded, name: str, white: int) -> Image.Image:
         raise DataError(
             f"image {name} can't be decoded (of no format that Pillow knows); fetch it again, or leave it out"
         ) from error
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"image {name} has more pixels than Pillow opens ({2 * (Image.MAX_IMAGE_PIXELS or 0):,}); save a "
+            "smaller one"
+        ) from error
     except Exception as error:  # Pillow has no one class for damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(

@@ -14,8 +14,8 @@ from mechdiff.core.errors import ConfigError, DataError, shorten
 from mechdiff.core.types import PyTree
 from mechdiff.data.arrays import SUFFIXES
 from mechdiff.data.collection import Collection, open_collection
-from mechdiff.data.folder import class_folders
 from mechdiff.data.images import enlarged
+from mechdiff.data.subfolders import class_folders
 from mechdiff.models import conditions
 from mechdiff.models.denoiser import Examinable
 

@@ -157,6 +157,11 @@ def as_table(folder: Path, mark: str, ending: str = ".csv") -> None:
             rows = [[f'"{field}"'.replace('"-1"', "0.0") for field in row] for row in rows]
         if mark == "\t" and first:  # as spreadsheets write what is true
             rows = [[{"1": "TRUE", "-1": "FALSE"}.get(field, field) for field in row] for row in rows]
+        if mark == ", ":  # names in their folder; splits and marks in words
+            words = {"0": "train", "1": "val", "2": "test"} if name == celeba.PARTITION else {}
+            words = {"1": "true", "-1": "false"} if first else words
+            rows = [[f"img_align_celeba/{image}", *(words.get(v, v) for v in row)] for image, *row in rows]
+            rows[0][0] = "image_id"
         (folder / name).unlink()
         (folder / name.lower().replace(".txt", ending)).write_text("\n".join(map(mark.join, rows)))
 

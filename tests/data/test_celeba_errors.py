@@ -181,6 +181,10 @@ WRONG = {
         edit(celeba.ATTRIBUTES, lambda text: text.replace("000005.jpg  1", "000005.jpg")),
         "list_attr_celeba.txt line 7 is not an image and 3 times 1 or -1",
     ),
+    "attributes of numbers for names": (
+        edit(celeba.ATTRIBUTES, lambda text: text.replace(".jpg", "")),
+        "list_attr_celeba.txt names no image files; each line begins with one, such as 000001.jpg",
+    ),
     "attributes of other values": (
         edit(celeba.ATTRIBUTES, lambda text: text.replace("000005.jpg  1", "000005.jpg  2")),
         "list_attr_celeba.txt line 7 is not",

@@ -161,6 +161,14 @@ def test_sub_folders_are_classes(tmp_path):
     load(tmp_path)  # without classes it is one image
 
 
+def test_names_of_classes_are_the_same_from_any_disk(tmp_path):
+    """A Mac's disk gives accents as marks of their own; `bullet_train` alone is no split."""
+    for number, name in enumerate(("\N{LATIN SMALL LETTER E WITH ACUTE}", "e\N{COMBINING ACUTE ACCENT}")):
+        write(tmp_path / f"{name}cru", range(10 * number, 10 * number + 10))
+    write(tmp_path / "bullet_train", range(20, 30))
+    assert load(tmp_path, classes="folder").names["folder"] == ("bullet_train", "\xe9cru")
+
+
 def test_a_link_to_a_class_does_not_take_its_place(tmp_path):
     place, outside = tmp_path / "images", write(tmp_path / "outside", range(40, 50))
     for name, first in {"cats": 0, "dogs": 20}.items():
@@ -194,6 +202,8 @@ def test_images_beside_folders_have_no_class(tmp_path):
         (("train", "dev"), "sub-folders train, but images in dev too"),
         (("test", "val"), "sub-folders test, val, but no train"),
         (("testA", "train_images"), "testa, train_images, which may be a split"),
+        (("cats_test", "cats_train"), "cats_test, cats_train, which may be a split"),
+        (("cats", "holdout"), "holdout, which may be a split"),
     ],
 )
 def test_folders_that_may_be_splits_are_asked_about(tops, why, tmp_path):
@@ -238,6 +248,10 @@ def test_an_empty_split_of_a_folder_says_what_helps(tmp_path):
     "spoil, why",
     [
         (lambda place: (place / "7.png").write_bytes(b"\x89PNG cut"), r"image 7\.png can't be decoded"),
+        (
+            lambda place: (place / "7.png").rename(place / os.fsdecode(b"\xff.png")),
+            r"the name of '\\udcff.png' is not UTF-8; rename it",
+        ),
         (lambda place: (place / "7.png").write_bytes(b""), r"image 7\.png can't be decoded"),
         (
             lambda place: Image.fromarray(draw(1)[:4]).save(place / "small.png"),

@@ -335,6 +335,14 @@ def test_damage_is_named(encoded):
         thumbnail(encoded, 8, "photo.png")
 
 
+def test_an_image_of_too_many_pixels_is_not_called_damaged(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(
+        DataError, match=r"photo\.png has more pixels than Pillow opens \(200\); save a smaller"
+    ):
+        thumbnail(png(FACE), 8, "photo.png")
+
+
 def png_of_sixteen_bits(image: np.ndarray) -> bytes:
     """Colors of 16 bits, which Pillow can't write."""
 

@@ -11,7 +11,9 @@ import yaml
 from reference.pretrained_networks import frozen, written
 from safetensors.numpy import save_file
 
+from mechdiff.core.config import DiffusionConfig
 from mechdiff.core.errors import MechdiffError
+from mechdiff.diffusion.schedules import make_schedule
 from mechdiff.models import pretrained
 from mechdiff.models import unet as unet_module
 from mechdiff.models.pretrained import Stated
@@ -225,3 +227,42 @@ def test_flags_by_hand_that_say_nothing_of_diffusion_are_asked_about(name, more,
     save_file(arrays["state"], tmp_path / adm_options.WEIGHTS)
     asks = "(--noise_schedule='linear' --noise_steps=1000 --prediction='epsilon' is usual)"
     assert (asks in pretrained.read(tmp_path, Stated(**stated)).asks) == asked
+
+
+LEVELS_OF_ANOTHER_PROGRAM = [  # of ADM's network: more in its config, what is stated beside 1,000 levels
+    ({}, {"noise_schedule": "scaled_linear", "beta_start": 8.5e-4, "beta_end": 0.012}, (8.5e-4, 0.012)),
+    ({}, {"noise_schedule": "linear", "beta_start": 1e-3, "beta_end": 0.1}, (1e-3, 0.1)),
+    ({}, {"noise_schedule": "linear"}, (1e-4, 0.02)),
+    ({}, {"noise_schedule": "scaled_linear"}, "is not guided-diffusion's own: state both --beta_start and"),
+    ({}, {"noise_schedule": "linear", "beta_end": 0.1}, "state both --beta_start and --beta_end"),
+    ({}, {"noise_schedule": "cosine", "beta_end": 0.1}, "betas follow from diffusion_steps; leave out"),
+    ({}, {"beta_start": 1e-3, "beta_end": 0.1}, "or state --noise_schedule=linear or scaled_linear too"),
+    (
+        {"noise_schedule": "linear"},
+        {"noise_schedule": "linear", "beta_start": 1e-3, "beta_end": 0.1},
+        "betas follow from diffusion_steps; leave out",
+    ),
+    ({"predict_xstart": True}, {"noise_schedule": "linear"}, "contradicts guided-diffusion option predict_x"),
+    ({"model_mean_type": "epsilon"}, {"noise_schedule": "linear"}, "contradicts .* model_mean_type=epsilon"),
+]
+
+
+@pytest.mark.parametrize(("more", "stated", "expected"), LEVELS_OF_ANOTHER_PROGRAM)
+def test_an_adm_network_that_another_program_trained_is_read_as_stated(more, stated, expected, tmp_path):
+    """With the table of noise levels that such a program saves beside it, and v as its output."""
+    arrays = frozen("upsample_heads")
+    text = arrays["config"]
+    config = json.loads(text) if text.startswith("{") else dict(configs.flags_of(text))
+    state, diffusion = arrays["state"], None
+    if isinstance(expected, tuple):
+        levels = dict(zip(("beta_start", "beta_end"), expected, strict=True))
+        diffusion = DiffusionConfig(schedule=stated["noise_schedule"], steps=1000, **levels)
+        state = state | {"betas": np.asarray(make_schedule(diffusion).betas)}
+    folder = written(tmp_path, json.dumps(config | more), state)
+    told = Stated(noise_steps=1000, prediction="v_prediction", **stated)
+    if diffusion is None:
+        with pytest.raises(MechdiffError, match=expected):
+            pretrained.read(folder, told)
+        return
+    model = pretrained.read(folder, told)
+    assert (model.diffusion, model.unet.prediction, model.asks) == (diffusion, "v_prediction", "")

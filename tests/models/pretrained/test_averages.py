@@ -46,6 +46,10 @@ SEVERAL = [  # prefixes of two networks in one file, what is stated, and by whic
         None,
         "under 'student.' and 'teacher.'; keep one of them in a file of its own",
     ),
+    (("ShadowNet.", "ShadowNet_ema."), "raw", 1),
+    (("net.", "shadow."), "ema", 2),
+    (("AvgPoolNet.", "net."), None, "say which: --weights=raw, or keep one of them in a file of its own"),
+    (("", "_orig_mod."), None, "'_orig_mod.conv_in.bias' and 'conv_in.bias', one tensor of two networks"),
     (("ema_0.999.", "ema_0.9999."), "ema", "'ema_0.999.' and 'ema_0.9999.'; keep one of them in a file of"),
     (
         ("teacher.", "student_ema."),

@@ -41,6 +41,7 @@ from mechdiff.models.pretrained.shell import command_lines
             "unknown option",
         ),
         ("flags.txt", "python train.py", "no flags; paste the command line"),
+        ("args.txt", "image_size: 64", "or call a file of lines name: value config.yaml"),
         ("flags.txt", "--num_channels 3 --lr", "--lr has no value"),
         ("flags.txt", "--num_channels '3", "not a command line"),
         ("flags.txt", "train --num_heads 2\ntrain --num_heads 4", "sets --num_heads twice, to '2' and '4'"),

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from reference.networks import SMALL, random_params
@@ -135,6 +136,15 @@ def test_one_network_is_read_whatever_wraps_it(folder, prefix):
     model = pretrained.read(folder)
     np.testing.assert_array_equal(model.params["conv_in"]["conv"]["bias"], plain)
     assert any("read the tensors under" in note for note in model.notes)
+
+
+@pytest.mark.parametrize("inner", ["module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."])
+def test_what_wraps_a_part_of_a_network_changes_no_tensor(folder, inner):
+    plain = pretrained.read(folder).params
+    tensors(lambda state: {k.replace("resnets.0.", f"resnets.0.{inner}"): v for k, v in state.items()})(
+        folder
+    )
+    jax.tree.map(np.testing.assert_array_equal, pretrained.read(folder).params, plain)
 
 
 @pytest.mark.parametrize("name", ["training_options.json", "CONFIG.JSON", "args.txt"])

@@ -115,6 +115,14 @@ def test_small_numbers_are_widened_exactly_and_their_type_is_kept(copied, dtype)
     assert same(jax.device_get(exported.load_model(folder)[0]), params)
 
 
+def test_float64_is_rounded_to_float32(copied):
+    plain = pretrained.read(copied)
+    wide = {name: value.astype(np.float64) for name, value in load_file(copied / WEIGHTS).items()}
+    save_file(wide, copied / WEIGHTS)
+    result = pretrained.read(copied)
+    assert result.dtype == "float32" and same(result.params, plain.params)
+
+
 def test_attention_may_have_the_names_of_old_versions(copied, written):
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
@@ -235,7 +243,7 @@ BAD = [
     (only_pickle, "diffusion_pytorch_model.bin is a pickle, which can run code and is never opened here"),
     (pickled, f"{WEIGHTS} is a pickle"),
     (truncate, f"{WEIGHTS} is damaged"),
-    (integers, "'conv_in.bias' has numbers of type I64; supported: F32, F16, BF16"),
+    (integers, "'conv_in.bias' has numbers of type I64; supported: F64, F32, F16, BF16"),
     (both_names, "attentions.0.to_q.weight twice, differently, by its old name too; delete one"),
     (escaping("../other.safetensors"), "in '../other.safetensors'; only .safetensors files beside it are"),
     (escaping("/etc/other.safetensors"), "in '/etc/other.safetensors'; only .safetensors files beside it"),

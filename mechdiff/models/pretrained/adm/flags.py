@@ -37,7 +37,7 @@ RULES: dict[str, Callable[[Evidence], Derived]] = {
     "class_fields": rules.classes,
     "num_heads": rules.heads,
     "widths, blocks, attends": levels,
-    "predict_xstart": rules.predicts_image,
+    "predict_xstart, prediction": rules.prediction,
     "rescale_timesteps": rules.rescaled,
 }
 
@@ -48,7 +48,8 @@ class Flags:
 
     Attributes:
       values: of every flag of `TABLE`; `widths`, `blocks` and `attends` per level; `channels`
-        (`conditioning.Channels`) and `class_fields` of `UNetConfig`.
+        (`conditioning.Channels`), `class_fields` and `prediction` of `UNetConfig`; `betas`, the first and
+        the last, where another program's were stated.
       notes: what was inferred from the tensors, assumed, or ignored.
       assumed: `flag=value` of each default that nothing confirms.
     """
@@ -109,14 +110,33 @@ def _with_statements(options: Options, stated: Stated) -> Options:
             raise ConfigError(
                 f"stated {name}={shorten(value)} contradicts {WHAT} option {name}={options[name]}"
             )
-    options = _with_values(options, statements)
-    if stated.prediction == "v_prediction" or options["noise_schedule"] not in ("linear", "cosine"):
-        raise ConfigError(f"{WHAT} networks predict epsilon or sample on linear or cosine noise levels")
-    if stated.beta_start is not None or stated.beta_end is not None:
+    return _with_values(options, statements | {"betas": _betas(options, stated)})
+
+
+def _betas(options: Options, stated: Stated) -> tuple[float, float] | None:
+    """The first and last beta that were stated, of another program's schedule; None: they follow from the
+    steps.
+
+    Raises:
+      ConfigError: betas beside a schedule of the flags, or of cosine; one of two; none of a schedule that is
+        not of this program.
+    """
+    schedule, first, last = stated.noise_schedule, stated.beta_start, stated.beta_end
+    theirs = schedule in ("linear", "scaled_linear") and "noise_schedule" not in options.stated
+    if not theirs and (first, last) != (None, None):
         raise ConfigError(
-            f"{WHAT}'s betas follow from diffusion_steps; leave out --beta_start and --beta_end"
+            f"{WHAT}'s betas follow from diffusion_steps; leave out --beta_start and --beta_end, or state "
+            "--noise_schedule=linear or scaled_linear too, which no file says then, if another program's "
+            "trained it"
         )
-    return options
+    if first is None and last is None and schedule != "scaled_linear":
+        return None
+    if first is None or last is None:
+        raise ConfigError(
+            f"--noise_schedule={schedule} with these betas is not {WHAT}'s own: state both --beta_start and "
+            "--beta_end"
+        )
+    return first, last
 
 
 def _statements(stated: Stated) -> dict[str, Any]:

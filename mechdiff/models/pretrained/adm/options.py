@@ -20,7 +20,7 @@ STEM = "model"
 WEIGHTS = f"{STEM}.safetensors"
 WHAT = "guided-diffusion"
 STATED = ("weights", "dialect", "noise_schedule", "noise_steps", "prediction", "rescale_timesteps")
-STATED += ("condition", "null_class", "beta_start", "beta_end")  # the last two are refused with the reason
+STATED += ("condition", "null_class", "beta_start", "beta_end")  # the last two of other programs' schedules
 DIALECTS = {"guided-diffusion": False, "improved-diffusion": True}  # defaults of rescale_timesteps
 WHOLE = integer(text=True)
 HEADS = integer(text=True, also=(-1,))
@@ -84,7 +84,8 @@ def check_deciding(names: Iterable[Any]) -> None:
         if not recognized and isinstance(name, str) and re.search(DECIDING, name):
             raise ConfigError(
                 f"{WHAT} option {shorten(name)} is unknown and may decide noise levels or predictions; write "
-                "what it stands for (noise_schedule, diffusion_steps, predict_xstart, ...), or take it out"
+                "what it stands for (noise_schedule, diffusion_steps, predict_xstart, ...), or state it "
+                "(--prediction=v_prediction, ...), and take it out"
             )
 
 

@@ -60,16 +60,16 @@ def read(source: ForeignFolder, stated: Stated) -> Imported:
 
 def noise_levels(get: Flags) -> DiffusionConfig:
     """The noise levels of these flags; ConfigError where betas of a linear schedule reach 1."""
-    steps = get["diffusion_steps"]
-    if get["noise_schedule"] != "linear":
-        return DiffusionConfig(schedule=get["noise_schedule"], steps=steps)
-    start, end = 1000 / steps * 1e-4, 1000 / steps * 0.02
-    if end >= 1:
+    steps, schedule = get["diffusion_steps"], get["noise_schedule"]
+    if schedule == "cosine":
+        return DiffusionConfig(schedule=schedule, steps=steps)
+    start, end = get["betas"] or (1000 / steps * 1e-4, 1000 / steps * 0.02)
+    if end >= 1 and not get["betas"]:
         raise ConfigError(
             f"{WHAT} option diffusion_steps={steps} makes linear betas up to {end:.3g}, where they must be "
             "less than 1; 21 steps are the fewest"
         )
-    return DiffusionConfig(schedule="linear", steps=steps, beta_start=start, beta_end=end)
+    return DiffusionConfig(schedule=schedule, steps=steps, beta_start=start, beta_end=end)
 
 
 def _open(source: ForeignFolder, get: Flags, stated: Stated) -> tuple[str, ...]:
@@ -113,7 +113,7 @@ def unet_config(get: Flags) -> UNetConfig:
         frequency_shift=0.0,
         resample_conv=get["conv_resample"],
         resample_blocks=get["resblock_updown"],
-        prediction="sample" if get["predict_xstart"] else "epsilon",
+        prediction=get["prediction"],
         timestep_scale=1000 / get["diffusion_steps"] if get["rescale_timesteps"] else 1.0,
         **get["class_fields"],
     )

@@ -124,18 +124,23 @@ def heads(evidence: Evidence) -> Derived:
     return Derived({"num_heads": 1 if at_default else evidence.options["num_heads"]})
 
 
-def predicts_image(evidence: Evidence) -> Derived:
-    """Whether the network's output is the image: by `predict_xstart`, or by forks' `model_mean_type`."""
-    options = evidence.options
+def prediction(evidence: Evidence) -> Derived:
+    """What the network's output is: by `predict_xstart`, by forks' `model_mean_type`, or as stated."""
+    options, stated = evidence.options, evidence.stated.prediction
     by_flag, kind = options["predict_xstart"], options["model_mean_type"]
-    if "model_mean_type" not in options.stated:
-        return Derived({"predict_xstart": by_flag})
-    flagged = "predict_xstart" in options.stated or evidence.stated.prediction
-    if flagged and by_flag != (kind == "start_x"):
-        raise ConfigError(
-            f"{WHAT} option model_mean_type={kind} contradicts predict_xstart={by_flag}; write what is right"
-        )
-    return Derived({"predict_xstart": kind == "start_x"})
+    if "model_mean_type" in options.stated:
+        if ("predict_xstart" in options.stated or stated) and by_flag != (kind == "start_x"):
+            raise ConfigError(
+                f"{WHAT} option model_mean_type={kind} contradicts predict_xstart={by_flag}; write what is "
+                "right"
+            )
+        if stated == "v_prediction":
+            raise ConfigError(
+                f"--prediction={stated} contradicts {WHAT} option model_mean_type={kind}; take one out"
+            )
+        by_flag = kind == "start_x"
+    output = "sample" if by_flag else "epsilon"  # no flag says v, which some forks train
+    return Derived({"predict_xstart": by_flag, "prediction": stated if stated == "v_prediction" else output})
 
 
 def rescaled(evidence: Evidence) -> Derived:

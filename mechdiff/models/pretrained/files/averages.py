@@ -8,7 +8,9 @@ from pathlib import Path
 from mechdiff.core.errors import CheckpointError
 
 OTHER = {"raw": "ema", "ema": "raw"}
-AVERAGE = "ema|shadow|averaged?|avg|swa|polyak"
+POOL = "(?!_?pool)"  # average pooling, a layer
+SHADOW = "shadow(?=$|[.]|_?(ema|params?|weights?|model))"  # else what networks remove from images
+AVERAGE = f"ema|{SHADOW}|averaged?{POOL}|avg{POOL}|swa|polyak"
 DENIED = f"(non?|not|without|w_?o|pre)[^a-z]?({AVERAGE})"
 RAW = re.compile(rf"(^|[^a-z])({DENIED}|raw|online)([^a-z]|$)")
 WORD_BEGINS = re.compile("(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # in `netEMA`, `EMAModel`

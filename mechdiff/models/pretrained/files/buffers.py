@@ -58,7 +58,7 @@ def check_buffers(tables: Mapping[str, np.ndarray], diffusion: DiffusionConfig, 
             raise CheckpointError(
                 f"{path}: {name} are {there}, but those of its config (or assumed) {said}; correct the "
                 "noise levels of the config, or state them (--noise_schedule, --noise_steps and --prediction "
-                "together), or leave the table out of the file if it is wrong"
+                "together; --beta_start, --beta_end), or leave the table out of the file if it is wrong"
             )
     if not tables:
         return []

@@ -4,13 +4,17 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from mechdiff.core.errors import CheckpointError, ConfigError, shorten
 from mechdiff.models.pretrained.files.averages import OTHER, check_stated, kind_of, named, spaced, unaveraged
 from mechdiff.models.pretrained.files.in_parts import check_whole
 from mechdiff.models.pretrained.files.nameless_averages import with_names
 from mechdiff.models.pretrained.files.tensors import PICKLES, State, index_of
 
-COMPILED = "_orig_mod."  # of torch.compile, at any depth
+INNER = re.compile(  # of torch.compile, FSDP, activation checkpointing at any depth, DataParallel inside
+    r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.|(?<=\.)module\."
+)
 WRAPPERS = (
     "module",
     "model",
@@ -41,8 +45,8 @@ def unwrapped(state: State, anchor: str, weights: str | None, path: Path) -> tup
         parts, see `in_parts`.
     """
     check_whole(state, path)
-    plain = {name.replace(COMPILED, ""): value for name, value in state.items()}
-    plain, unnamed = with_names(plain, weights, path)
+    named_state, unnamed = with_names(state, weights, path)
+    plain = _without_inner(named_state, path)
     prefixes = _prefixes(plain, anchor)
     if not any(map(_averaged, prefixes)):
         check_stated(weights, path)
@@ -61,6 +65,20 @@ def unwrapped(state: State, anchor: str, weights: str | None, path: Path) -> tup
     notes += [f"others under {other!r} are not read" for other in others]
     notes += unnamed
     return kept, ("; ".join(notes),) if notes else ()
+
+
+def _without_inner(state: State, path: Path) -> dict[str, np.ndarray]:
+    """The tensors without the names of wrappers inside theirs, under which no network lies twice."""
+    plain, owners = {}, {}
+    for name, value in state.items():
+        own = INNER.sub("", name)
+        if own in plain and not np.array_equal(plain[own], value):
+            raise CheckpointError(
+                f"{path} holds {shorten(owners[own])} and {shorten(name)}, one tensor of two networks; keep "
+                "one of them in a file of its own"
+            )
+        plain[own], owners[own] = value, name
+    return plain
 
 
 def _prefixes(state: State, anchor: str) -> list[str]:

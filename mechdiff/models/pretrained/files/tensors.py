@@ -21,7 +21,8 @@ from mechdiff.storage import files
 from mechdiff.storage.mismatch import named_leaves
 
 State = Mapping[str, np.ndarray]
-DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # widest first
+# Widest first; float64 is rounded to what is computed in.
+DTYPES = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 SHOWN = 3  # names in one error
 TABLES = "/embedding"  # how the names of parameters end that are tables, not matrices

@@ -107,7 +107,10 @@ def _merged(pairs: Iterable[tuple[str, str]], where: str) -> dict[str, str]:
             )
         flags[name] = value
     if not flags:
-        raise ConfigError(f"{where}: no flags; paste the command line, --name value ...")
+        raise ConfigError(
+            f"{where}: no flags; paste the command line, --name value ..., or call a file of lines name: "
+            "value config.yaml"
+        )
     return flags
 
 
