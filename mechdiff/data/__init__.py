@@ -45,6 +45,7 @@ READERS = (
     "folder",
     "images",
     "scrambled",
+    "subfolders",
     "gaussian",
 )  # modules here that the synthetic images don't depend on
 READERS_OF = {
