@@ -4,7 +4,7 @@
 `--images=FOLDER` (or `.npy`, `.npz`) gives the images to examine it on, `--celeba=PATH` those of CelebA that
 were held out; without either, a model that was not trained on synthetic faces is examined on its own samples,
 and the result says so. `--model=RUN@STEP` is the model as it was after STEP steps (`train.keep`). Start it
-again to go on after an interruption. Results: WORKDIR/subjects/NAME.
+again to go on after an interruption. Results: WORKDIR/subjects/NAME, with the manifest of their command.
 `--set=sweep.ablations=zero,mean,resample,noise,optimal` chooses what components are replaced with (see
 `mechdiff/sweeps/replacements.py` and `optimal_ablation.py`); the last takes many times as long as the others.
 At the end it prints the ten components of the largest relative loss increase, with --json as JSON.
@@ -42,7 +42,10 @@ def main(config, workdir):
     choose = _opening.chooser(config, workdir, CELEBA.value, IMAGES.value)
     target = workdir / "subjects" / name
     swept = examine.examine(name, MODEL.value, choose, config.sweep, config.seed, target).sweep
-    manifest.write(workdir, made_with)  # not before: what is refused would leave it beside others' results
+    # Not before: what is refused would leave it beside others' results. Of several models that are swept into
+    # one folder each keeps its own.
+    for folder in (workdir, target):
+        manifest.write(folder, made_with)
     top = {ablation: tables.top_components(swept, ablation) for ablation in config.sweep.ablations}
     units = units_of(swept)
     few = few_images(units.count, units.effective)

@@ -22,6 +22,11 @@ IMPORTED_FUNCTION = "function"  # key in the config of an imported function (`pr
 IMPORTED = "imported"  # key in the record of an imported network: `Imported.facts`
 FOREIGN = ("model_index.json", *configs.NAMES)  # files by which others describe their networks
 RESULTS = ("subjects", "cells")  # folders of results by model, which the report reads
+WRITTEN = (
+    "manifest.json",
+    "screen.json",
+    "circuits",
+)  # by commands that examine models, beside those folders
 SNAPSHOTS = "snapshots"  # folder of a training run with the steps that `train.keep` names
 
 
@@ -97,6 +102,10 @@ def refuse_results(folder: Path) -> None:
         raise CheckpointError(
             f"{folder} holds results of models, and is none; mechdiff report --workdir={home} shows them; to "
             f"go on, name the model that they are of, and give --workdir={home}"
+        )
+    if any((folder / name).exists() for name in WRITTEN):
+        raise CheckpointError(
+            f"{folder} holds results of a model, and is none; name the model that they are of"
         )
 
 

@@ -1,50 +1,16 @@
-"""Damage of components from a sweep: definitions by hand, rankings, agreement, and what is refused."""
+"""Damage of components from a sweep: definitions by hand, rankings, and what is refused."""
 
 import numpy as np
 import pytest
-import scipy.stats
-import xarray as xr
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from reference.fabricated import random_sweep, sweep
 
 from mechdiff import stats
-from mechdiff.analysis import agreement, changes, effects, paired, precision, saved_effects, variation
+from mechdiff.analysis import changes, effects, paired, precision, saved_effects, variation
 from mechdiff.core.errors import CheckpointError, ConfigError
-from mechdiff.stats import Units
-from mechdiff.validation import old_rules
 
 CLEAN = np.array([[1.0, 3.0], [0.1, 0.3]])  # t, image
 LOSS = np.array([[[2.0, 4.0], [0.1, 0.1]], [[1.0, 3.0], [0.1, 0.3]]])  # component, t, image
 EVEN = np.full((1, 2), 0.5)
-
-
-def sweep(loss, clean, ablations=("zero",), names=None, change=None) -> xr.Dataset:
-    """A finished sweep; `loss` has dims kind, component, t, image."""
-    loss = np.asarray(loss, np.float32)
-    names = names or [f"mid.block{i}.res" for i in range(loss.shape[1])]
-    change = np.abs(loss - clean) if change is None else change
-    dims = ("ablation", "component", "t", "image")
-    clean = np.asarray(clean, np.float32)
-    return xr.Dataset(
-        {"loss": (dims, loss), "change": (dims, change), "clean_loss": (dims[2:], clean)},
-        coords={
-            "ablation": list(ablations),
-            "component": names,
-            "t": np.arange(loss.shape[2]),
-            "log_snr": ("t", -np.arange(loss.shape[2], dtype=float)),
-            "component_type": ("component", [name.rsplit(".", 1)[1] for name in names]),
-            "resolution": ("component", [8] * len(names)),
-            "depth": ("component", list(range(len(names)))),
-        },
-        attrs={"denoiser": "fabricated"},
-    )
-
-
-def random_sweep(seed: int, components: int = 6, images: int = 9, **options) -> xr.Dataset:
-    rng = np.random.default_rng(seed)
-    clean = rng.uniform(0.5, 1, (3, images))
-    worse = rng.uniform(0, 1, (1, components, 1, 1)) * rng.uniform(0.8, 1.2, (1, components, 3, images))
-    return sweep(clean + worse, clean, **options)
 
 
 def test_level_damage_is_the_relative_rise_of_the_mean_loss():
@@ -73,15 +39,6 @@ def test_effective_number_counts_equal_shares_and_ignores_signs():
     result = stats.effective_number(damage)
     np.testing.assert_allclose(result[:2], [4, 1])
     assert np.isnan(result[2])
-
-
-@given(st.integers(0, 10**6))
-@settings(max_examples=20)
-def test_rank_correlation_is_scipys_with_ties(seed):
-    rng = np.random.default_rng(seed)
-    first, second = rng.integers(0, 4, (2, 12, 3)).astype(float)
-    expected = [scipy.stats.spearmanr(first[:, i], second[:, i]).statistic for i in range(3)]
-    np.testing.assert_allclose(agreement.rank_correlation(first, second), expected, atol=1e-12)
 
 
 def test_measure_agrees_with_a_float64_loop():
@@ -146,93 +103,6 @@ def test_a_component_that_changed_nothing_is_idle_and_certain_of_nothing():
     assert (result.p == 1).all() and (result.pooled.estimate == 0).all()
 
 
-def test_kinds_agree_fully_when_one_is_the_other_and_idle_components_are_left_out():
-    data = random_sweep(2)
-    both = xr.concat(
-        [data, data.assign_coords(ablation=["mean"])], "ablation", data_vars="minimal", coords="minimal"
-    )
-    assert agreement.of_ablations(both, "zero", "mean", repeats=50).estimate == pytest.approx(1)
-    two = {"ablation": "mean", "component": both["component"][:2]}
-    both["change"].loc[two] = 0
-    both["loss"].loc[two] = 1e3  # would spoil the ranks if counted
-    assert agreement.of_ablations(both, "zero", "mean", repeats=50).estimate == pytest.approx(1)
-
-
-def test_subjects_agree_over_the_components_they_share():
-    first, second = random_sweep(3, images=9), random_sweep(3, images=9).isel(image=slice(0, 5))
-    second = second.isel(component=[4, 2, 0, 1])
-    result = agreement.of_denoisers(first, second, "zero", repeats=50)
-    names = [str(name) for name in second["component"].values]
-    sides = [effects.measure(data, "zero", repeats=20) for data in (first, second)]
-    values = [[side.pooled.estimate[side.components.index(name)] for name in names] for side in sides]
-    assert result.estimate == pytest.approx(scipy.stats.spearmanr(*values).statistic)
-    assert result.n == 5 and result.low <= result.high
-
-
-def test_an_interval_of_rank_agreement_covers_what_noise_hides_and_contains_its_estimate():
-    """Two networks whose effects rank alike, each seen through noise: resamples all lie below the truth."""
-    rng = np.random.default_rng(0)
-    effect = 0.05 * np.exp(0.7 * rng.normal(size=(20, 1, 1)))
-    covered, before = [], []
-    for _ in range(40):
-        clean = np.exp(0.3 * rng.normal(size=(2, 2, 8)))
-        sides = [(c, c + effect * (1 + 0.5 * rng.normal(size=(20, 1, 8)))) for c in clean]
-        units = [Units(np.arange(8), 8, False)] * 2
-        interval = agreement.ranked(sides, units, repeats=200)
-        assert -1 <= interval.low <= interval.estimate <= interval.high <= 1
-        covered.append(interval.high > 0.999)  # the truth is 1
-        before.append(old_rules.resampled_ranks(sides, units, 200)[1] > 0.999)
-    assert np.mean(covered) > 0.9 and np.mean(before) < 0.1
-
-
-@pytest.mark.parametrize("link, shared", [(0.9, False), (0.0, True)])
-def test_rank_agreement_allows_for_noise_larger_than_effects(link, shared):
-    """That of 8 images hides a correlation, or makes one where both sides have the same images."""
-    rng = np.random.default_rng(0)
-    covered, units = [], [Units(np.arange(8), 8, False)]
-    for _ in range(20):
-        first, second = rng.normal(size=(2, 40))
-        effect = 0.05 * np.exp(0.7 * np.stack([first, link * first + np.sqrt(1 - link**2) * second]))
-        noise = rng.normal(size=(2, 40, 1, 8))
-        noise[1] = noise[0] if shared else noise[1]
-        clean = np.exp(0.3 * rng.normal(size=(1, 8)))
-        sides = [(clean, clean + effect[i][:, None, None] + 0.4 * noise[i]) for i in (0, 1)]
-        interval = agreement.ranked(sides, units if shared else units * 2, repeats=100)
-        truth = scipy.stats.spearmanr(*effect).statistic
-        assert -1 <= interval.low <= interval.estimate <= interval.high <= 1
-        covered.append(interval.low <= truth <= interval.high)
-    assert np.mean(covered) > 0.8
-
-
-def test_rank_agreement_of_people_counts_people_and_leaves_out_each():
-    data = random_sweep(2, images=12)
-    with_people = data.assign_coords(person=("image", np.repeat(np.arange(4), 3)))
-    of_people = agreement.of_denoisers(with_people, data, "zero", repeats=50)
-    assert of_people.n == 4 and agreement.of_denoisers(data, data, "zero", repeats=50).n == 12
-    unrelated = random_sweep(11, images=12)
-    assert agreement.of_denoisers(data, unrelated, "zero", repeats=50).low < 0
-
-
-def test_resamples_that_rank_nothing_leave_an_interval():
-    """Of three components two are equal in resamples without one of four images."""
-    units = stats.Units(np.arange(4), 4, False)
-    of_images = np.array([[0.0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]]), np.arange(12.0).reshape(3, 4)
-    interval = agreement.rank_interval(
-        lambda weights: [side @ weights[0].T for side in of_images],
-        [units],
-        agreement.rank_correlation,
-        repeats=100,
-    )
-    assert interval.estimate == pytest.approx(-0.866, abs=1e-3)
-    assert -1 <= interval.low <= interval.estimate <= interval.high <= 1
-
-
-def test_too_few_components_in_common_are_refused():
-    other = random_sweep(5, components=2, names=["a.res", "mid.block0.res"])
-    with pytest.raises(ConfigError, match="1 components in common"):
-        agreement.of_denoisers(random_sweep(4), other, "zero")
-
-
 def test_an_unfinished_sweep_is_refused_in_one_line():
     data = random_sweep(6)
     data["loss"][0, 0, 0, 0] = np.nan
@@ -291,46 +161,6 @@ def test_some_images_of_a_crossed_sweep_are_crossed_and_older_results_say_so_by_
     data = sweep([[np.array([[1.5] * 4, [0.9] * 4])]], np.ones((2, 4))).assign_attrs(images_total=8)
     hurt = [effects.measure(data.assign_attrs(nested=own), "zero", repeats=20).hurt for own in (False, True)]
     assert [float(share.estimate[0]) for share in hurt] == [1, 0.5]
-
-
-@pytest.mark.parametrize("own, flipped", [(False, 4), (True, 12)])
-def test_the_least_p_counts_the_units_that_are_flipped(own, flipped):
-    before, after = (
-        random_sweep(seed, components=2, images=4).assign_attrs(nested=own, images_total=12 if own else 4)
-        for seed in (0, 0)
-    )
-    raised = after.assign(loss=after["loss"] + np.float32([0.5, 0.7])[None, :, None, None])
-    between = paired.paired_difference(before, raised, "zero", repeats=50)
-    assert between.flipped == flipped and between.least_p == 2 * 2 / 2**flipped
-    assert between.p.min() >= between.least_p and (own or between.p.min() == between.least_p)
-
-
-@pytest.mark.parametrize(
-    "change, spread, grows, least, most",
-    [(0.0, 0.5, 0, 0.0, 0.12), (0.05, 0.5, 0, 0.8, 1.0), (0.0, 1.3, 1, 0.0, 0.08)],
-)
-def test_p_of_a_comparison_errs_as_rarely_as_it_says_where_clean_losses_differ(
-    change, spread, grows, least, most
-):
-    """Ablation costs 30 % in both, or 5 points more; clean losses of an image correlate by .95, costs not, or
-    they grow with a skewed clean loss."""
-    rng = np.random.default_rng(0)
-    shared, own = rng.normal(size=(500, 1, 1, 2, 16)), rng.normal(size=(500, 2, 1, 2, 16))
-    clean = np.exp(spread * (np.sqrt(0.95) * shared + np.sqrt(0.05) * own))
-    cost = np.array([0.3, 0.3 + change])[:, None, None, None] * (1 + 0.05 * rng.normal(size=own.shape))
-    mean = clean.mean(axis=(-2, -1), keepdims=True)
-    cost *= (clean / mean * np.exp(0.5 * rng.normal(size=own.shape))) ** grows
-    loss = clean + cost * mean
-    sides = [(clean[:, i], loss[:, i]) for i in (0, 1)]
-    pooled, cells = (paired.contributions_to_change(*sides, pooled=each)[:, 0] for each in (True, False))
-    pooled = pooled.mean(axis=-2)
-    errs = [(stats.permutation_test(values, 199) <= 0.05).mean() for values in (pooled, cells)]
-    assert all(least <= rate <= most for rate in errs), errs
-    np.testing.assert_allclose(pooled.mean(axis=-1), cells.mean(axis=(1, 2)))
-    before, after = (sweep([[loss[0, i, 0]]], clean[0, i, 0]) for i in (0, 1))
-    p = paired.paired_difference(before, after, "zero", repeats=20).p, stats.permutation_test(pooled[:1])
-    np.testing.assert_allclose(*p)
-    np.testing.assert_allclose(changes.cell_differences(before, after, "zero")[1], stats.max_t(cells[:1]))
 
 
 def test_excess_relative_increase_is_relative_to_what_could_still_be_gained():

@@ -58,13 +58,14 @@ def test_a_folder_of_another_program_is_refused_with_the_way_in(tmp_path):
         ),
         ("subjects/net/subject.json", "subjects", "mechdiff report --workdir={folder} shows them"),
         ("cells/net.zip", "", "holds results of models, and is none"),
+        ("screen.json", "", "holds results of a model, and is none; name the model that they are of"),
         ("checkpoints/3/x", "", "is not finished; start the command again that began it"),
     ],
 )
 def test_a_folder_of_results_or_of_half_a_training_is_refused_with_what_to_do(
     inside, model, way_out, read, tmp_path
 ):
-    (tmp_path / inside).parent.mkdir(parents=True)
+    (tmp_path / inside).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / inside).touch()
     with pytest.raises(CheckpointError, match=re.escape(way_out.format(folder=tmp_path))):
         read(tmp_path / model)

@@ -320,6 +320,8 @@ ROWS = [
     Row(S, "options of EDM", {"img_resolution": 32, "num_channels": DROP}),
     Row(S, "a latent diffusion model", {"first_stage_config": {}, "num_channels": DROP}),
     Row(S, "options of k-diffusion", {"model": {"type": "image_v1", "sigma_sample_density": {}}}),
+    Row(S, "options of MONAI", {"num_channels": [32, 64], "attention_levels": [False, True]}),
+    Row(S, "options of score_sde", {"model": {"name": "ncsnpp", "scale_by_sigma": True}}),
     Row(S, "an empty config", place=file("config.json", "{}")),
     Row(S, "a config that is a list", place=file("config.json", "[1]")),
     Row(S, "a config that is not JSON", place=file("config.json", "{'a': 1}")),

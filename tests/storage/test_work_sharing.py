@@ -91,6 +91,13 @@ def test_eight_devices_give_the_numbers_of_two(folders, alone):
     same(table(folders[1]), alone)
 
 
+def test_a_sweep_keeps_its_manifest_where_another_command_writes_into_its_folder(folders):
+    (own,) = folders[0].glob("subjects/*/manifest.json")
+    made, last = (files.read_json(path) for path in (own, folders[0] / "manifest.json"))
+    assert made["models"] == last["models"] == [own.parent.name]
+    assert made["config"] != last["config"]  # that of the walks
+
+
 def interrupted(monkeypatch, *flags):
     """A sweep that is stopped once its first piece is there."""
     whole = work_sharing.run_missing

@@ -9,6 +9,8 @@ WAY_OUT = "write it as a JAX function and wrap that (mechdiff.models.traced)"
 NETWORKS = (  # options that only their config has, and what they are
     (("first_stage_config", "cond_stage_config", "unet_config"), "a latent diffusion model"),
     (("sigma_sample_density", "augment_wrapper", "self_attn_depths"), "a network of k-diffusion"),
+    (("attention_levels", "spatial_dims"), "a network of MONAI"),
+    (("scale_by_sigma", "skip_rescale", "progressive_input"), "a network of score_sde"),
 )
 
 
