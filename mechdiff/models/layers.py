@@ -43,7 +43,10 @@ def time_features(
     Feature i of a half has the frequency 10000^(-i / (half - shift)); odd widths are padded with a zero.
     """
     half = width // 2
-    frequencies = np.exp(-np.log(10000.0) * np.arange(half) / (half - shift)).astype(np.float32)
+    # Rounded where PyTorch's programs round: a unit in the last place of an exponent turns angles of late
+    # timesteps by 2e-5, with which their networks were trained.
+    exponents = np.float32(-np.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half - shift)
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
     angles = (t.astype(jnp.float32) * scale)[:, None] * frequencies
     waves = [jnp.sin(angles), jnp.cos(angles)]
     features = jnp.concatenate(waves[::-1] if flip_sin_to_cos else waves, axis=-1)

@@ -137,6 +137,14 @@ def test_silu_is_x_times_sigmoid():
     np.testing.assert_allclose(jax.jit(layers.silu)(np.float32(x)), exact, atol=1e-5)
 
 
+def test_frequencies_are_rounded_as_pytorch_rounds_them():
+    """Of diffusers' `get_timestep_embedding(957, 128, downscale_freq_shift=1)`, where exact ones differ most."""
+    indices = [5, 8, 14, 15, 18, 19]
+    expected = [0.88134789, 0.96395606, -0.88158274, -0.02404018, -0.23879948, 0.182964]
+    features = layers.time_features(jnp.array([957]), 128, False, 1.0)[0]
+    np.testing.assert_allclose(features[jnp.array(indices)], expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("flip", [False, True])
 def test_time_features_are_sines_and_cosines_of_geometric_frequencies(flip):
     t = np.array([0, 1, 17, 999])
