@@ -138,7 +138,7 @@ def test_silu_is_x_times_sigmoid():
 
 
 def test_frequencies_are_rounded_as_pytorch_rounds_them():
-    """Of diffusers' `get_timestep_embedding(957, 128, downscale_freq_shift=1)`, where exact ones differ most."""
+    """Of diffusers' `get_timestep_embedding(957, 128, downscale_freq_shift=1)`, where exact ones differ."""
     indices = [5, 8, 14, 15, 18, 19]
     expected = [0.88134789, 0.96395606, -0.88158274, -0.02404018, -0.23879948, 0.182964]
     features = layers.time_features(jnp.array([957]), 128, False, 1.0)[0]
