@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 
@@ -64,6 +65,13 @@ def test_the_denoised_image_and_its_gradient_are_those_of_torch(name, tmp_path):
     assert denoiser.network.init == edm_init.initializer(kind, denoiser.params)  # of untrained controls
     sigmas = np.exp(-np.asarray(denoiser.schedule.log_snr, np.float64) / 2)
     np.testing.assert_allclose(sigmas[[0, -1]], [0.002, 80], rtol=1e-4)
+
+
+def test_bounds_that_bound_no_noise_level_leave_them_open(tmp_path):
+    """As EDMPrecond's arguments say by default."""
+    bounds = {"sigma_min": 0, "sigma_max": math.inf}
+    written(tmp_path, "edm_adm", {"sigma_data": 0.5, "precond": "edm"} | bounds)
+    assert {"sigma_min=0.002", "sigma_max=80.0"} <= set(pretrained.read(tmp_path).assumed)
 
 
 @pytest.mark.parametrize("name", ["edm_adm", "edm_ddpmpp"])

@@ -6,6 +6,7 @@ networks were trained with: the tensors don't tell), or training_options.json of
 both. All else is inferred from names and shapes; a config that contradicts these is refused.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,6 +45,7 @@ WHOLE = integer(text=True)
 KINDS = ("DhariwalUNet", "SongUNet")
 ARGUMENTS, CLASS, PRECOND = "network_kwargs", "class_name", "EDMPrecond"  # in training_options.json
 SIGMA_DATA = 0.5  # default of EDMPrecond
+UNBOUNDED = {"sigma_min": 0.0, "sigma_max": math.inf}  # its defaults: any noise level
 TOLD = {  # by tensors too
     "img_resolution": Option(None, optional(WHOLE)),
     "img_channels": Option(None, optional(WHOLE)),
@@ -91,12 +93,17 @@ def _trained_class(config: Mapping[str, Any]) -> str:
 
 
 def _options_of_network(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The config, or the arguments of its network where it is that of EDM's trainer."""
-    if not (kind := _trained_class(config)):
-        return config
-    arguments = {name: value for name, value in config[ARGUMENTS].items() if name != CLASS}
-    usual = {"sigma_data": SIGMA_DATA} if kind == PRECOND else {}
-    return usual | arguments | {"precond": kind}
+    """The config, or the arguments of its network where it is that of EDM's trainer; without bounds of noise
+    levels that bound none."""
+    if kind := _trained_class(config):
+        arguments = {name: value for name, value in config[ARGUMENTS].items() if name != CLASS}
+        usual = {"sigma_data": SIGMA_DATA} if kind == PRECOND else {}
+        config = usual | arguments | {"precond": kind}
+    return {name: value for name, value in config.items() if not _is_unbounded(name, value)}
+
+
+def _is_unbounded(name: str, value: Any) -> bool:
+    return name in UNBOUNDED and type(value) in (int, float) and value == UNBOUNDED[name]
 
 
 def read(source: ForeignFolder, stated: Stated) -> ImportedFunction:
