@@ -28,7 +28,7 @@ from mechdiff.data import arrays
 from mechdiff.data.cache import Source
 from mechdiff.data.dataset import fingerprint, to_bytes
 from mechdiff.data.images import Encoded
-from mechdiff.data.subfolders import SPLIT_NAMES, check_no_split, composed
+from mechdiff.data.subfolders import SPLIT_NAMES, check_no_maps, check_no_split, composed
 
 IMAGES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
 IGNORED = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "lost+found")
@@ -112,6 +112,7 @@ def list_images(path: str | Path) -> ImageFiles:
     if not names:
         content = f"{sum(other.values())} other files ({_counted(other)})" if other else "empty"
         raise DataError(f"no images in {source} ({content}); {way_out(other)}")
+    check_no_maps(str(source), names)
     unread = Counter({suffix: count for suffix, count in other.items() if suffix in UNREAD})
     others = Counter(other) - unread
     kinds = {"images of formats that are not read": unread, "files that are not images": others}

@@ -13,6 +13,9 @@ OTHER_NAMES = "train|test|val|valid|dev|eval"
 LIKE_SPLIT = re.compile(rf"({OTHER_NAMES}|held_?out|hold_?out)(set|[ab])?([^a-z].*)?")  # other names
 SUFFIXED = re.compile(rf"(.*[^a-z])({'|'.join(SPLIT_NAMES)}|dev|eval)")  # `cats_train` beside `cats_test`
 
+IMAGES = re.compile(r"(images?|imgs?|photos?|pictures?|frames?|rgb|inputs?)(_.*)?")
+MAPS = re.compile(r"(.*_)?(masks?|labels?|annotations?|segmentations?|depths?)(_.*)?")  # of such images
+
 
 def composed(name: str) -> str:
     """A name in one of the two forms of its accents (NFC): disks of a Mac give the other."""
@@ -30,6 +33,32 @@ def class_folders(names: Sequence[str]) -> list[str]:
     folders = [PurePosixPath(name).parts[:-1] for name in names]
     folders = [parts[1:] if parts and parts[0].lower() in SPLIT_NAMES else parts for parts in folders]
     return [composed(parts[0]) if parts else "" for parts in folders]
+
+
+def check_no_maps(where: str, names: Sequence[str]) -> None:
+    """Refuses images of which some lie beside a folder of images, in one of masks or the like.
+
+    Raises:
+      DataError: names both folders, and the way out.
+
+    Example:
+      >>> check_no_maps("faces", ["images/1.png", "masks/1.png"])
+      Traceback (most recent call last):
+      mechdiff.core.errors.DataError: faces has sub-folders images and masks, of which the second may hold \
+maps, not images; name the first alone, or move the second
+    """
+    paths = {name.rpartition("/")[0] for name in names}  # few, of many images
+    folders = sorted(
+        {folder for path in paths for folder in (PurePosixPath(path), *PurePosixPath(path).parents)}
+    )
+    for first in folders:
+        if IMAGES.fullmatch(first.name.lower()):
+            for second in folders:
+                if second.parent == first.parent and MAPS.fullmatch(second.name.lower()):
+                    raise DataError(
+                        f"{where} has sub-folders {first} and {second}, of which the second may hold maps, "
+                        "not images; name the first alone, or move the second"
+                    )
 
 
 def check_no_split(where: str, tops: Sequence[str]) -> None:

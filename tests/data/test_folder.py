@@ -227,6 +227,20 @@ def test_classes_below_train_alone(top, tmp_path):
         class_labels(train, "folder", 3)
 
 
+@pytest.mark.parametrize("below", ["", "train/"])
+@pytest.mark.parametrize(("first", "second"), [("images", "masks"), ("img", "seg_label"), ("RGB", "Depth")])
+def test_maps_beside_images_are_asked_about(below, first, second, tmp_path):
+    """They were examined and trained on as images."""
+    for name in (first, second):
+        write(tmp_path / f"{below}{name}", range(4))
+    with pytest.raises(
+        DataError, match=rf"sub-folders {below}{first} and {below}{second}, of which the second"
+    ):
+        load(tmp_path)
+    (tmp_path / below / second).rename(tmp_path / below / "more")
+    assert len(folder.list_images(tmp_path).names) == 8
+
+
 def test_images_without_labels_have_no_classes(drawn):
     with pytest.raises(ConfigError, match=r"data.classes=labels: images of folder have no labels here"):
         class_labels(load(drawn), "labels", 3)
