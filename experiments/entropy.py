@@ -96,7 +96,8 @@ def line(name, result):
     """A result in words."""
     if result is None:
         return (
-            f"  slopes within heads: none, as temperatures move the entropy of fewer than {MIN_HEADS} heads"
+            f"  slopes within heads: none, as fewer than {MIN_HEADS} heads change a target at every "
+            "temperature and have an entropy that temperatures move"
         )
     if name == "caused":
         within = result.within

@@ -54,7 +54,10 @@ NAMES = {
     "without_both": ("1", "loss change when a and b are ablated"),
     "interaction": ("1", "interaction of a and b, L(ab) - L(a) - L(b) + L; positive: redundant"),
     "curvature": ("1", "second derivative of the loss by the gates of a and b"),
-    "set_distance": ("1", "distance between the sets of changed and of clean samples"),
+    "set_distance": (
+        "1",
+        "squared energy distance between the sets of changed and of clean samples, without an interval",
+    ),
     "tokens": ("1", "positions that the head attends over"),
     "entropy": ("nat", "entropy of the attention pattern"),
     "normalized_entropy": ("1", "entropy of the attention pattern over that of a uniform one, H / ln Nk"),

@@ -71,8 +71,8 @@ def _twice(names: Sequence[str], _: Sequence[NetworkResults]) -> Finding:
 
 def _copied(names: Sequence[str], _: Sequence[NetworkResults]) -> Finding:
     raise NotTestable(
-        f"{' and '.join(names)} have equal losses, every one: they are one network, which counts once; leave "
-        "all but one out"
+        f"{' and '.join(names)} have equal losses, every one, up to rounding: they are one network, which "
+        "counts once; leave all but one out"
     )
 
 
