@@ -66,3 +66,7 @@ def test_images_of_roles_are_counted_where_roles_were_examined_on_fewer():
             made.append(dataclasses.replace(whole, roles=whole.roles.assign_coords(image=np.arange(2))))
     answers = answers_of(made)
     assert answers["roles"].n_images == 2 and answers["divergence"].n_images == IMAGES
+    fewer = answers_of(made[1:])  # relabeling errs where the fewer scatter more
+    for name in ("divergence", "variation"):
+        assert "2 networks of CelebA and 3 of synthetic faces" in fewer[name].because
+        assert "train equally many" not in answers[name].because
