@@ -36,9 +36,13 @@ def lead_ablation(sweep: xr.Dataset) -> str:
 
 
 def comparable(networks: Sequence[NetworkResults]) -> bool:
-    """Whether all have the same components and were swept at the same timesteps."""
+    """Whether all have the same components, timesteps, and ablation that single numbers are taken from."""
     shapes = {
-        (*map(str, network.sweep["component"].values), *map(int, network.sweep["t"].values))
+        (
+            *map(str, network.sweep["component"].values),
+            *map(int, network.sweep["t"].values),
+            lead_ablation(network.sweep),
+        )
         for network in networks
     }
     return len(shapes) <= 1
