@@ -86,7 +86,7 @@ def test_every_attack_has_a_null_and_a_positive_control():
     assert [check.name for check in result if not check.holds and check.name not in known] == []
     assert next(iter(unequal.values())) > 0.05 and len(unequal) == 4
     assert [check.found > 0.1 for check in skewed.values()][-1] and next(iter(skewed.values())).holds
-    for rule in ("divergence", "bottleneck", "no bottleneck", "four phases", "ladder", "entropy"):
+    for rule in ("divergence", "bottleneck", "no bottleneck", "four phases", "ladder", "entropy", "max-T"):
         promises = {check.promise for check in result if check.name.startswith(rule)}
         assert promises == {"errs at most", "finds at least"}, rule
 
