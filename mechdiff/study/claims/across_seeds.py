@@ -36,16 +36,16 @@ def lead_ablation(sweep: xr.Dataset) -> str:
 
 
 def comparable(networks: Sequence[NetworkResults]) -> bool:
-    """Whether all have the same components, timesteps, and ablation that single numbers are taken from."""
-    shapes = {
-        (
-            *map(str, network.sweep["component"].values),
-            *map(int, network.sweep["t"].values),
-            lead_ablation(network.sweep),
-        )
-        for network in networks
-    }
-    return len(shapes) <= 1
+    """Whether all have the same components, heads with attention, timesteps, and ablation that single numbers
+    are taken from."""
+
+    def axes(network: NetworkResults) -> tuple[str, ...]:
+        swept = (network.sweep[name] for name in ("component", "t"))
+        of_heads = (network.attention[name] for name in ("head", "t") if name in network.attention)
+        labels = np.concatenate([axis.values.astype(str) for axis in (*swept, *of_heads)])
+        return lead_ablation(network.sweep), *labels.tolist()
+
+    return len(set(map(axes, networks))) <= 1
 
 
 def without_controls(networks: Sequence[NetworkResults]) -> list[NetworkResults]:

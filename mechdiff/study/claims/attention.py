@@ -13,7 +13,7 @@ from mechdiff.analysis import margins, network_divergence
 from mechdiff.analysis.entropy_correlation import within_layers
 from mechdiff.analysis.network_divergence import NetworkDivergence
 from mechdiff.analysis.roles import matching
-from mechdiff.core.errors import NotTestable
+from mechdiff.core.errors import CheckpointError, NotTestable
 from mechdiff.stats import small_samples
 from mechdiff.study.claims import across_seeds, apart
 from mechdiff.study.claims.verdicts import ALPHA, Finding
@@ -72,7 +72,7 @@ def _divergence(networks: Sequence[NetworkResults]) -> tuple[NetworkDivergence, 
 
 @functools.lru_cache(maxsize=1)  # two claims ask for it, one after the other
 def _compared(natural: tuple[NetworkResults, ...], simple: tuple[NetworkResults, ...]) -> NetworkDivergence:
-    draws = np.array([_profiles(network.attention) for network in (*natural, *simple)])
+    draws = np.array([_profiles(network) for network in (*natural, *simple)])
     count = len(natural)
     heads = [str(name) for name in natural[0].attention["head"].values]
     units = min(stats.units_of(network.attention).effective for network in (*natural, *simple))
@@ -115,7 +115,21 @@ def _from_controls(networks: Sequence[NetworkResults], controls: Sequence[Networ
 
 def _mean_entropy(network: NetworkResults) -> Float[np.ndarray, "head t"]:
     """Mean entropy of each head at each timestep, nats."""
-    return network.attention["entropy"].mean("image").transpose("head", "t").values.astype(np.float64)
+    return _entropies(network).mean(axis=-1)
+
+
+def _entropies(network: NetworkResults) -> Float[np.ndarray, "head t image"]:
+    """Entropy of each head on each image, nats.
+
+    Raises:
+      CheckpointError: some are missing or not finite.
+    """
+    entropy = network.attention["entropy"].transpose("head", "t", "image").values.astype(np.float64)
+    if bad := int((~np.isfinite(entropy)).sum()):
+        raise CheckpointError(
+            f"attention of {network.name!r}: {bad} entropies are missing or not finite; examine it again"
+        )
+    return entropy
 
 
 def _layer_means(networks: Sequence[NetworkResults]) -> str:
@@ -134,10 +148,10 @@ def _layer_means(networks: Sequence[NetworkResults]) -> str:
     return f"{result.pooled:.3f} (p {result.p:.2g})"
 
 
-def _profiles(attention: xr.Dataset) -> Heads:
+def _profiles(network: NetworkResults) -> Heads:
     """Mean entropy of each head at each timestep, on all images and in resamples."""
-    entropy = attention["entropy"].transpose("head", "t", "image").values.astype(np.float64)
-    return np.moveaxis(stats.weighted_mean(entropy, across_seeds.weightings(attention)), -1, 0)
+    weights = across_seeds.weightings(network.attention)
+    return np.moveaxis(stats.weighted_mean(_entropies(network), weights), -1, 0)
 
 
 def roles(networks: Sequence[NetworkResults]) -> Finding:

@@ -151,6 +151,8 @@ def test_networks_of_different_components_are_not_compared():
     names = [f"other{i}" for i in range(12)]
     other = dataclasses.replace(other, sweep=other.sweep.assign_coords(component=names))
     assert across_seeds.comparable([single, single]) and not across_seeds.comparable([single, other])
+    fewer = dataclasses.replace(single, attention=single.attention.isel(head=slice(5)))
+    assert not across_seeds.comparable([single, fewer])  # a ValueError of array shapes
     by_zero = dataclasses.replace(single, sweep=single.sweep.sel(ablation=["zero"]))
     assert not across_seeds.comparable([single, by_zero])  # phases took the mean over both ablations
     answers = answers_of([single, other]).values()
