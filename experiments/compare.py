@@ -117,7 +117,7 @@ def named(model, names):
 
 
 def print_top(comparison: Comparison) -> None:
-    """The ten largest changes as a table, whether n is few, and what p could be at all."""
+    """The ten largest changes as a table, whether n is few or losses differ, and what p could be at all."""
     table = Table(box=None, header_style="bold")
     table.add_column("component", no_wrap=True)
     for head in ("before %", "after %", "change, points", "95 % interval", "p (Holm)"):
@@ -127,7 +127,7 @@ def print_top(comparison: Comparison) -> None:
         interval = f"[{number(row['low'])}, {number(row['high'])}]"
         table.add_row(row["component"], *sides, number(row["difference"], "+"), interval, f"{row['p']:.2g}")
     paired = comparison.paired
-    print(f"{comparison.title}: largest changes{few_images(paired.n, paired.effective)}")
+    print(f"{comparison.title}: largest changes{few_images(paired.n, paired.effective)}{comparison.losses}")
     Console(width=100, highlight=False, markup=False).print(table)
     if paired.least_p > 0.05:
         kind = units_of(comparison.before.dataset).kind

@@ -24,6 +24,7 @@ from mechdiff.stats import few_images
 if TYPE_CHECKING:  # methods import it when they draw: matplotlib would make every loading longer
     from mechdiff.report.single import Plot
 
+LIKE_LOSSES = 1.1  # ratio of two models' clean losses up to which they count as alike, as in claims
 COLUMN_MEANINGS = (
     "before, after: relative loss increase, %, pooled over noise levels; difference: percentage points with "
     "95 % interval over images, or people where they are known, of each component alone; p: sign flips, Holm "
@@ -102,11 +103,20 @@ class Comparison:
         return f"{first} (before), {last} (after): {self.before.ablation} ablation, n = {self.paired.n}"
 
     @property
+    def losses(self) -> str:
+        """That the models' losses differ by more than a tenth, as effects are percentages of either's own;
+        else empty."""
+        first, last = (float(side.dataset["clean_loss"].mean()) for side in (self.before, self.after))
+        if max(first, last) <= LIKE_LOSSES * min(first, last):
+            return ""
+        return f"; effects are percentages of a mean clean loss of {first:.3g} before and {last:.3g} after"
+
+    @property
     def _few(self) -> str:
         """That intervals over so few images may be too narrow, and that no p can be small, where it is so."""
         least = self.paired.least_p
         bound = f"; no p can fall below {least:.2g}, take more images" if least > 0.05 else ""
-        return few_images(self.paired.n, self.paired.effective) + bound
+        return few_images(self.paired.n, self.paired.effective) + bound + self.losses
 
     def __repr__(self) -> str:
         return f"Comparison({self.title}{self._few})\n{self.top(3).round(3).to_string(index=False)}"

@@ -35,7 +35,8 @@ if TYPE_CHECKING:  # methods import it when they draw: matplotlib would make eve
 IMAGES, MIN_IMAGES = 16, 2  # of a sweep: at most, where their number is not said, and at least
 COLUMN_MEANINGS = (
     "delta_loss, low, high: relative loss increase, %, pooled over noise levels; 95 % interval over n "
-    "images, or people where they are known, of each component alone; p allows for all components"
+    "images, or people where they are known, of each component alone; p allows for all components. Where few "
+    "images carry an effect, intervals are too narrow and p too small"
 )
 
 

@@ -29,7 +29,7 @@ Curves = Float[np.ndarray, "t component"]
 
 def checks(rng: np.random.Generator, repeats: int) -> list[Check]:
     """All checks, each over `repeats` simulated studies."""
-    rngs = iter(rng.spawn(8))
+    rngs = iter(rng.spawn(9))
     return [
         *_divergence(next(rngs), repeats),
         *_bottlenecks(next(rngs), repeats),
@@ -39,24 +39,14 @@ def checks(rng: np.random.Generator, repeats: int) -> list[Check]:
         *_power(next(rngs), repeats),
         *_skewed_images(next(rngs), repeats),
         *_noise_of_images(next(rngs), repeats),
+        *_unequal_numbers(next(rngs), repeats),
     ]
 
 
 def _divergence(rng: np.random.Generator, repeats: int, n: int = 5) -> list[Check]:
-    """Trainings on one side scatter twice as much; heads of a training move together as well as apart."""
-
-    def study(constant: float) -> network_divergence.NetworkDivergence:
-        base = rng.normal(2, 0.3, (28, ENTROPY_TIMESTEPS))
-        scatter = np.repeat([0.05, 0.1], n)[:, None, None]
-        together = rng.normal(size=(2 * n, 1, 1)) + rng.normal(size=(2 * n, 1, ENTROPY_TIMESTEPS))
-        apart = rng.standard_t(3, size=(2 * n, 28, 1)) + 0.3 * rng.normal(size=(2 * n, 28, ENTROPY_TIMESTEPS))
-        heads = base + scatter * (together + apart)
-        heads[:n] += constant
-        in_any_order(rng, heads)
-        return network_divergence.compare(heads[:n], heads[n:], LAYERS)
-
-    same = np.array([study(0.0).p <= ALPHA for _ in range(repeats)])
-    shifted = [study(0.2) for _ in range(repeats)]
+    """Trainings on one side scatter twice as much."""
+    same = np.array([_compared(rng, (n, n), 0.0).p <= ALPHA for _ in range(repeats)])
+    shifted = [_compared(rng, (n, n), 0.2) for _ in range(repeats)]
     return [
         errs("divergence: no difference, one side scatters twice as much", same),
         errs(
@@ -69,6 +59,33 @@ def _divergence(rng: np.random.Generator, repeats: int, n: int = 5) -> list[Chec
             0.8,
         ),
     ]
+
+
+def _compared(
+    rng: np.random.Generator, counts: tuple[int, int], constant: float
+) -> network_divergence.NetworkDivergence:
+    """A study of so many networks, the second of which scatter twice as much; heads of a training move
+    together as well as apart."""
+    first, both = counts[0], sum(counts)
+    base = rng.normal(2, 0.3, (28, ENTROPY_TIMESTEPS))
+    scatter = np.repeat([0.05, 0.1], counts)[:, None, None]
+    together = rng.normal(size=(both, 1, 1)) + rng.normal(size=(both, 1, ENTROPY_TIMESTEPS))
+    apart = rng.standard_t(3, size=(both, 28, 1)) + 0.3 * rng.normal(size=(both, 28, ENTROPY_TIMESTEPS))
+    heads = base + scatter * (together + apart)
+    heads[:first] += constant
+    in_any_order(rng, heads)
+    return network_divergence.compare(heads[:first], heads[first:], LAYERS)
+
+
+def _unequal_numbers(rng: np.random.Generator, repeats: int) -> list[Check]:
+    """Two or four networks that scatter twice as much as twelve others."""
+    checks = []
+    for few in (2, 4):
+        name = f"divergence, 12 and {few} that scatter twice as much"
+        same = np.array([_compared(rng, (12, few), 0.0).p <= ALPHA for _ in range(repeats)])
+        shifted = np.array([_compared(rng, (12, few), 0.2).p <= ALPHA for _ in range(repeats)])
+        checks += [errs(f"{name}: no difference", same), finds(f"{name}: a constant one", shifted, 0.8)]
+    return checks
 
 
 def _bottlenecks(rng: np.random.Generator, repeats: int) -> list[Check]:
@@ -184,7 +201,7 @@ def _entropy(rng: np.random.Generator, repeats: int, n: int = 8) -> list[Check]:
 
 
 def _power(rng: np.random.Generator, repeats: int, people: int = 40, images: int = 26) -> list[Check]:
-    """Power of sequential sweeps and of tests over people."""
+    """Power of sequential sweeps, of tests over people, of many components, and of equivalence."""
     signs = [_signs(rng) for _ in range(repeats)]
     p = []
     for _ in range(repeats):
@@ -192,9 +209,14 @@ def _power(rng: np.random.Generator, repeats: int, people: int = 40, images: int
         differences = shared + np.sqrt(0.9) * rng.normal(size=(people, images))
         test = stats.permutation_test(differences.sum(axis=1)[None], FLIPS, int(rng.integers(2**31)))
         p.append(test[0])
+    grids = rng.normal(size=(repeats, COMPONENTS, 16)) + np.where(np.arange(COMPONENTS) < 10, 1.5, 0)[:, None]
+    found = [(stats.max_t(grid, FLIPS, i)[:10] <= ALPHA).mean() >= 0.5 for i, grid in enumerate(grids)]
+    alike = stats.equivalence_test(rng.normal(size=(repeats, 32)), 1.0) <= ALPHA
     return [
         finds("sequential, the sign of 9 in 10 components of 2 % and more", np.array(signs), 0.8),
         finds("sign flips of 40 people: a mean of 0.2 sd of images", np.array(p) <= ALPHA, 0.8),
+        finds("max-T, 16 images: half of ten of 1.5 sd beside 46 of 0", np.array(found), 0.8),
+        finds("equivalence test, 32 images: no difference, margin of 1 sd", alike, 0.8),
     ]
 
 

@@ -55,7 +55,12 @@ def test_compare_says_what_n_counts(launcher, capsys):
     for dataset, n in ((images, "n = 4 images, 3 components"), (people, "n = 3 people, 3 components")):
         result = Result(dataset, "zero")
         print_top(compared(result, result, None))
-        assert f"{n}: no p can fall below" in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert f"{n}: no p can fall below" in told and "clean loss" not in told
+    lower = Result(images.assign(loss=images["loss"] / 2, clean_loss=images["clean_loss"] / 2), "zero")
+    print_top(compared(Result(images, "zero"), lower, None))
+    first = float(images["clean_loss"].mean())
+    assert f"clean loss of {first:.3g} before and {first / 2:.3g} after" in capsys.readouterr().out
 
 
 def test_phases_say_how_many_images_were_resampled(launcher):

@@ -81,9 +81,12 @@ def test_a_rate_before_is_that_of_the_same_data_or_of_the_audit():
 def test_every_attack_has_a_null_and_a_positive_control():
     result = attacks.checks(np.random.default_rng(7), 20)
     skewed = {check.name: check for check in result if "skewed about a mean of 0" in check.name}
-    assert [check.name for check in result if not check.holds and check.name not in skewed] == []
+    unequal = {check.name: check.found for check in result if "that scatter twice as much" in check.name}
+    known = skewed.keys() | unequal.keys()
+    assert [check.name for check in result if not check.holds and check.name not in known] == []
+    assert next(iter(unequal.values())) > 0.05 and len(unequal) == 4
     assert [check.found > 0.1 for check in skewed.values()][-1] and next(iter(skewed.values())).holds
-    for rule in ("divergence", "bottleneck", "no bottleneck", "four phases", "ladder", "entropy"):
+    for rule in ("divergence", "bottleneck", "no bottleneck", "four phases", "ladder", "entropy", "max-T"):
         promises = {check.promise for check in result if check.name.startswith(rule)}
         assert promises == {"errs at most", "finds at least"}, rule
 

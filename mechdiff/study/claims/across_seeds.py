@@ -36,12 +36,16 @@ def lead_ablation(sweep: xr.Dataset) -> str:
 
 
 def comparable(networks: Sequence[NetworkResults]) -> bool:
-    """Whether all have the same components and were swept at the same timesteps."""
-    shapes = {
-        (*map(str, network.sweep["component"].values), *map(int, network.sweep["t"].values))
-        for network in networks
-    }
-    return len(shapes) <= 1
+    """Whether all have the same components, heads with attention, timesteps, and ablation that single numbers
+    are taken from."""
+
+    def axes(network: NetworkResults) -> tuple[str, ...]:
+        swept = (network.sweep[name] for name in ("component", "t"))
+        of_heads = (network.attention[name] for name in ("head", "t") if name in network.attention)
+        labels = np.concatenate([axis.values.astype(str) for axis in (*swept, *of_heads)])
+        return lead_ablation(network.sweep), *labels.tolist()
+
+    return len(set(map(axes, networks))) <= 1
 
 
 def without_controls(networks: Sequence[NetworkResults]) -> list[NetworkResults]:
@@ -136,7 +140,7 @@ def copies(networks: Sequence[NetworkResults]) -> list[str]:
     """Names of the first networks that are one, as all losses of theirs agree (`SAME`); empty where there are
     none.
 
-    A copy under another seed would count as a second training. Its losses differ by rounding, if it was
+    A copy under another seed, or another data set, would count as a second training. Its losses differ by rounding, if it was
     examined on another device or at another time.
     """
     alike = ([other.name for other in networks if _same(network, other)] for network in networks)
@@ -149,7 +153,7 @@ def _same(first: NetworkResults, second: NetworkResults) -> bool:
         near = left.shape == right.shape and np.linalg.norm(left - right) <= SAME * np.linalg.norm(left)
         return bool(near)
 
-    return first is second or (first.data == second.data and agree("clean_loss") and agree("loss"))
+    return first is second or (agree("clean_loss") and agree("loss"))
 
 
 def _source(network: NetworkResults) -> tuple[str, int, int]:

@@ -27,17 +27,17 @@ def examine(networks: Sequence[NetworkResults]) -> Finding:
     Raises:
       NotTestable: no networks, sweeps with a single ablation, or no prediction that one changed.
     """
-    ablations = [str(ablation) for ablation in networks[0].sweep["ablation"].values] if networks else []
+    swept = [[str(ablation) for ablation in network.sweep["ablation"].values] for network in networks]
+    ablations = [name for name in swept[0] if all(name in others for others in swept)] if networks else []
     if len(ablations) < 2:
-        swept = ", ".join(ablations) or "none"
-        raise NotTestable(f"needs sweeps with at least two ablations; swept: {swept}")
+        of_all = ", ".join(ablations) or "none"
+        raise NotTestable(f"needs sweeps with at least two ablations; swept in all networks: {of_all}")
     names = [str(name) for name in networks[0].sweep["component"].values]
-    visible = np.logical_or.reduce([across_seeds.changes_predictions(network.sweep) for network in networks])
+    sweeps = [network.sweep.sel(ablation=ablations) for network in networks]
+    visible = np.logical_or.reduce([across_seeds.changes_predictions(sweep) for sweep in sweeps])
     if not visible.any():
         raise NotTestable(f"ablation ({', '.join(ablations)}) changed no prediction of any network")
-    least = bottlenecks.weakest(
-        np.array([_increases(network.sweep, ablations) for network in networks]), visible
-    )
+    least = bottlenecks.weakest(np.array([_increases(sweep, ablations) for sweep in sweeps]), visible)
     first = bottlenecks.split([f"{n.data}{n.complexity}" for n in networks], [n.seed for n in networks])
     units = min(network.units.effective for network in networks)
     result = bottlenecks.crossed(least, first, units)
@@ -50,7 +50,8 @@ def examine(networks: Sequence[NetworkResults]) -> Finding:
         # What the other half of the networks chose.
         tested = np.where(first, result.chosen[1], result.chosen[0])
         increases = least[np.arange(len(networks)), tested, 0]
-        p, compared = _beyond_controls(networks, result.p, tested, increases, visible)
+        seen_by = [np.array(ablations)[visible[:, component]].tolist() for component in tested]
+        p, compared = _beyond_controls(networks, result.p, tested, increases, seen_by)
         because += _apart(networks, increases)
     because = "; ".join([because, _counts(ablations, visible), *compared])
     if np.isnan(result.p) and len(networks) >= MIN_SEEDS:
@@ -72,68 +73,56 @@ def _beyond_controls(
     p_threshold: float,
     tested: Int[np.ndarray, " network"],
     increases: Float[np.ndarray, " network"],
-    visible: Bool[np.ndarray, "ablation component"],
+    seen_by: Sequence[Sequence[str]],
 ) -> tuple[float, list[str]]:
-    """The largest p of the threshold and of each control that the study holds; a phrase on each control."""
+    """The largest p of the threshold and of each control, in the networks that hold it; a phrase on each."""
     p, clauses = [p_threshold], []
     for name, values in (
-        ("untrained networks", _untrained(networks, tested, visible)),
-        ("the 95th percentile of random channel sets of the same size", _random(networks, tested, visible)),
+        ("untrained networks", _untrained(networks, tested, seen_by)),
+        ("the 95th percentile of random channel sets of the same size", _random(networks, tested, seen_by)),
     ):
-        if values is None:
+        held = np.isfinite(values)
+        if not held.any():
             clauses.append(f"against {name}: not testable here, the study holds none")
             continue
-        mean, _, p_control = over_seeds(increases - values)
+        mean, _, p_control = over_seeds((increases - values)[held])
         p.append(p_control)
         p_text = f" (p {p_control:.2g})" if np.isfinite(p_control) else ""
-        clauses.append(f"{mean:.1f} points above {name}{p_text}")
+        of_some = "" if held.all() else f" in the {held.sum()} of {len(held)} networks that hold them"
+        clauses.append(f"{mean:.1f} points above {name}{of_some}{p_text}")
     return float(np.max(p)) if np.isfinite(p).all() else np.nan, clauses
 
 
 def _untrained(
-    networks: Sequence[NetworkResults], tested: np.ndarray, visible: Bool[np.ndarray, "ablation component"]
-) -> Float[np.ndarray, " network"] | None:
+    networks: Sequence[NetworkResults], tested: np.ndarray, seen_by: Sequence[Sequence[str]]
+) -> Float[np.ndarray, " network"]:
     """Pooled ΔL/L (%) of the same component in the untrained network of the same seed: the largest over
-    ablations, which is conservative."""
-    controls = [network.control for network in networks if network.control is not None]
-    if len(controls) < len(networks):
-        return None
-    largest = []
-    for network, control, component in zip(networks, controls, tested, strict=True):
-        ablations = [str(ablation) for ablation in network.sweep["ablation"].values]
-        both = [i for i, ablation in enumerate(ablations) if ablation in control["ablation"].values]
-        increases = [
-            across_seeds.relative_increases(control, ablations[i])[component]
-            for i in both
-            if visible[i, component]
-        ]
-        if not increases:
-            return None
-        largest.append(max(increases))
-    return np.array(largest)
+    ablations, which is conservative; NaN where a network has none beside it."""
+    largest = np.full(len(networks), np.nan)
+    for i, (network, component) in enumerate(zip(networks, tested, strict=True)):
+        if network.control is not None:
+            swept = [name for name in seen_by[i] if name in network.control["ablation"].values]
+            increases = [across_seeds.relative_increases(network.control, name)[component] for name in swept]
+            largest[i] = max(increases, default=np.nan)
+    return largest
 
 
 def _random(
-    networks: Sequence[NetworkResults], tested: np.ndarray, visible: Bool[np.ndarray, "ablation component"]
-) -> Float[np.ndarray, " network"] | None:
-    """95th percentile of pooled ΔL/L (%) over random sets of as many channels, largest over ablations."""
-    of_networks = [network.random_sets for network in networks if network.random_sets is not None]
-    if len(of_networks) < len(networks):
-        return None
-    largest = []
-    for network, random_sets, component in zip(networks, of_networks, tested, strict=True):
-        name = str(network.sweep["component"].values[component])
-        sets = random_sets["relative_increase"].sel(component=name)
-        ablations = [str(ablation) for ablation in network.sweep["ablation"].values]
-        values = [
-            np.quantile(sets.sel(ablation=ablation).values, margins.OF_RANDOM_SETS)
-            for i, ablation in enumerate(ablations)
-            if visible[i, component] and ablation in sets["ablation"].values
-        ]
-        if not values:
-            return None
-        largest.append(max(values))
-    return np.array(largest)
+    networks: Sequence[NetworkResults], tested: np.ndarray, seen_by: Sequence[Sequence[str]]
+) -> Float[np.ndarray, " network"]:
+    """95th percentile of pooled ΔL/L (%) over random sets of as many channels, largest over ablations; NaN
+    where a network has none."""
+    largest = np.full(len(networks), np.nan)
+    for i, (network, component) in enumerate(zip(networks, tested, strict=True)):
+        if network.random_sets is not None:
+            name = str(network.sweep["component"].values[component])
+            sets = network.random_sets["relative_increase"].sel(component=name)
+            swept = [ablation for ablation in seen_by[i] if ablation in sets["ablation"].values]
+            quantiles = [
+                np.quantile(sets.sel(ablation=ablation).values, margins.OF_RANDOM_SETS) for ablation in swept
+            ]
+            largest[i] = max(quantiles, default=np.nan)
+    return largest
 
 
 def _counts(ablations: Sequence[str], visible: Bool[np.ndarray, "ablation component"]) -> str:

@@ -75,7 +75,10 @@ def examine(networks: Sequence[NetworkResults], controls: Sequence[NetworkResult
     final = across_seeds.final_snapshots(networks)
     across_seeds.seed_pairs(final)  # both data sets, or NotTestable
     if not across_seeds.comparable(networks):
-        raise NotTestable("networks of the ladder were swept at other timesteps or have other components")
+        raise NotTestable(
+            "networks of the ladder were swept at other timesteps or by another ablation, or have other "
+            "components"
+        )
     try:
         measure, because = _gate(final, controls)
     except NotTestable as closed:

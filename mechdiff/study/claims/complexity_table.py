@@ -30,7 +30,7 @@ def measure(networks: Sequence[NetworkResults]) -> pd.DataFrame:
       and images), `measure`, `value` (geometric mean over networks; the effective number of components is
       that of the loss increases averaged over networks, its bias removed by the jackknife), `low` and `high`
       (Student's 95 % interval over networks; NaN for fewer than 3). Measures that the networks' results do
-      not hold have no row; there are no rows at all if networks differ in their components or timesteps.
+      not hold have no row; there are no rows at all if networks are not `across_seeds.comparable`.
     """
     if not across_seeds.comparable(networks):
         return pd.DataFrame(columns=COLUMNS)

@@ -27,9 +27,9 @@ def evaluate(networks: Sequence[NetworkResults]) -> list[Claim]:
 
     Claims that compare data sets take CelebA as the natural and synthetic faces of complexity 4 as the simple
     one. Faces of lower complexity, and snapshots of a training other than its last, serve the claim about
-    complexity alone; networks of control data are reported with it and serve no claim. If components or
-    timesteps of the networks differ, two of them are trainings of one seed, or one is a copy
-    of another, no claim is testable.
+    complexity alone; networks of control data are reported with it and serve no claim. If components,
+    timesteps or lead ablations of the networks differ, two of them are trainings of one seed, or one is a
+    copy of another, no claim is testable.
     """
     controls = [network for network in networks if network.data in across_seeds.CONTROLS]
     networks = across_seeds.without_controls(networks)
@@ -78,8 +78,9 @@ def _copied(names: Sequence[str], _: Sequence[NetworkResults]) -> Finding:
 
 def _mixed(_: Sequence[NetworkResults]) -> Finding:
     raise NotTestable(
-        "the networks differ in their components or timesteps; examine those of one configuration in a "
-        "folder of their own (--set=study.models=..., --workdir=...)"
+        "the networks differ in their components or timesteps, or some were swept under mean ablation and "
+        "others were not; examine those of one configuration in a folder of their own "
+        "(--set=study.models=..., --workdir=...)"
     )
 
 

@@ -130,9 +130,11 @@ def _claim(question: Question, finding: Finding | str, p_adjusted: float, counts
     else:
         names = ("estimate", "interval", "p", "n_seeds", "because")
         facts = {name: getattr(finding, name) for name in names} | {"verdict": verdict(finding, p_adjusted)}
-        if finding.n_seeds < MIN_SEEDS and facts["verdict"] == "undecided":  # exact tests may do with two
-            facts["because"] += (
-                f"; n = {finding.n_seeds} decides nothing: a test takes {MIN_SEEDS} training seeds"
+        if finding.n_seeds < MIN_SEEDS:  # exact tests may do with two
+            facts["because"] += f"; n = {finding.n_seeds} " + (
+                f"decides nothing: a test takes {MIN_SEEDS} training seeds"
+                if facts["verdict"] == "undecided"
+                else f"of a data set is enough for an exact test; an interval takes {MIN_SEEDS} seeds"
             )
         images = images if finding.images is None else finding.images
         people = people if finding.people is None else finding.people

@@ -8,6 +8,8 @@ import xarray as xr
 from reference.made_networks import IMAGES, NAMES, answers_of, network
 
 from mechdiff.analysis.roles import matching
+from mechdiff.core.errors import CheckpointError
+from mechdiff.study.claims import attention
 
 
 def with_roles(item, place, role):
@@ -57,7 +59,7 @@ def test_roles_take_both_selectivity_and_agreement_between_seeds(role, agree, ve
     assert "of 6 heads" in answer.because
 
 
-def test_images_of_roles_are_counted_where_roles_were_examined_on_fewer():
+def test_claims_on_attention_say_what_they_counted_and_what_is_missing():
     made = []
     for data in ("celeba", "synthetic"):
         for seed in range(3):
@@ -66,3 +68,11 @@ def test_images_of_roles_are_counted_where_roles_were_examined_on_fewer():
             made.append(dataclasses.replace(whole, roles=whole.roles.assign_coords(image=np.arange(2))))
     answers = answers_of(made)
     assert answers["roles"].n_images == 2 and answers["divergence"].n_images == IMAGES
+    missing = made[0].attention.copy(deep=True)
+    missing["entropy"][0, 0, 0] = np.nan
+    with pytest.raises(CheckpointError, match="attention of 'celeba-0': 1 entropies are missing"):
+        attention.divergence([dataclasses.replace(made[0], attention=missing), *made[1:]])
+    fewer = answers_of(made[1:])  # relabeling errs where the fewer scatter more
+    for name in ("divergence", "variation"):
+        assert "2 networks of CelebA and 3 of synthetic faces" in fewer[name].because
+        assert "train equally many" not in answers[name].because

@@ -3,9 +3,11 @@
 import dataclasses
 
 import numpy as np
+import pytest
 import xarray as xr
 from reference.made_networks import NAMES, answers_of, network
 
+from mechdiff.core.errors import NotTestable
 from mechdiff.study.claims import bottlenecks
 
 
@@ -27,6 +29,12 @@ def test_a_bottleneck_is_named_by_networks_that_do_not_test_it():
     beaten = [dataclasses.replace(item, random_sets=sets) for item in made]
     answer = answers_of(beaten)["bottlenecks"]
     assert answer.verdict != "supported" and "points above the 95th percentile of random" in answer.because
+    # Of a study of which one network lacks the control, it was left out, and the claim was "supported".
+    answer = answers_of([made[0], *beaten[1:]])["bottlenecks"]
+    assert answer.verdict != "supported" and "in the 5 of 6 networks that hold them" in answer.because
+    by_zero = dataclasses.replace(made[5], sweep=made[5].sweep.sel(ablation=["zero"]))
+    with pytest.raises(NotTestable, match="swept in all networks: zero"):  # a ValueError of array shapes
+        bottlenecks.examine([*made[:5], by_zero])
     low = [network("synthetic", s, 0.1 * (1 + 0.1 * rng.random(12)), np.linspace(0, 1, 6)) for s in range(6)]
     assert answers_of(low)["bottlenecks"].verdict == "not supported"
 

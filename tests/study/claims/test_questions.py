@@ -151,6 +151,10 @@ def test_networks_of_different_components_are_not_compared():
     names = [f"other{i}" for i in range(12)]
     other = dataclasses.replace(other, sweep=other.sweep.assign_coords(component=names))
     assert across_seeds.comparable([single, single]) and not across_seeds.comparable([single, other])
+    fewer = dataclasses.replace(single, attention=single.attention.isel(head=slice(5)))
+    assert not across_seeds.comparable([single, fewer])  # a ValueError of array shapes
+    by_zero = dataclasses.replace(single, sweep=single.sweep.sel(ablation=["zero"]))
+    assert not across_seeds.comparable([single, by_zero])  # phases took the mean over both ablations
     answers = answers_of([single, other]).values()
     assert all(single.verdict == "not testable here" and "--workdir" in single.because for single in answers)
 
@@ -176,7 +180,7 @@ def test_a_copy_under_another_seed_is_named_and_decides_nothing():
     copy = dataclasses.replace(made[1], name="copy", seed=7)
     rounded = copy.sweep["loss"] * (1 + np.float32(1e-6) * rng.normal(size=copy.sweep["loss"].shape))
     elsewhere = dataclasses.replace(copy, sweep=copy.sweep.assign(loss=rounded))  # examined on another device
-    for again in (copy, elsewhere):
+    for again in (copy, elsewhere, dataclasses.replace(copy, data="celeba", seed=0)):
         for answer in answers_of([*made, again]).values():
             assert answer.verdict == "not testable here"
             assert "synthetic-1 and copy have equal" in answer.because

@@ -41,6 +41,7 @@ def test_two_seeds_are_called_undecisive_only_where_they_were(p, decided):
     (answer,) = verdicts.decide([dataclasses.replace(QUESTIONS[1], test=lambda _: exact)], [])
     assert (answer.verdict == "supported") == decided
     assert ("decides nothing" in answer.because) != decided
+    assert ("n = 2 of a data set is enough for an exact test" in answer.because) == decided
 
 
 def test_progress_is_shown_claim_by_claim(monkeypatch):
