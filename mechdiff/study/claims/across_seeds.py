@@ -140,8 +140,8 @@ def copies(networks: Sequence[NetworkResults]) -> list[str]:
     """Names of the first networks that are one, as all losses of theirs agree (`SAME`); empty where there are
     none.
 
-    A copy under another seed would count as a second training. Its losses differ by rounding, if it was
-    examined on another device or at another time.
+    A copy under another seed, or another data set, would count as a second training. Its losses differ by
+    rounding, if it was examined on another device or at another time.
     """
     alike = ([other.name for other in networks if _same(network, other)] for network in networks)
     return next((names for names in alike if len(names) > 1), [])
@@ -153,7 +153,7 @@ def _same(first: NetworkResults, second: NetworkResults) -> bool:
         near = left.shape == right.shape and np.linalg.norm(left - right) <= SAME * np.linalg.norm(left)
         return bool(near)
 
-    return first is second or (first.data == second.data and agree("clean_loss") and agree("loss"))
+    return first is second or (agree("clean_loss") and agree("loss"))
 
 
 def _source(network: NetworkResults) -> tuple[str, int, int]:

@@ -180,7 +180,7 @@ def test_a_copy_under_another_seed_is_named_and_decides_nothing():
     copy = dataclasses.replace(made[1], name="copy", seed=7)
     rounded = copy.sweep["loss"] * (1 + np.float32(1e-6) * rng.normal(size=copy.sweep["loss"].shape))
     elsewhere = dataclasses.replace(copy, sweep=copy.sweep.assign(loss=rounded))  # examined on another device
-    for again in (copy, elsewhere):
+    for again in (copy, elsewhere, dataclasses.replace(copy, data="celeba", seed=0)):
         for answer in answers_of([*made, again]).values():
             assert answer.verdict == "not testable here"
             assert "synthetic-1 and copy have equal" in answer.because
