@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from mechdiff.analysis import margins
 from mechdiff.analysis.paired import PairedDifference, paired_difference
 from mechdiff.api import paired_sweeps
 from mechdiff.api.images import Given
@@ -24,7 +25,6 @@ from mechdiff.stats import few_images
 if TYPE_CHECKING:  # methods import it when they draw: matplotlib would make every loading longer
     from mechdiff.report.single import Plot
 
-LIKE_LOSSES = 1.1  # ratio of two models' clean losses up to which they count as alike, as in claims
 COLUMN_MEANINGS = (
     "before, after: relative loss increase, %, pooled over noise levels; difference: percentage points with "
     "95 % interval over images, or people where they are known, of each component alone; p: sign flips, Holm "
@@ -107,7 +107,7 @@ class Comparison:
         """That the models' losses differ by more than a tenth, as effects are percentages of either's own;
         else empty."""
         first, last = (float(side.dataset["clean_loss"].mean()) for side in (self.before, self.after))
-        if max(first, last) <= LIKE_LOSSES * min(first, last):
+        if max(first, last) <= margins.LIKE_LOSSES * min(first, last):
             return ""
         return f"; effects are percentages of a mean clean loss of {first:.3g} before and {last:.3g} after"
 

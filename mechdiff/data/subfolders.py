@@ -1,4 +1,4 @@
-"""What names of sub-folders say: splits, and classes of images."""
+"""What names of sub-folders say: splits, classes of images, and maps that are none."""
 
 import re
 import unicodedata
@@ -12,7 +12,6 @@ SPLIT_NAMES = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1,
 OTHER_NAMES = "train|test|val|valid|dev|eval"
 LIKE_SPLIT = re.compile(rf"({OTHER_NAMES}|held_?out|hold_?out)(set|[ab])?([^a-z].*)?")  # other names
 SUFFIXED = re.compile(rf"(.*[^a-z])({'|'.join(SPLIT_NAMES)}|dev|eval)")  # `cats_train` beside `cats_test`
-
 IMAGES = re.compile(r"(images?|imgs?|photos?|pictures?|frames?|rgb|inputs?)(_.*)?")
 MAPS = re.compile(r"(.*_)?(masks?|labels?|annotations?|segmentations?|depths?)(_.*)?")  # of such images
 
@@ -51,14 +50,15 @@ maps, not images; name the first alone, or move the second
     folders = sorted(
         {folder for path in paths for folder in (PurePosixPath(path), *PurePosixPath(path).parents)}
     )
-    for first in folders:
-        if IMAGES.fullmatch(first.name.lower()):
-            for second in folders:
-                if second.parent == first.parent and MAPS.fullmatch(second.name.lower()):
-                    raise DataError(
-                        f"{where} has sub-folders {first} and {second}, of which the second may hold maps, "
-                        "not images; name the first alone, or move the second"
-                    )
+    maps = [folder for folder in folders if MAPS.fullmatch(folder.name.lower())]
+    images = [folder for folder in folders if IMAGES.fullmatch(folder.name.lower()) and folder not in maps]
+    for first in images:
+        for second in maps:
+            if second.parent == first.parent:
+                raise DataError(
+                    f"{where} has sub-folders {first} and {second}, of which the second may hold maps, "
+                    "not images; name the first alone, or move the second"
+                )
 
 
 def check_no_split(where: str, tops: Sequence[str]) -> None:

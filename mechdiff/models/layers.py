@@ -44,7 +44,7 @@ def time_features(
     """
     half = width // 2
     # Rounded where PyTorch's programs round: a unit in the last place of an exponent turns angles of late
-    # timesteps by 2e-5, with which their networks were trained.
+    # timesteps by up to 5e-5, with which their networks were trained.
     exponents = np.float32(-np.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half - shift)
     frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
     angles = (t.astype(jnp.float32) * scale)[:, None] * frequencies

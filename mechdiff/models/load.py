@@ -22,11 +22,7 @@ IMPORTED_FUNCTION = "function"  # key in the config of an imported function (`pr
 IMPORTED = "imported"  # key in the record of an imported network: `Imported.facts`
 FOREIGN = ("model_index.json", *configs.NAMES)  # files by which others describe their networks
 RESULTS = ("subjects", "cells")  # folders of results by model, which the report reads
-WRITTEN = (
-    "manifest.json",
-    "screen.json",
-    "circuits",
-)  # by commands that examine models, beside those folders
+WRITTEN = ("manifest.json", "screen.json", "circuits")  # beside these, by commands that examine models
 SNAPSHOTS = "snapshots"  # folder of a training run with the steps that `train.keep` names
 
 

@@ -210,12 +210,12 @@ def _power(rng: np.random.Generator, repeats: int, people: int = 40, images: int
         test = stats.permutation_test(differences.sum(axis=1)[None], FLIPS, int(rng.integers(2**31)))
         p.append(test[0])
     grids = rng.normal(size=(repeats, COMPONENTS, 16)) + np.where(np.arange(COMPONENTS) < 10, 1.5, 0)[:, None]
-    found = [(stats.max_t(grid, FLIPS, i)[:10] <= ALPHA).mean() >= 0.5 for i, grid in enumerate(grids)]
+    enough = [(stats.max_t(grid, FLIPS, i)[:10] <= ALPHA).mean() >= 0.5 for i, grid in enumerate(grids)]
     alike = stats.equivalence_test(rng.normal(size=(repeats, 32)), 1.0) <= ALPHA
     return [
         finds("sequential, the sign of 9 in 10 components of 2 % and more", np.array(signs), 0.8),
         finds("sign flips of 40 people: a mean of 0.2 sd of images", np.array(p) <= ALPHA, 0.8),
-        finds("max-T, 16 images: half of ten of 1.5 sd beside 46 of 0", np.array(found), 0.8),
+        finds("max-T, 16 images: half of ten of 1.5 sd beside 46 of 0", np.array(enough), 0.8),
         finds("equivalence test, 32 images: no difference, margin of 1 sd", alike, 0.8),
     ]
 

@@ -237,6 +237,8 @@ def test_maps_beside_images_are_asked_about(below, first, second, tmp_path):
         DataError, match=rf"sub-folders {below}{first} and {below}{second}, of which the second"
     ):
         load(tmp_path)
+    (tmp_path / below / first).rename(tmp_path / below / f"{first}_labels")  # one name that says both
+    assert len(folder.list_images(tmp_path).names) == 8
     (tmp_path / below / second).rename(tmp_path / below / "more")
     assert len(folder.list_images(tmp_path).names) == 8
 

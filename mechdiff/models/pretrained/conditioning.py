@@ -65,7 +65,7 @@ def _image(what: str, inputs: int, outputs: int, conditioned: bool) -> int:
         if outputs == 2 * image and inputs >= image and (conditioned or inputs != outputs):
             return image
     if inputs not in IMAGE_CHANNELS:
-        doubled = inputs == outputs and outputs // 2 in IMAGE_CHANNELS
+        doubled = inputs == outputs and outputs in [2 * image for image in IMAGE_CHANNELS]
         way_out = "; a condition beside the image, and learned variances: state --condition=last or first"
         raise ConfigError(
             f"{what} option in_channels={inputs} with out_channels={outputs} is not supported; images have "

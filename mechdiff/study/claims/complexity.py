@@ -30,7 +30,6 @@ from mechdiff.study.claims.verdicts import ALPHA, Finding
 from mechdiff.study.network_results import NetworkResults
 
 RUNGS = (0, 2, 4)
-MATCHED = float(np.log(1.1))  # of the ratio of mean clean losses: networks within 10 % are matched
 
 
 class Values(NamedTuple):
@@ -194,7 +193,7 @@ def _matched(networks: Sequence[NetworkResults]) -> tuple[list[NetworkResults], 
     gap, best = min(pairs)
     natural, simple = list(itertools.product(*options))[best]
     ratio = mean_clean_loss(natural) / mean_clean_loss(simple)
-    if gap > MATCHED:
+    if gap > np.log(margins.LIKE_LOSSES):
         raise NotTestable(
             f"networks are not matched in loss: CelebA's is {ratio:.2f} times that of synthetic faces, at "
             "least; examine snapshots of shorter training too (--set=train.keep=STEP,STEP)"

@@ -7,7 +7,7 @@ from pathlib import Path
 from mechdiff.core.errors import CheckpointError, shorten
 
 PARTS = {  # by the names of the parts: what they are, and what makes the weights whole in PyTorch
-    r"lora|\.base_layer\.": ("adapters", "merge them (PEFT: model.merge_and_unload())"),
+    r"(^|[._])lora[._]|\.base_layer\.": ("adapters", "merge them (PEFT: model.merge_and_unload())"),
     r"\.parametrizations\.": ("a parametrization", "torch.nn.utils.parametrize.remove_parametrizations"),
     r"\.(weight|bias)_mask$": ("pruning", "torch.nn.utils.prune.remove"),
     r"\.(weight|bias)_(orig|u)$": ("spectral norm", "torch.nn.utils.remove_spectral_norm"),
